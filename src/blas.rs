@@ -1,0 +1,364 @@
+//! Level 1. The matrix product: the only file that calls OpenBLAS.
+//!
+//! [`gemm`] takes views with explicit leading dimensions, so nothing is ever copied to suit a layout, and nothing falls
+//! back in silence. OpenBLAS runs on one thread: the parallelism of this crate is [`crate::parallel`], one level above.
+//! Without the BLAS features the product is `matrixmultiply`'s, pure Rust.
+//!
+//! # A processor that OpenBLAS does not know
+//! OpenBLAS picks its kernels from a list of processors. One that is newer than the library falls through to 20-year-old
+//! SSE kernels, five times slower (seen with 0.3.21 on Intel's fifth-generation Xeon). [`setup`] notices and makes it
+//! choose again, by the instructions the processor has; `OPENBLAS_CORETYPE`, if set, is left alone.
+
+use crate::element::Element;
+
+/// Whether a product replaces what is in the output or is added to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accum {
+    /// `C <- A B`
+    Replace,
+    /// `C <- C + A B`
+    Add,
+}
+
+/// A read-only matrix: `rows` x `cols`, row-major with `ld` elements between rows, possibly seen transposed.
+#[derive(Clone, Copy, Debug)]
+pub struct Mat<'a, T> {
+    data: &'a [T],
+    rows: usize,
+    cols: usize,
+    ld: usize,
+    transposed: bool,
+}
+
+impl<'a, T> Mat<'a, T> {
+    /// A view of `data` as `rows` x `cols` with `ld` elements from one row to the next.
+    ///
+    /// # Panics
+    /// If `ld < cols` or `data` ends before the last element.
+    #[track_caller]
+    pub fn new(data: &'a [T], rows: usize, cols: usize, ld: usize) -> Self {
+        assert_fits(data.len(), rows, cols, ld);
+        Mat { data, rows, cols, ld, transposed: false }
+    }
+
+    /// The transposed view; costs nothing.
+    pub fn t(self) -> Self {
+        Mat { transposed: !self.transposed, rows: self.cols, cols: self.rows, ..self }
+    }
+}
+
+/// A writable matrix: `rows` x `cols`, row-major with `ld` elements between rows.
+#[derive(Debug)]
+pub struct MatMut<'a, T> {
+    data: &'a mut [T],
+    rows: usize,
+    cols: usize,
+    ld: usize,
+}
+
+impl<'a, T> MatMut<'a, T> {
+    /// A view of `data` as `rows` x `cols` with `ld` elements from one row to the next.
+    ///
+    /// # Panics
+    /// If `ld < cols` or `data` ends before the last element.
+    #[track_caller]
+    pub fn new(data: &'a mut [T], rows: usize, cols: usize, ld: usize) -> Self {
+        assert_fits(data.len(), rows, cols, ld);
+        MatMut { data, rows, cols, ld }
+    }
+}
+
+#[track_caller]
+fn assert_fits(len: usize, rows: usize, cols: usize, ld: usize) {
+    assert!(ld >= cols, "leading dimension {ld} is less than {cols} columns");
+    let needed = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * ld + cols };
+    assert!(len >= needed, "{rows} x {cols} with leading dimension {ld} needs {needed} elements, got {len}");
+}
+
+/// `C <- alpha A B` or `C <- C + alpha A B`, on the calling thread. Shapes: A `(m, k)`, B `(k, n)`, C `(m, n)`.
+///
+/// # Panics
+/// If the shapes do not fit together: that is a bug of the caller.
+#[track_caller]
+pub fn gemm<T: Element>(accum: Accum, alpha: T, a: Mat<'_, T>, b: Mat<'_, T>, c: MatMut<'_, T>) {
+    assert!(
+        a.cols == b.rows && c.rows == a.rows && c.cols == b.cols,
+        "product of {:?} and {:?} into {:?}",
+        (a.rows, a.cols),
+        (b.rows, b.cols),
+        (c.rows, c.cols)
+    );
+    if c.rows == 0 || c.cols == 0 {
+        return;
+    }
+    if a.cols == 0 {
+        if accum == Accum::Replace {
+            for row in c.data.chunks_mut(c.ld) {
+                row[..c.cols].fill(T::zero());
+            }
+        }
+        return;
+    }
+    let beta = if accum == Accum::Add { T::one() } else { T::zero() };
+    T::gemm_raw(RawGemm { alpha, a, b, beta, c });
+}
+
+/// A product whose shapes have been checked: what the library calls get. Not part of the public interface.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct RawGemm<'a, T> {
+    alpha: T,
+    a: Mat<'a, T>,
+    b: Mat<'a, T>,
+    beta: T,
+    c: MatMut<'a, T>,
+}
+
+/// What [`gemm`] runs on, as `gemmnet doctor` reports it.
+#[derive(Clone, Debug)]
+pub struct BackendInfo {
+    /// `OpenBLAS` or `matrixmultiply`.
+    pub name: &'static str,
+    /// The library's own description: version, build options.
+    pub config: String,
+    /// The kernels it chose, e.g. `SkylakeX`.
+    pub core: String,
+    /// Threads it uses inside one product: always 1 here.
+    pub threads: usize,
+    /// Why [`setup`] made it choose other kernels than it had picked itself, if it did, or why it could not.
+    pub note: Option<String>,
+}
+
+#[cfg(feature = "blas")]
+mod openblas {
+    use std::ffi::{CStr, c_char, c_int, c_void};
+    use std::sync::OnceLock;
+
+    use super::{BackendInfo, RawGemm};
+    // Names the crate, so that the linker is told about the library.
+    use openblas_src as _;
+
+    // SAFETY: these are OpenBLAS' own functions, with the signatures of its cblas.h, in every build of it since 0.3.0.
+    unsafe extern "C" {
+        fn openblas_set_num_threads(threads: c_int);
+        fn openblas_get_num_threads() -> c_int;
+        fn openblas_get_config() -> *const c_char;
+        fn openblas_get_corename() -> *const c_char;
+        fn openblas_get_parallel() -> c_int;
+    }
+
+    fn text(pointer: *const c_char) -> String {
+        if pointer.is_null() {
+            return "unknown".into();
+        }
+        // SAFETY: OpenBLAS returns a pointer to a constant, NUL-terminated string of its own.
+        unsafe { CStr::from_ptr(pointer) }.to_string_lossy().trim().to_owned()
+    }
+
+    fn corename() -> String {
+        // SAFETY: no arguments; returns a constant string.
+        text(unsafe { openblas_get_corename() })
+    }
+
+    /// Kernels without AVX: what OpenBLAS falls back to for a processor that it does not know.
+    const BASELINE: [&str; 11] = [
+        "Prescott",
+        "Core2",
+        "Penryn",
+        "Dunnington",
+        "Nehalem",
+        "Atom",
+        "Athlon",
+        "Opteron",
+        "Opteron_SSE3",
+        "Barcelona",
+        "Bobcat",
+    ];
+
+    /// The kernels for the instructions that this processor has, if they are better than `chosen`.
+    #[cfg(target_arch = "x86_64")]
+    fn better_than(chosen: &str) -> Option<&'static str> {
+        if !BASELINE.iter().any(|b| b.eq_ignore_ascii_case(chosen)) {
+            return None;
+        }
+        if is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq")
+        {
+            Some("SkylakeX")
+        } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            Some("Haswell")
+        } else if is_x86_feature_detected!("avx") {
+            Some("Sandybridge")
+        } else {
+            None
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn better_than(_chosen: &str) -> Option<&'static str> {
+        None
+    }
+
+    /// Makes OpenBLAS run its start-up detection again with `core` named; `false` if this build cannot.
+    fn choose_core(core: &str) -> bool {
+        let symbol = |name: &CStr| {
+            // SAFETY: dlsym with the default handle only searches the loaded libraries for a name.
+            unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) }
+        };
+        let (quit, init) = (symbol(c"gotoblas_dynamic_quit"), symbol(c"gotoblas_dynamic_init"));
+        if quit.is_null() || init.is_null() {
+            return false;
+        }
+        // SAFETY: both symbols are `void f(void)` in OpenBLAS' driver/others/dynamic.c, where they exist at all.
+        let (quit, init) = unsafe {
+            (
+                std::mem::transmute::<*mut c_void, unsafe extern "C" fn()>(quit),
+                std::mem::transmute::<*mut c_void, unsafe extern "C" fn()>(init),
+            )
+        };
+        // SAFETY: `setup` runs this once, before this crate's first product. It changes the process' environment for the
+        // moment of the call and swaps OpenBLAS' kernel table, so no other thread may be inside OpenBLAS or the C
+        // library's environment functions: the documentation of `setup` asks the caller to see to that.
+        unsafe {
+            std::env::set_var("OPENBLAS_CORETYPE", core);
+            quit();
+            init();
+            std::env::remove_var("OPENBLAS_CORETYPE");
+        }
+        true
+    }
+
+    pub(super) fn setup() -> &'static BackendInfo {
+        static INFO: OnceLock<BackendInfo> = OnceLock::new();
+        INFO.get_or_init(|| {
+            let picked = corename();
+            let note = match better_than(&picked) {
+                Some(_) if std::env::var_os("OPENBLAS_CORETYPE").is_some() => {
+                    Some(format!("OPENBLAS_CORETYPE asks for the slow {picked} kernels; unset it to let gemmnet choose"))
+                }
+                Some(core) if choose_core(core) => {
+                    Some(format!("OpenBLAS does not know this processor and picked {picked}; gemmnet made it use {core}"))
+                }
+                Some(core) => Some(format!(
+                    "OpenBLAS does not know this processor and uses its slow {picked} kernels; start the program with OPENBLAS_CORETYPE={core}"
+                )),
+                None => None,
+            };
+            // SAFETY: plain calls with an integer, or none, as argument.
+            let (config, threads, parallel) = unsafe {
+                openblas_set_num_threads(1);
+                (text(openblas_get_config()), openblas_get_num_threads(), openblas_get_parallel())
+            };
+            let config = match parallel {
+                0 => format!("{config} (single-threaded build)"),
+                1 => format!("{config} (pthreads build)"),
+                _ => format!("{config} (OpenMP build)"),
+            };
+            BackendInfo { name: "OpenBLAS", config, core: corename(), threads: threads.max(1) as usize, note }
+        })
+    }
+
+    macro_rules! product {
+        ($name:ident, $t:ty, $cblas:path) => {
+            pub(super) fn $name(call: RawGemm<'_, $t>) {
+                setup();
+                let RawGemm { alpha, a, b, beta, c } = call;
+                let size = |n: usize| i32::try_from(n).expect("a matrix side fits the 32 bits of BLAS");
+                let order = |transposed| {
+                    if transposed {
+                        cblas_sys::CBLAS_TRANSPOSE::CblasTrans
+                    } else {
+                        cblas_sys::CBLAS_TRANSPOSE::CblasNoTrans
+                    }
+                };
+                // SAFETY: `Mat::new` and `MatMut::new` checked that rows, columns and leading dimension stay inside
+                // the slices, `gemm` that the shapes fit together; C is borrowed exclusively, so it overlaps neither A nor B.
+                unsafe {
+                    $cblas(
+                        cblas_sys::CBLAS_LAYOUT::CblasRowMajor,
+                        order(a.transposed),
+                        order(b.transposed),
+                        size(c.rows),
+                        size(c.cols),
+                        size(a.cols),
+                        alpha,
+                        a.data.as_ptr(),
+                        size(a.ld),
+                        b.data.as_ptr(),
+                        size(b.ld),
+                        beta,
+                        c.data.as_mut_ptr(),
+                        size(c.ld),
+                    );
+                }
+            }
+        };
+    }
+    product!(sgemm, f32, cblas_sys::cblas_sgemm);
+    product!(dgemm, f64, cblas_sys::cblas_dgemm);
+}
+
+#[cfg(not(feature = "blas"))]
+mod openblas {
+    use super::{BackendInfo, RawGemm};
+
+    pub(super) fn setup() -> &'static BackendInfo {
+        static INFO: std::sync::OnceLock<BackendInfo> = std::sync::OnceLock::new();
+        INFO.get_or_init(|| BackendInfo {
+            name: "matrixmultiply",
+            config: "pure Rust product, built without BLAS".into(),
+            core: "chosen at run time".into(),
+            threads: 1,
+            note: Some("build with the feature openblas-system for a faster product".into()),
+        })
+    }
+
+    macro_rules! product {
+        ($name:ident, $t:ty, $product:path) => {
+            pub(super) fn $name(call: RawGemm<'_, $t>) {
+                let RawGemm { alpha, a, b, beta, c } = call;
+                let strides = |transposed, ld: usize| if transposed { (1, ld as isize) } else { (ld as isize, 1) };
+                let ((ra, ca), (rb, cb)) = (strides(a.transposed, a.ld), strides(b.transposed, b.ld));
+                // SAFETY: `Mat::new` and `MatMut::new` checked that rows, columns and leading dimension stay inside
+                // the slices, `gemm` that the shapes fit together; C is borrowed exclusively, so it overlaps neither A nor B.
+                unsafe {
+                    $product(
+                        c.rows,
+                        a.cols,
+                        c.cols,
+                        alpha,
+                        a.data.as_ptr(),
+                        ra,
+                        ca,
+                        b.data.as_ptr(),
+                        rb,
+                        cb,
+                        beta,
+                        c.data.as_mut_ptr(),
+                        c.ld as isize,
+                        1,
+                    );
+                }
+            }
+        };
+    }
+    product!(sgemm, f32, matrixmultiply::sgemm);
+    product!(dgemm, f64, matrixmultiply::dgemm);
+}
+
+pub(crate) fn sgemm(call: RawGemm<'_, f32>) {
+    openblas::sgemm(call);
+}
+
+pub(crate) fn dgemm(call: RawGemm<'_, f64>) {
+    openblas::dgemm(call);
+}
+
+/// Prepares the product and says what it runs on: one thread inside OpenBLAS, and kernels that fit the processor.
+///
+/// The first [`gemm`] calls this too. A program whose other threads use OpenBLAS or change the environment should call
+/// it once at its start, before they exist.
+pub fn setup() -> &'static BackendInfo {
+    openblas::setup()
+}

@@ -1,0 +1,74 @@
+//! Level 0. The scalar types a network can be made of.
+
+use std::fmt::{Debug, Display, LowerExp};
+use std::iter::Sum;
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+}
+
+/// `f32` (training and inference) or `f64` (which exists so that gradients can be checked). Sealed.
+pub trait Element:
+    sealed::Sealed
+    + num_traits::Float
+    + num_traits::NumAssign
+    + num_traits::FloatConst
+    + bytemuck::Pod
+    + ndarray::ScalarOperand
+    + ndarray::LinalgScalar
+    + Sum
+    + Default
+    + Debug
+    + Display
+    + LowerExp
+    + Send
+    + Sync
+    + 'static
+{
+    /// `"f32"` or `"f64"`, as tables and checkpoints name it.
+    const NAME: &'static str;
+
+    /// Rounds an `f64` to this type.
+    fn of(value: f64) -> Self;
+
+    /// Widens to `f64`.
+    fn f64(self) -> f64;
+
+    /// The product kernel of this type: see [`crate::blas::gemm`]. Row-major, explicit leading dimensions.
+    #[doc(hidden)]
+    fn gemm_raw(call: crate::blas::RawGemm<'_, Self>);
+}
+
+impl Element for f32 {
+    const NAME: &'static str = "f32";
+
+    fn of(value: f64) -> Self {
+        value as f32
+    }
+
+    fn f64(self) -> f64 {
+        f64::from(self)
+    }
+
+    fn gemm_raw(call: crate::blas::RawGemm<'_, Self>) {
+        crate::blas::sgemm(call);
+    }
+}
+
+impl Element for f64 {
+    const NAME: &'static str = "f64";
+
+    fn of(value: f64) -> Self {
+        value
+    }
+
+    fn f64(self) -> f64 {
+        self
+    }
+
+    fn gemm_raw(call: crate::blas::RawGemm<'_, Self>) {
+        crate::blas::dgemm(call);
+    }
+}

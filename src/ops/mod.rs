@@ -1,0 +1,10 @@
+//! Level 2. The operations.
+
+pub mod activation;
+pub mod affine;
+pub mod batchnorm;
+pub mod conv;
+pub mod dropout;
+pub mod im2col;
+pub mod loss;
+pub mod pool;

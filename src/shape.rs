@@ -1,0 +1,386 @@
+//! Level 0. Sizes of convolutions and pools: the only place where an output size is computed.
+//!
+//! For one axis with input size `H`, padding `p0` before and `p1` after, window `K`, dilation `d` and stride `s`:
+//!
+//! ```text
+//! H' = floor((H + p0 + p1 - d (K - 1) - 1) / s) + 1
+//! ```
+//!
+//! as in Dumoulin & Visin, *A guide to convolution arithmetic for deep learning* (2016). A row that does not fill a
+//! whole stride at the end is dropped.
+
+use crate::error::{Error, Result};
+
+/// Zero padding around an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Padding {
+    /// None at all.
+    #[default]
+    Valid,
+    /// As much as keeps `H' = ceil(H / stride)`; an odd cell goes to the bottom and right.
+    Same,
+    /// The same number of cells, in pixels, on all four sides (the seed's `pad`).
+    All(usize),
+    /// Pixels on each side.
+    Sides {
+        /// Rows above.
+        top: usize,
+        /// Rows below.
+        bottom: usize,
+        /// Columns to the left.
+        left: usize,
+        /// Columns to the right.
+        right: usize,
+    },
+}
+
+/// One axis of a sliding window, sizes in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Axis {
+    /// Input size.
+    pub input: usize,
+    /// Window size, undilated.
+    pub window: usize,
+    /// Distance between windows.
+    pub stride: usize,
+    /// Distance between cells of a window.
+    pub dilation: usize,
+    /// Padding before the first pixel.
+    pub before: usize,
+    /// Padding after the last pixel.
+    pub after: usize,
+    /// Output size.
+    pub output: usize,
+}
+
+impl Axis {
+    /// Checks the sizes and computes `output`. `pad` is `None` for 'same'.
+    fn new(
+        op: &'static str,
+        name: &str,
+        input: usize,
+        window: usize,
+        stride: usize,
+        dilation: usize,
+        pad: Option<(usize, usize)>,
+    ) -> Result<Self> {
+        for (what, value) in [("stride", stride), ("dilation", dilation), ("window", window), ("input", input)] {
+            if value == 0 {
+                return Err(Error::invalid(op, format!("the {what} of the {name} is 0"), "give at least 1"));
+            }
+        }
+        let too_large =
+            || Error::invalid(op, format!("the {name} overflows the machine's integers"), "use smaller sizes");
+        let span = (window - 1).checked_mul(dilation).and_then(|s| s.checked_add(1)).ok_or_else(too_large)?;
+        let (before, after) = match pad {
+            Some(sides) => sides,
+            None => {
+                let reach = (input.div_ceil(stride) - 1).checked_mul(stride).and_then(|r| r.checked_add(span));
+                let total = reach.ok_or_else(too_large)?.saturating_sub(input);
+                (total / 2, total - total / 2)
+            }
+        };
+        let padded = input.checked_add(before).and_then(|p| p.checked_add(after)).ok_or_else(too_large)?;
+        if span > padded {
+            return Err(Error::invalid(
+                op,
+                format!(
+                    "a window of {span} does not fit the padded {name} of {padded} (input {input}, padding {before} + {after})"
+                ),
+                "use a smaller filter or window, or more padding",
+            ));
+        }
+        Ok(Axis { input, window, stride, dilation, before, after, output: (padded - span) / stride + 1 })
+    }
+
+    /// Index of the input pixel under cell `cell` of window `out`, or `None` in the padding.
+    pub fn source(&self, out: usize, cell: usize) -> Option<usize> {
+        (out * self.stride + cell * self.dilation).checked_sub(self.before).filter(|&i| i < self.input)
+    }
+
+    /// The windows whose cell `cell` lies inside the input: a half-open range of outputs, possibly empty.
+    pub fn inside(&self, cell: usize) -> std::ops::Range<usize> {
+        let offset = cell * self.dilation;
+        let first = self.before.saturating_sub(offset).div_ceil(self.stride).min(self.output);
+        let end = (self.input + self.before).saturating_sub(offset).div_ceil(self.stride).min(self.output);
+        first..end.max(first)
+    }
+
+    /// Whether windows neither overlap nor leave gaps nor touch padding: they tile the input exactly.
+    pub fn tiles(&self) -> bool {
+        self.window == self.stride
+            && self.dilation == 1
+            && self.before == 0
+            && self.after == 0
+            && self.output * self.stride == self.input
+    }
+}
+
+fn sides(padding: Padding) -> (Option<(usize, usize)>, Option<(usize, usize)>) {
+    match padding {
+        Padding::Valid => (Some((0, 0)), Some((0, 0))),
+        Padding::Same => (None, None),
+        Padding::All(p) => (Some((p, p)), Some((p, p))),
+        Padding::Sides { top, bottom, left, right } => (Some((top, bottom)), Some((left, right))),
+    }
+}
+
+/// What a convolution does besides its filters. `Conv2d::default()` is stride 1, no padding, dilation 1, one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conv2d {
+    /// Distance between receptive fields, in pixels (vertical, horizontal).
+    pub stride: (usize, usize),
+    /// Zero padding.
+    pub padding: Padding,
+    /// Distance between the cells of a filter, in pixels (vertical, horizontal).
+    pub dilation: (usize, usize),
+    /// Number of groups; channels and filters are divided among them. As many groups as channels is a depthwise convolution.
+    pub groups: usize,
+}
+
+impl Default for Conv2d {
+    fn default() -> Self {
+        Conv2d { stride: (1, 1), padding: Padding::Valid, dilation: (1, 1), groups: 1 }
+    }
+}
+
+/// All sizes of one convolution, checked: x `(N, C, H, W)`, w `(F, C / groups, KH, KW)`, out `(N, F, H', W')`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conv2dShape {
+    /// Images `N`.
+    pub images: usize,
+    /// Input channels `C`, over all groups.
+    pub channels: usize,
+    /// Filters `F`, over all groups: the output channels.
+    pub filters: usize,
+    /// Number of groups.
+    pub groups: usize,
+    /// Vertical axis: `H`, `KH`, `H'`.
+    pub rows: Axis,
+    /// Horizontal axis: `W`, `KW`, `W'`.
+    pub cols: Axis,
+}
+
+impl Conv2dShape {
+    /// Checks that `x` `(N, C, H, W)` and `w` `(F, C / groups, KH, KW)` fit together under `conv`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the channels do not match, [`Error::Invalid`] for zero sizes, groups that do not divide the
+    /// channels and filters, or a filter larger than the padded input.
+    pub fn new(x: [usize; 4], w: [usize; 4], conv: &Conv2d) -> Result<Self> {
+        let ([images, channels, h, wd], [filters, group_channels, kh, kw]) = (x, w);
+        let groups = conv.groups;
+        if groups == 0 || channels % groups != 0 || filters % groups != 0 || channels == 0 || filters == 0 {
+            return Err(Error::invalid(
+                "conv2d",
+                format!("{groups} groups do not divide {channels} channels and {filters} filters"),
+                "choose groups that divide both",
+            ));
+        }
+        if group_channels != channels / groups {
+            return Err(Error::Shape {
+                op: "conv2d",
+                what: "w",
+                expected: format!(
+                    "(F, {}, KH, KW) for an input of {channels} channels in {groups} group(s)",
+                    channels / groups
+                ),
+                got: w.to_vec(),
+            });
+        }
+        let (pad_rows, pad_cols) = sides(conv.padding);
+        let rows = Axis::new("conv2d", "height", h, kh, conv.stride.0, conv.dilation.0, pad_rows)?;
+        let cols = Axis::new("conv2d", "width", wd, kw, conv.stride.1, conv.dilation.1, pad_cols)?;
+        Ok(Conv2dShape { images, channels, filters, groups, rows, cols })
+    }
+
+    /// `[N, C, H, W]`
+    pub fn x(&self) -> [usize; 4] {
+        [self.images, self.channels, self.rows.input, self.cols.input]
+    }
+
+    /// `[F, C / groups, KH, KW]`
+    pub fn w(&self) -> [usize; 4] {
+        [self.filters, self.channels / self.groups, self.rows.window, self.cols.window]
+    }
+
+    /// `[N, F, H', W']`
+    pub fn out(&self) -> [usize; 4] {
+        [self.images, self.filters, self.rows.output, self.cols.output]
+    }
+
+    /// Pixels of one input channel, `H W`.
+    pub fn in_plane(&self) -> usize {
+        self.rows.input * self.cols.input
+    }
+
+    /// Pixels of one output channel, `H' W'`.
+    pub fn out_plane(&self) -> usize {
+        self.rows.output * self.cols.output
+    }
+
+    /// Length of one column of im2col, `K = C / groups * KH * KW`: the summed dimension of the product.
+    pub fn column(&self) -> usize {
+        self.channels / self.groups * self.rows.window * self.cols.window
+    }
+
+    /// Floating-point operations of the forward product (a multiply-add counts 2); backward takes twice as many.
+    pub fn flops(&self) -> usize {
+        2 * self.images * self.filters * self.out_plane() * self.column()
+    }
+
+    /// The same convolution over another number of images.
+    pub fn with_images(self, images: usize) -> Self {
+        Conv2dShape { images, ..self }
+    }
+}
+
+/// A pooling window. The seed's 2x2 stride 2 is `Pool2d::square(2)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool2d {
+    /// Window size, in pixels (vertical, horizontal).
+    pub window: (usize, usize),
+    /// Distance between windows, in pixels (vertical, horizontal).
+    pub stride: (usize, usize),
+    /// Padding: never the maximum in max pooling, counted as zeros in average pooling.
+    pub padding: Padding,
+}
+
+impl Pool2d {
+    /// A square window with the stride of its size and no padding.
+    pub fn square(size: usize) -> Self {
+        Pool2d { window: (size, size), stride: (size, size), padding: Padding::Valid }
+    }
+}
+
+/// All sizes of one pooling, checked: x `(N, C, H, W)`, out `(N, C, H', W')`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool2dShape {
+    /// Images `N`.
+    pub images: usize,
+    /// Channels `C`.
+    pub channels: usize,
+    /// Vertical axis.
+    pub rows: Axis,
+    /// Horizontal axis.
+    pub cols: Axis,
+}
+
+impl Pool2dShape {
+    /// Checks that the window fits `x` `(N, C, H, W)`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for zero sizes, a window larger than the padded input, padding as large as the window
+    /// (a window could then lie in padding alone), or a window of more than 255 cells (the argmax is stored in a byte).
+    pub fn new(x: [usize; 4], pool: &Pool2d) -> Result<Self> {
+        let (pad_rows, pad_cols) = sides(pool.padding);
+        let rows = Axis::new("pool2d", "height", x[2], pool.window.0, pool.stride.0, 1, pad_rows)?;
+        let cols = Axis::new("pool2d", "width", x[3], pool.window.1, pool.stride.1, 1, pad_cols)?;
+        for axis in [rows, cols] {
+            if axis.before >= axis.window || axis.after >= axis.window {
+                return Err(Error::invalid(
+                    "pool2d",
+                    format!(
+                        "padding {} + {} leaves a window of {} without a pixel",
+                        axis.before, axis.after, axis.window
+                    ),
+                    "pad by less than the window",
+                ));
+            }
+        }
+        Ok(Pool2dShape { images: x[0], channels: x[1], rows, cols })
+    }
+
+    /// Checks what max pooling needs besides: the argmax of a window is one byte.
+    pub(crate) fn check_max(&self) -> Result<()> {
+        let cells = self.rows.window.saturating_mul(self.cols.window);
+        if cells > 255 {
+            return Err(Error::invalid(
+                "max_pool2d",
+                format!("a window of {}x{} has {cells} cells, more than 255", self.rows.window, self.cols.window),
+                "use a smaller window or two pools in a row",
+            ));
+        }
+        Ok(())
+    }
+
+    /// `[N, C, H, W]`
+    pub fn x(&self) -> [usize; 4] {
+        [self.images, self.channels, self.rows.input, self.cols.input]
+    }
+
+    /// `[N, C, H', W']`
+    pub fn out(&self) -> [usize; 4] {
+        [self.images, self.channels, self.rows.output, self.cols.output]
+    }
+
+    /// Pixels of one input channel, `H W`.
+    pub fn in_plane(&self) -> usize {
+        self.rows.input * self.cols.input
+    }
+
+    /// Pixels of one output channel, `H' W'`.
+    pub fn out_plane(&self) -> usize {
+        self.rows.output * self.cols.output
+    }
+
+    /// Whether the windows tile the input: the reshape fast path applies.
+    pub fn tiles(&self) -> bool {
+        self.rows.tiles() && self.cols.tiles()
+    }
+
+    /// The same pooling over another number of images.
+    pub fn with_images(self, images: usize) -> Self {
+        Pool2dShape { images, ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_sizes_follow_the_formula() {
+        // (input, window, stride, dilation, before, after) -> output, counted by hand.
+        for ((h, k, s, d, p0, p1), want) in [
+            ((4, 4, 2, 1, 1, 1), 2),   // the seed's fixture
+            ((31, 3, 2, 1, 1, 1), 16), // the seed's bench
+            ((32, 7, 1, 1, 3, 3), 32), // the seed's network
+            ((5, 2, 2, 1, 0, 0), 2),   // a row left over is dropped
+            ((7, 3, 1, 2, 0, 0), 3),   // dilation widens the window to 5
+            ((3, 3, 1, 1, 0, 2), 3),   // asymmetric
+        ] {
+            let axis = Axis::new("t", "height", h, k, s, d, Some((p0, p1))).unwrap();
+            assert_eq!(axis.output, want, "{axis:?}");
+        }
+        let same = Axis::new("t", "height", 5, 2, 1, 1, None).unwrap();
+        assert_eq!((same.output, same.before, same.after), (5, 0, 1), "the odd cell goes after");
+    }
+
+    #[test]
+    fn inside_agrees_with_source() {
+        for (h, k, s, d, p0, p1) in
+            [(7, 3, 2, 1, 1, 1), (5, 3, 1, 2, 2, 2), (4, 3, 3, 1, 0, 2), (2, 5, 1, 1, 4, 4), (1, 3, 2, 2, 5, 5)]
+        {
+            let axis = Axis::new("t", "height", h, k, s, d, Some((p0, p1))).unwrap();
+            for cell in 0..k {
+                let by_source: Vec<_> = (0..axis.output).filter(|&o| axis.source(o, cell).is_some()).collect();
+                assert_eq!(axis.inside(cell).collect::<Vec<_>>(), by_source, "{axis:?} cell {cell}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error_with_the_fix() {
+        let conv = Conv2d { padding: Padding::All(1), ..Conv2d::default() };
+        let error = Conv2dShape::new([1, 3, 4, 4], [8, 3, 7, 7], &conv).unwrap_err().to_string();
+        assert!(
+            error.contains("window of 7") && error.contains("padded height of 6") && error.contains("smaller filter"),
+            "{error}"
+        );
+        assert!(matches!(Conv2dShape::new([1, 3, 8, 8], [8, 4, 3, 3], &conv), Err(Error::Shape { what: "w", .. })));
+        assert!(Conv2dShape::new([1, 3, 8, 8], [8, 3, 3, 3], &Conv2d { stride: (0, 1), ..conv }).is_err());
+        assert!(Conv2dShape::new([1, 3, 8, 8], [8, 3, 3, 3], &Conv2d { groups: 2, ..conv }).is_err());
+        assert!(Pool2dShape::new([1, 1, 4, 4], &Pool2d { padding: Padding::All(2), ..Pool2d::square(2) }).is_err());
+    }
+}

@@ -15,6 +15,7 @@ pub mod optim;
 pub mod parallel;
 pub mod random;
 pub mod shape;
+mod simd;
 pub mod train;
 pub mod workspace;
 pub use element::Element;

@@ -47,6 +47,12 @@ impl<T: Pod> Buffer<T> {
     }
 }
 
+impl<T: Pod> Default for Buffer<T> {
+    fn default() -> Self {
+        Self::zeroed(0)
+    }
+}
+
 impl<T: Pod> Deref for Buffer<T> {
     type Target = [T];
 
@@ -75,6 +81,7 @@ impl<T: Pod> Clone for Buffer<T> {
 #[derive(Debug)]
 pub struct Workspace {
     arenas: Vec<Mutex<Buffer<u64>>>,
+    shared: Mutex<Buffer<u64>>,
 }
 
 impl Default for Workspace {
@@ -88,7 +95,7 @@ impl Workspace {
     /// them then wait for each other.
     pub fn new() -> Self {
         let threads = rayon::current_num_threads().max(1);
-        Workspace { arenas: (0..threads).map(|_| Mutex::new(Buffer::zeroed(0))).collect() }
+        Workspace { arenas: (0..threads).map(|_| Mutex::default()).collect(), shared: Mutex::default() }
     }
 
     /// Lends `len` elements of the calling thread's arena to `work`; their content is whatever was left there. A piece
@@ -98,10 +105,23 @@ impl Workspace {
     /// If a piece panicked while it held this arena.
     pub fn scratch<T: Pod, R>(&self, len: usize, work: impl FnOnce(&mut [T]) -> R) -> R {
         let thread = rayon::current_thread_index().unwrap_or(0) % self.arenas.len();
-        let mut arena = self.arenas[thread].lock().expect("no piece panics while it holds scratch");
-        arena.reserve((len * size_of::<T>()).div_ceil(size_of::<u64>()));
-        work(&mut bytemuck::cast_slice_mut(&mut arena)[..len])
+        lend(&self.arenas[thread], len, work)
     }
+
+    /// Lends `len` elements that belong to an operation as a whole, such as partial sums, to `work`, whose pieces may
+    /// use [`Workspace::scratch`] meanwhile. Content and contract as there.
+    ///
+    /// # Panics
+    /// If an operation panicked while it held them.
+    pub fn shared<T: Pod, R>(&self, len: usize, work: impl FnOnce(&mut [T]) -> R) -> R {
+        lend(&self.shared, len, work)
+    }
+}
+
+fn lend<T: Pod, R>(arena: &Mutex<Buffer<u64>>, len: usize, work: impl FnOnce(&mut [T]) -> R) -> R {
+    let mut arena = arena.lock().expect("no operation panics while it holds scratch");
+    arena.reserve((len * size_of::<T>()).div_ceil(size_of::<u64>()));
+    work(&mut bytemuck::cast_slice_mut(&mut arena)[..len])
 }
 
 #[cfg(test)]

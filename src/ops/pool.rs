@@ -1,1 +1,359 @@
-//! Level 2. To be written.
+//! Level 2. Fast pooling: max, average, global average.
+//!
+//! | path | when | how |
+//! | --- | --- | --- |
+//! | tiles | windows neither overlap nor leave a rest ([`Pool2dShape::tiles`]) | the plane reshaped to `(H', KH, W', KW)`: whole rows against whole rows; backward writes every pixel once |
+//! | general | everything else | window by window; backward clears the plane and adds |
+//!
+//! The argmax of a window is kept as one byte, the cell's row-major index, so backward needs neither the input nor the
+//! output. Ties: the first maximum in row-major order gets the gradient, in every path. A NaN is the maximum of its
+//! window, so that a diverged network shows.
+
+use ndarray::{Array2, Array4, ArrayView2, ArrayView4};
+
+use crate::element::Element;
+use crate::error::{Result, check_shape};
+use crate::naive::Argmax;
+use crate::parallel::{Disjoint, for_each_chunk_mut, for_each_piece, piece_range};
+use crate::shape::{Axis, Pool2d, Pool2dShape};
+use crate::simd::{sum, vectorized};
+
+/// Whether `v` takes the place of `best` as the maximum.
+#[inline(always)]
+fn beats<T: Element>(v: T, best: T) -> bool {
+    (v > best) | (v.is_nan() & !best.is_nan())
+}
+
+/// Max pooling of whole windows that tile `x`, rows of `width` pixels: `x[H' KH, W' KW]` to `out[H', W']`.
+#[inline(always)]
+pub(crate) fn max_pool_tiles<T: Element>(
+    window: (usize, usize),
+    width: usize,
+    x: &[T],
+    out: &mut [T],
+    cell: &mut [u8],
+) {
+    let (kh, kw) = window;
+    let out_width = width / kw;
+    for ((x, out), cell) in
+        x.chunks_exact(kh * width).zip(out.chunks_exact_mut(out_width)).zip(cell.chunks_exact_mut(out_width))
+    {
+        if window == (2, 2) {
+            max_pool_row_2x2(x.split_at(width), out, cell);
+            continue;
+        }
+        for (j, (out, cell)) in out.iter_mut().zip(cell).enumerate() {
+            let (mut best, mut at) = (x[j * kw], 0);
+            for index in 1..kh * kw {
+                let v = x[index / kw * width + j * kw + index % kw];
+                if beats(v, best) {
+                    (best, at) = (v, index);
+                }
+            }
+            (*out, *cell) = (best, at as u8);
+        }
+    }
+}
+
+/// The common window, without branches, so that the compiler vectorises it.
+#[inline(always)]
+fn max_pool_row_2x2<T: Element>(rows: (&[T], &[T]), out: &mut [T], cell: &mut [u8]) {
+    let (top, _) = rows.0.as_chunks::<2>();
+    let (bottom, _) = rows.1.as_chunks::<2>();
+    for (((&[a, b], &[c, d]), out), cell) in top.iter().zip(bottom).zip(out).zip(cell) {
+        let (upper, upper_at) = if beats(b, a) { (b, 1) } else { (a, 0) };
+        let (lower, lower_at) = if beats(d, c) { (d, 3) } else { (c, 2) };
+        let below = beats(lower, upper);
+        *out = if below { lower } else { upper };
+        *cell = if below { lower_at } else { upper_at };
+    }
+}
+
+/// Backward of [`max_pool_tiles`]: writes every pixel of `dx`. A cell that is no index of the window gets no gradient.
+#[inline(always)]
+pub(crate) fn max_pool_tiles_backward<T: Element>(
+    window: (usize, usize),
+    width: usize,
+    dout: &[T],
+    cell: &[u8],
+    dx: &mut [T],
+) {
+    let (kh, kw) = window;
+    let out_width = width / kw;
+    for ((dx, dout), cell) in
+        dx.chunks_exact_mut(kh * width).zip(dout.chunks_exact(out_width)).zip(cell.chunks_exact(out_width))
+    {
+        for (ki, dx) in dx.chunks_exact_mut(width).enumerate() {
+            let first = (ki * kw) as u8;
+            let route = |dout: T, cell: u8, index: u8| if cell == index { dout } else { T::zero() };
+            if kw == 2 {
+                let (pairs, _) = dx.as_chunks_mut::<2>();
+                for ((pair, &dout), &cell) in pairs.iter_mut().zip(dout).zip(cell) {
+                    *pair = [route(dout, cell, first), route(dout, cell, first + 1)];
+                }
+            } else {
+                for ((dx, &dout), &cell) in dx.chunks_exact_mut(kw).zip(dout).zip(cell) {
+                    for (kj, dx) in dx.iter_mut().enumerate() {
+                        *dx = route(dout, cell, first + kj as u8);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Max pooling of one plane `x[H, W]` to `out[H', W']`, any window.
+#[inline(always)]
+pub(crate) fn max_pool_plane<T: Element>(shape: &Pool2dShape, x: &[T], out: &mut [T], cell: &mut [u8]) {
+    if shape.tiles() {
+        return max_pool_tiles((shape.rows.window, shape.cols.window), shape.cols.input, x, out, cell);
+    }
+    for_each_window(shape, |o, window| {
+        let (mut best, mut at) = (T::neg_infinity(), u8::MAX);
+        for (index, pixel) in window.pixels() {
+            if at == u8::MAX || beats(x[pixel], best) {
+                (best, at) = (x[pixel], index as u8);
+            }
+        }
+        (out[o], cell[o]) = (best, at);
+    });
+}
+
+/// Backward of [`max_pool_plane`]: sets `dx[H, W]`.
+#[inline(always)]
+pub(crate) fn max_pool_plane_backward<T: Element>(shape: &Pool2dShape, dout: &[T], cell: &[u8], dx: &mut [T]) {
+    if shape.tiles() {
+        return max_pool_tiles_backward((shape.rows.window, shape.cols.window), shape.cols.input, dout, cell, dx);
+    }
+    dx.fill(T::zero());
+    for_each_window(shape, |o, window| {
+        let (ki, kj) = (usize::from(cell[o]) / shape.cols.window, usize::from(cell[o]) % shape.cols.window);
+        if window.rows.contains(&ki) {
+            dx[(window.origin + (ki * shape.cols.input + kj) as isize) as usize] += dout[o];
+        }
+    });
+}
+
+/// Average pooling of one plane; padding counts as zeros.
+#[inline(always)]
+pub(crate) fn avg_pool_plane<T: Element>(shape: &Pool2dShape, x: &[T], out: &mut [T]) {
+    let scale = T::one() / T::of((shape.rows.window * shape.cols.window) as f64);
+    for_each_window(shape, |o, window| {
+        out[o] = window.pixels().fold(T::zero(), |sum, (_, pixel)| sum + x[pixel]) * scale
+    });
+}
+
+/// Backward of [`avg_pool_plane`]: sets `dx[H, W]`.
+#[inline(always)]
+pub(crate) fn avg_pool_plane_backward<T: Element>(shape: &Pool2dShape, dout: &[T], dx: &mut [T]) {
+    let scale = T::one() / T::of((shape.rows.window * shape.cols.window) as f64);
+    dx.fill(T::zero());
+    for_each_window(shape, |o, window| window.pixels().for_each(|(_, pixel)| dx[pixel] += dout[o] * scale));
+}
+
+/// The cells of one window that lie inside the plane.
+#[derive(Clone)]
+struct Window {
+    rows: std::ops::Range<usize>,
+    cols: std::ops::Range<usize>,
+    /// Cells in a row of the window, pixels in a row of the plane.
+    pitch: (usize, usize),
+    /// Index of the pixel under cell 0 (which may lie outside).
+    origin: isize,
+}
+
+impl Window {
+    /// (cell index, pixel index) in row-major order.
+    #[inline(always)]
+    fn pixels(self) -> impl Iterator<Item = (usize, usize)> {
+        let (cells, pixels) = self.pitch;
+        self.rows.flat_map(move |ki| {
+            let row = self.origin + (ki * pixels) as isize;
+            self.cols.clone().map(move |kj| (ki * cells + kj, (row + kj as isize) as usize))
+        })
+    }
+}
+
+/// Calls `work(output index, window)` for every window of a plane.
+#[inline(always)]
+fn for_each_window(shape: &Pool2dShape, mut work: impl FnMut(usize, Window)) {
+    let inside = |axis: &Axis, o: usize| {
+        let first = axis.before.saturating_sub(o * axis.stride);
+        first..axis.window.min(axis.input + axis.before - o * axis.stride).max(first)
+    };
+    let (rows, cols) = (&shape.rows, &shape.cols);
+    for i in 0..rows.output {
+        let y = (i * rows.stride) as isize - rows.before as isize;
+        for j in 0..cols.output {
+            let origin = y * cols.input as isize + (j * cols.stride) as isize - cols.before as isize;
+            let pitch = (cols.window, cols.input);
+            work(i * cols.output + j, Window { rows: inside(rows, i), cols: inside(cols, j), pitch, origin });
+        }
+    }
+}
+
+/// Planes that one piece of work takes: enough that a piece outweighs its start. Depends on sizes alone.
+pub(crate) fn planes_per_piece(plane: usize) -> usize {
+    const ELEMENTS: usize = 32 << 10;
+    (ELEMENTS / plane.max(1)).max(1)
+}
+
+/// Max pooling into the caller's buffers: x `[N, C, H, W]`, out `[N, C, H', W']`, and per output the cell of its window
+/// that held the maximum, row-major, for backward.
+///
+/// # Errors
+/// [`crate::Error::Invalid`] for a window of more than 255 cells.
+///
+/// # Panics
+/// If a slice has not the length of its shape.
+pub fn max_pool2d_forward_into<T: Element>(shape: &Pool2dShape, x: &[T], out: &mut [T], cell: &mut [u8]) -> Result<()> {
+    shape.check_max()?;
+    let (plane, out_plane, planes) = (shape.in_plane(), shape.out_plane(), shape.images * shape.channels);
+    assert_eq!(
+        (x.len(), out.len(), cell.len()),
+        (planes * plane, planes * out_plane, planes * out_plane),
+        "lengths for {shape:?}"
+    );
+    let pieces = planes.div_ceil(planes_per_piece(plane));
+    let (out, cell) = (Disjoint::new(out), Disjoint::new(cell));
+    for_each_piece(pieces, |piece| {
+        let range = piece_range(planes, pieces, piece);
+        let (start, len) = (range.start * out_plane, range.len() * out_plane);
+        // SAFETY: a piece owns the outputs of its planes.
+        let (out, cell) = unsafe { (out.slice(start, len), cell.slice(start, len)) };
+        let x = x[range.start * plane..range.end * plane].chunks_exact(plane);
+        vectorized(|| {
+            for ((x, out), cell) in x.zip(out.chunks_exact_mut(out_plane)).zip(cell.chunks_exact_mut(out_plane)) {
+                max_pool_plane(shape, x, out, cell);
+            }
+        });
+    });
+    Ok(())
+}
+
+/// Backward of [`max_pool2d_forward_into`]: sets `dx` `[N, C, H, W]` from `dout` `[N, C, H', W']` and the cells.
+///
+/// # Panics
+/// If a slice has not the length of its shape.
+pub fn max_pool2d_backward_into<T: Element>(shape: &Pool2dShape, dout: &[T], cell: &[u8], dx: &mut [T]) {
+    let (plane, out_plane, planes) = (shape.in_plane(), shape.out_plane(), shape.images * shape.channels);
+    assert_eq!(
+        (dx.len(), dout.len(), cell.len()),
+        (planes * plane, planes * out_plane, planes * out_plane),
+        "lengths for {shape:?}"
+    );
+    let together = planes_per_piece(plane);
+    for_each_chunk_mut(dx, together * plane, |piece, dx| {
+        let start = piece * together * out_plane;
+        let (dout, cell) = (dout[start..].chunks_exact(out_plane), cell[start..].chunks_exact(out_plane));
+        vectorized(|| {
+            for ((dx, dout), cell) in dx.chunks_exact_mut(plane).zip(dout).zip(cell) {
+                max_pool_plane_backward(shape, dout, cell, dx);
+            }
+        });
+    });
+}
+
+/// Maximum of each window of x `(N, C, H, W)`: `(N, C, H', W')`, and where it was. The twin of
+/// [`crate::naive::max_pool2d_forward`].
+///
+/// # Errors
+/// As [`Pool2dShape::new`], and [`crate::Error::Invalid`] for a window of more than 255 cells.
+pub fn max_pool2d_forward<T: Element>(x: ArrayView4<'_, T>, pool: &Pool2d) -> Result<(Array4<T>, Argmax)> {
+    let shape = Pool2dShape::new(x.dim().into(), pool)?;
+    let x = x.as_standard_layout();
+    let mut out = Array4::zeros(shape.out());
+    let mut cell = vec![0; out.len()];
+    max_pool2d_forward_into(
+        &shape,
+        x.as_slice().expect("standard layout"),
+        out.as_slice_mut().expect("freshly made"),
+        &mut cell,
+    )?;
+    Ok((out, Argmax { shape, cell }))
+}
+
+/// Gives every element of dout `(N, C, H', W')` to the pixel that was the maximum of its window. The twin of
+/// [`crate::naive::max_pool2d_backward`].
+///
+/// # Errors
+/// [`crate::Error::Shape`] if `dout` does not have the output's shape.
+pub fn max_pool2d_backward<T: Element>(dout: ArrayView4<'_, T>, argmax: &Argmax) -> Result<Array4<T>> {
+    let shape = &argmax.shape;
+    check_shape("max_pool2d backward", "dout", dout.shape(), &shape.out())?;
+    let dout = dout.as_standard_layout();
+    let mut dx = Array4::zeros(shape.x());
+    let out = dx.as_slice_mut().expect("freshly made");
+    max_pool2d_backward_into(shape, dout.as_slice().expect("standard layout"), &argmax.cell, out);
+    Ok(dx)
+}
+
+/// Mean of each window of x `(N, C, H, W)`, padding counted as zeros: `(N, C, H', W')`. The twin of
+/// [`crate::naive::avg_pool2d_forward`].
+///
+/// # Errors
+/// As [`Pool2dShape::new`].
+pub fn avg_pool2d_forward<T: Element>(x: ArrayView4<'_, T>, pool: &Pool2d) -> Result<Array4<T>> {
+    let shape = Pool2dShape::new(x.dim().into(), pool)?;
+    let x = x.as_standard_layout();
+    let x = x.as_slice().expect("standard layout");
+    let mut out = Array4::zeros(shape.out());
+    let (plane, out_plane, together) = (shape.in_plane(), shape.out_plane(), planes_per_piece(shape.in_plane()));
+    for_each_chunk_mut(out.as_slice_mut().expect("freshly made"), together * out_plane, |piece, out| {
+        for (x, out) in x[piece * together * plane..].chunks_exact(plane).zip(out.chunks_exact_mut(out_plane)) {
+            avg_pool_plane(&shape, x, out);
+        }
+    });
+    Ok(out)
+}
+
+/// Spreads every element of dout `(N, C, H', W')` evenly over its window of an input of shape `x`. The twin of
+/// [`crate::naive::avg_pool2d_backward`].
+///
+/// # Errors
+/// As [`Pool2dShape::new`], and [`crate::Error::Shape`] if `dout` does not have the output's shape.
+pub fn avg_pool2d_backward<T: Element>(dout: ArrayView4<'_, T>, x: [usize; 4], pool: &Pool2d) -> Result<Array4<T>> {
+    let shape = Pool2dShape::new(x, pool)?;
+    check_shape("avg_pool2d backward", "dout", dout.shape(), &shape.out())?;
+    let dout = dout.as_standard_layout();
+    let dout = dout.as_slice().expect("standard layout");
+    let mut dx = Array4::zeros(x);
+    let (plane, out_plane, together) = (shape.in_plane(), shape.out_plane(), planes_per_piece(shape.in_plane()));
+    for_each_chunk_mut(dx.as_slice_mut().expect("freshly made"), together * plane, |piece, dx| {
+        for (dx, dout) in dx.chunks_exact_mut(plane).zip(dout[piece * together * out_plane..].chunks_exact(out_plane)) {
+            avg_pool_plane_backward(&shape, dout, dx);
+        }
+    });
+    Ok(dx)
+}
+
+/// Mean of every channel of x `(N, C, H, W)`: `(N, C)`. The twin of [`crate::naive::global_avg_pool_forward`].
+pub fn global_avg_pool_forward<T: Element>(x: ArrayView4<'_, T>) -> Array2<T> {
+    let (n, c, h, w) = x.dim();
+    let x = x.as_standard_layout();
+    let x = x.as_slice().expect("standard layout");
+    let mut out = Array2::zeros((n, c));
+    let (plane, together) = (h * w, planes_per_piece(h * w));
+    for_each_chunk_mut(out.as_slice_mut().expect("freshly made"), together, |piece, out| {
+        for (x, out) in x[piece * together * plane..].chunks_exact(plane.max(1)).zip(out) {
+            *out = global_avg_plane(x);
+        }
+    });
+    out
+}
+
+/// Mean of one plane.
+pub(crate) fn global_avg_plane<T: Element>(x: &[T]) -> T {
+    vectorized(|| sum(x)) / T::of(x.len() as f64)
+}
+
+/// Spreads every element of dout `(N, C)` evenly over its channel of an input of shape `x`. The twin of
+/// [`crate::naive::global_avg_pool_backward`].
+///
+/// # Errors
+/// [`crate::Error::Shape`] if `dout` is not `(N, C)`.
+pub fn global_avg_pool_backward<T: Element>(dout: ArrayView2<'_, T>, x: [usize; 4]) -> Result<Array4<T>> {
+    check_shape("global_avg_pool backward", "dout", dout.shape(), &x[..2])?;
+    let scale = T::one() / T::of((x[2] * x[3]) as f64);
+    Ok(Array4::from_shape_fn(x, |(n, c, _, _)| dout[[n, c]] * scale))
+}

@@ -1,1 +1,486 @@
-//! Level 2. To be written.
+//! Level 2. Batch normalisation (Ioffe & Szegedy 2015), plain over `(N, D)` and spatial over `(N, C, H, W)`.
+//!
+//! Per channel (or feature), with mean and *biased* variance over the batch (and all pixels):
+//!
+//! ```text
+//! xhat = (x - mean) / sqrt(var + eps)          out = gamma xhat + beta
+//! dx = gamma / sqrt(var + eps) * (dout - mean(dout) - xhat mean(dout xhat))
+//! dgamma = sum(dout xhat)                      dbeta = sum(dout)
+//! ```
+//!
+//! Running statistics: `running = momentum * running + (1 - momentum) * batch`, momentum 0.9, the variance biased as in
+//! the batch; the running mean starts at 0, the running variance at 1. PyTorch's `momentum` is the weight of the *new*
+//! value (0.1 for our 0.9), and its running variance is the unbiased one.
+//!
+//! One channel is one piece of work: its planes are fetched from memory once and stay in the L2 cache for the second
+//! and third pass over them.
+
+use ndarray::{Array1, Array2, Array4, ArrayView1, ArrayView2, ArrayView4};
+
+use crate::element::Element;
+use crate::error::{Error, Result, check_shape};
+use crate::naive::BatchNormGrads;
+use crate::parallel::{Disjoint, for_each_piece};
+use crate::simd::{dot, sum, sum_squared_deviations, vectorized};
+
+/// Constants of batch normalisation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BatchNorm {
+    /// Added to the variance, so that a constant channel does not divide by zero.
+    pub eps: f64,
+    /// Weight of the old value in the running statistics.
+    pub momentum: f64,
+}
+
+impl Default for BatchNorm {
+    /// The seed's: 1e-5 and 0.9.
+    fn default() -> Self {
+        BatchNorm { eps: 1e-5, momentum: 0.9 }
+    }
+}
+
+/// Which statistics normalise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Those of the batch; the running ones are updated.
+    Train,
+    /// The running ones, which stay as they are.
+    Test,
+}
+
+/// Mean and variance per channel: of a batch, or running ones.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Statistics<T> {
+    /// Mean of each channel.
+    pub mean: Vec<T>,
+    /// Biased variance of each channel.
+    pub var: Vec<T>,
+}
+
+impl<T: Element> Statistics<T> {
+    /// What running statistics start from: mean 0, variance 1.
+    pub fn new(channels: usize) -> Self {
+        Statistics { mean: vec![T::zero(); channels], var: vec![T::one(); channels] }
+    }
+}
+
+/// `running <- momentum * running + (1 - momentum) * batch`
+pub(crate) fn update_running<T: Element>(running: &mut [T], batch: &[T], momentum: f64) {
+    let (old, new) = (T::of(momentum), T::of(1.0 - momentum));
+    for (running, &batch) in running.iter_mut().zip(batch) {
+        *running = old * *running + new * batch;
+    }
+}
+
+/// Sizes of what is normalised: `[N, C, plane]`; plain batchnorm has planes of one element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Channels {
+    pub(crate) images: usize,
+    pub(crate) channels: usize,
+    pub(crate) plane: usize,
+}
+
+impl Channels {
+    /// The planes of channel `c`, as ranges of the whole array.
+    #[inline(always)]
+    pub(crate) fn planes(self, c: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+        (0..self.images).map(move |n| {
+            let start = (n * self.channels + c) * self.plane;
+            start..start + self.plane
+        })
+    }
+
+    /// Elements that are averaged for one channel.
+    pub(crate) fn count(self) -> f64 {
+        (self.images * self.plane) as f64
+    }
+}
+
+/// Mean and biased variance of channel `c`, in two passes; sums of planes are added up in f64.
+#[inline(always)]
+pub(crate) fn moments<T: Element>(of: Channels, c: usize, x: &[T]) -> (T, T) {
+    let total: f64 = of.planes(c).map(|plane| sum(&x[plane]).f64()).sum();
+    let mean = T::of(total / of.count());
+    let squares: f64 = of.planes(c).map(|plane| sum_squared_deviations(&x[plane], mean).f64()).sum();
+    (mean, T::of(squares / of.count()))
+}
+
+/// `1 / sqrt(var + eps)`
+#[inline(always)]
+pub(crate) fn inverse_std<T: Element>(var: T, eps: f64) -> T {
+    T::one() / (var + T::of(eps)).sqrt()
+}
+
+/// What backward of one channel needs besides dout and x.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ChannelGradient<T> {
+    pub(crate) mean: T,
+    pub(crate) inverse_std: T,
+    pub(crate) gamma: T,
+    /// `mean(dout)`
+    pub(crate) dout: T,
+    /// `mean(dout xhat)`
+    pub(crate) dout_xhat: T,
+}
+
+/// `sum(dout)` and `sum(dout xhat)` of one plane.
+#[inline(always)]
+pub(crate) fn gradient_sums<T: Element>(dout: &[T], x: &[T], mean: T, inverse_std: T) -> (f64, f64) {
+    let total = sum(dout);
+    // sum(dout (x - mean)): subtracting the mean first keeps the digits that a large mean would cost
+    let x = &x[..dout.len()];
+    let centred = dot_centred(dout, x, mean);
+    (total.f64(), (centred * inverse_std).f64())
+}
+
+#[inline(always)]
+fn dot_centred<T: Element>(dout: &[T], x: &[T], mean: T) -> T {
+    const BLOCK: usize = 256;
+    let mut centred = [T::zero(); BLOCK];
+    let mut total = T::zero();
+    for (dout, x) in dout.chunks(BLOCK).zip(x.chunks(BLOCK)) {
+        for (centred, &x) in centred.iter_mut().zip(x) {
+            *centred = x - mean;
+        }
+        total += dot(dout, &centred);
+    }
+    total
+}
+
+impl<T: Element> ChannelGradient<T> {
+    /// dx of one element.
+    #[inline(always)]
+    pub(crate) fn dx(&self, dout: T, x: T) -> T {
+        let xhat = (x - self.mean) * self.inverse_std;
+        self.gamma * self.inverse_std * (dout - self.dout - xhat * self.dout_xhat)
+    }
+}
+
+/// Columns of a plain batchnorm that one piece takes: whole vectors side by side.
+const COLUMNS: usize = 64;
+
+/// Training-mode forward into the caller's buffers; also the batch's statistics. x and out `[N, C, plane]`.
+pub(crate) fn train_forward_into<T: Element>(
+    of: Channels,
+    x: &[T],
+    gamma: &[T],
+    beta: &[T],
+    eps: f64,
+    out: &mut [T],
+    mean: &mut [T],
+    var: &mut [T],
+) {
+    batch_statistics(of, x, mean, var);
+    let (mean, var) = (&*mean, &*var);
+    normalize_into(of, x, gamma, beta, eps, mean, var, out);
+}
+
+/// Mean and variance of every channel.
+fn batch_statistics<T: Element>(of: Channels, x: &[T], mean: &mut [T], var: &mut [T]) {
+    let (mean, var) = (Disjoint::new(mean), Disjoint::new(var));
+    if of.plane == 1 {
+        for_each_piece(of.channels.div_ceil(COLUMNS), |piece| {
+            let columns = piece * COLUMNS..((piece + 1) * COLUMNS).min(of.channels);
+            // SAFETY: a piece owns its columns.
+            let (mean, var) = unsafe { (mean.slice(columns.start, columns.len()), var.slice(columns.start, columns.len())) };
+            let scale = T::of(1.0 / of.count());
+            let rows = || x.chunks_exact(of.channels).map(|row| &row[columns.clone()]);
+            vectorized(|| {
+                mean.fill(T::zero());
+                rows().for_each(|row| mean.iter_mut().zip(row).for_each(|(mean, &x)| *mean += x));
+                mean.iter_mut().for_each(|mean| *mean *= scale);
+                var.fill(T::zero());
+                for row in rows() {
+                    var.iter_mut().zip(row).zip(&*mean).for_each(|((var, &x), &mean)| *var += (x - mean) * (x - mean));
+                }
+                var.iter_mut().for_each(|var| *var *= scale);
+            });
+        });
+    } else {
+        for_each_piece(of.channels, |c| {
+            // SAFETY: a piece owns its channel.
+            let (mean, var) = unsafe { (mean.slice(c, 1), var.slice(c, 1)) };
+            (mean[0], var[0]) = vectorized(|| moments(of, c, x));
+        });
+    }
+}
+
+/// `out = gamma (x - mean) / sqrt(var + eps) + beta` for every channel.
+fn normalize_into<T: Element>(
+    of: Channels,
+    x: &[T],
+    gamma: &[T],
+    beta: &[T],
+    eps: f64,
+    mean: &[T],
+    var: &[T],
+    out: &mut [T],
+) {
+    let normalize = |x: T, c: usize| gamma[c] * ((x - mean[c]) * inverse_std(var[c], eps)) + beta[c];
+    let out = Disjoint::new(out);
+    if of.plane == 1 {
+        for_each_piece(of.images, |n| {
+            // SAFETY: a piece owns its row.
+            let out = unsafe { out.slice(n * of.channels, of.channels) };
+            let x = &x[n * of.channels..][..of.channels];
+            vectorized(|| out.iter_mut().zip(x).enumerate().for_each(|(c, (out, &x))| *out = normalize(x, c)));
+        });
+    } else {
+        for_each_piece(of.channels, |c| {
+            vectorized(|| {
+                let (mean, inverse, gamma, beta) = (mean[c], inverse_std(var[c], eps), gamma[c], beta[c]);
+                for plane in of.planes(c) {
+                    // SAFETY: a piece owns the planes of its channel.
+                    let out = unsafe { out.slice(plane.start, plane.len()) };
+                    out.iter_mut().zip(&x[plane]).for_each(|(out, &x)| *out = gamma * ((x - mean) * inverse) + beta);
+                }
+            });
+        });
+    }
+}
+
+/// Backward of training mode into the caller's buffers, all set. x and dout `[N, C, plane]`.
+pub(crate) fn train_backward_into<T: Element>(
+    of: Channels,
+    dout: &[T],
+    x: &[T],
+    gamma: &[T],
+    eps: f64,
+    mean: &[T],
+    var: &[T],
+    dx: &mut [T],
+    dgamma: &mut [T],
+    dbeta: &mut [T],
+) {
+    let (dx, dgamma, dbeta) = (Disjoint::new(dx), Disjoint::new(dgamma), Disjoint::new(dbeta));
+    let scale = 1.0 / of.count();
+    if of.plane == 1 {
+        for_each_piece(of.channels.div_ceil(COLUMNS), |piece| {
+            let columns = piece * COLUMNS..((piece + 1) * COLUMNS).min(of.channels);
+            let width = columns.len();
+            // SAFETY: a piece owns its columns.
+            let (dgamma, dbeta) = unsafe { (dgamma.slice(columns.start, width), dbeta.slice(columns.start, width)) };
+            let (mean, var, gamma) = (&mean[columns.clone()], &var[columns.clone()], &gamma[columns.clone()]);
+            let row = |n: usize| n * of.channels + columns.start..n * of.channels + columns.end;
+            vectorized(|| {
+                let mut inverse = [T::zero(); COLUMNS];
+                inverse.iter_mut().zip(var).for_each(|(inverse, &var)| *inverse = inverse_std(var, eps));
+                dgamma.fill(T::zero());
+                dbeta.fill(T::zero());
+                for n in 0..of.images {
+                    let (dout, x) = (&dout[row(n)], &x[row(n)]);
+                    for c in 0..width {
+                        dbeta[c] += dout[c];
+                        dgamma[c] += dout[c] * ((x[c] - mean[c]) * inverse[c]);
+                    }
+                }
+                for n in 0..of.images {
+                    let (dout, x) = (&dout[row(n)], &x[row(n)]);
+                    // SAFETY: a piece owns its columns of every row.
+                    let dx = unsafe { dx.slice(row(n).start, width) };
+                    for c in 0..width {
+                        let (dout_mean, dout_xhat) = (dbeta[c] * T::of(scale), dgamma[c] * T::of(scale));
+                        let gradient =
+                            ChannelGradient { mean: mean[c], inverse_std: inverse[c], gamma: gamma[c], dout: dout_mean, dout_xhat };
+                        dx[c] = gradient.dx(dout[c], x[c]);
+                    }
+                }
+            });
+        });
+    } else {
+        for_each_piece(of.channels, |c| {
+            vectorized(|| {
+                let inverse_std = inverse_std(var[c], eps);
+                let (mut total, mut total_xhat) = (0.0, 0.0);
+                for plane in of.planes(c) {
+                    let sums = gradient_sums(&dout[plane.clone()], &x[plane], mean[c], inverse_std);
+                    total += sums.0;
+                    total_xhat += sums.1;
+                }
+                let gradient = ChannelGradient {
+                    mean: mean[c],
+                    inverse_std,
+                    gamma: gamma[c],
+                    dout: T::of(total * scale),
+                    dout_xhat: T::of(total_xhat * scale),
+                };
+                for plane in of.planes(c) {
+                    // SAFETY: a piece owns the planes of its channel.
+                    let dx = unsafe { dx.slice(plane.start, plane.len()) };
+                    let (dout, x) = (&dout[plane.clone()], &x[plane]);
+                    dx.iter_mut().zip(dout).zip(x).for_each(|((dx, &dout), &x)| *dx = gradient.dx(dout, x));
+                }
+                // SAFETY: a piece owns its channel.
+                unsafe {
+                    dgamma.slice(c, 1)[0] = T::of(total_xhat);
+                    dbeta.slice(c, 1)[0] = T::of(total);
+                }
+            });
+        });
+    }
+}
+
+/// What the backward pass needs of the forward pass: the statistics that normalised, and in which mode.
+#[derive(Clone, Debug)]
+pub struct BatchNormCache<T> {
+    /// The statistics that normalised.
+    pub statistics: Statistics<T>,
+    /// Whether they were the batch's.
+    pub mode: Mode,
+    /// The constants used.
+    pub config: BatchNorm,
+}
+
+fn check_parameters<T>(op: &'static str, channels: usize, gamma: &ArrayView1<'_, T>, beta: &ArrayView1<'_, T>, running: &Statistics<T>) -> Result<()> {
+    check_shape(op, "gamma", gamma.shape(), &[channels])?;
+    check_shape(op, "beta", beta.shape(), &[channels])?;
+    check_shape(op, "running mean", &[running.mean.len()], &[channels])?;
+    check_shape(op, "running variance", &[running.var.len()], &[channels])
+}
+
+fn forward<T: Element>(
+    of: Channels,
+    x: &[T],
+    gamma: ArrayView1<'_, T>,
+    beta: ArrayView1<'_, T>,
+    running: &mut Statistics<T>,
+    mode: Mode,
+    config: &BatchNorm,
+    out: &mut [T],
+) -> Result<BatchNormCache<T>> {
+    let (gamma, beta) = (gamma.as_standard_layout(), beta.as_standard_layout());
+    let (gamma, beta) = (gamma.as_slice().expect("standard layout"), beta.as_slice().expect("standard layout"));
+    let mut statistics = running.clone();
+    match mode {
+        Mode::Train => {
+            if of.images * of.plane == 0 {
+                return Err(Error::invalid("batchnorm", "a batch of 0 values has no statistics", "give at least one image"));
+            }
+            let Statistics { mean, var } = &mut statistics;
+            train_forward_into(of, x, gamma, beta, config.eps, out, mean, var);
+            update_running(&mut running.mean, mean, config.momentum);
+            update_running(&mut running.var, var, config.momentum);
+        }
+        Mode::Test => normalize_into(of, x, gamma, beta, config.eps, &statistics.mean, &statistics.var, out),
+    }
+    Ok(BatchNormCache { statistics, mode, config: *config })
+}
+
+fn backward<T: Element>(
+    of: Channels,
+    dout: &[T],
+    x: &[T],
+    gamma: ArrayView1<'_, T>,
+    cache: &BatchNormCache<T>,
+    dx: &mut [T],
+) -> Result<(Array1<T>, Array1<T>)> {
+    check_shape("batchnorm backward", "gamma", gamma.shape(), &[of.channels])?;
+    check_shape("batchnorm backward", "cached mean", &[cache.statistics.mean.len()], &[of.channels])?;
+    let gamma = gamma.as_standard_layout();
+    let gamma = gamma.as_slice().expect("standard layout");
+    let (mut dgamma, mut dbeta) = (Array1::zeros(of.channels), Array1::zeros(of.channels));
+    let Statistics { mean, var } = &cache.statistics;
+    train_backward_into(
+        of,
+        dout,
+        x,
+        gamma,
+        cache.config.eps,
+        mean,
+        var,
+        dx,
+        dgamma.as_slice_mut().expect("freshly made"),
+        dbeta.as_slice_mut().expect("freshly made"),
+    );
+    if cache.mode == Mode::Test {
+        // the statistics did not depend on x: dx = dout gamma / sqrt(var + eps)
+        for (i, (dx, &dout)) in dx.iter_mut().zip(dout).enumerate() {
+            let c = i / of.plane % of.channels;
+            *dx = dout * gamma[c] * inverse_std(var[c], cache.config.eps);
+        }
+    }
+    Ok((dgamma, dbeta))
+}
+
+/// Batchnorm of x `(N, D)` with gamma and beta `(D)`: `(N, D)`, and the cache for backward.
+///
+/// # Errors
+/// [`Error::Shape`] if gamma, beta or the running statistics do not have `D` elements.
+pub fn batchnorm_forward<T: Element>(
+    x: ArrayView2<'_, T>,
+    gamma: ArrayView1<'_, T>,
+    beta: ArrayView1<'_, T>,
+    running: &mut Statistics<T>,
+    mode: Mode,
+    config: &BatchNorm,
+) -> Result<(Array2<T>, BatchNormCache<T>)> {
+    let (images, channels) = x.dim();
+    check_parameters("batchnorm", channels, &gamma, &beta, running)?;
+    let x = x.as_standard_layout();
+    let mut out = Array2::zeros((images, channels));
+    let (input, output) = (x.as_slice().expect("standard layout"), out.as_slice_mut().expect("freshly made"));
+    let cache = forward(Channels { images, channels, plane: 1 }, input, gamma, beta, running, mode, config, output)?;
+    Ok((out, cache))
+}
+
+/// Gradients of [`batchnorm_forward`] for dout `(N, D)`.
+///
+/// # Errors
+/// [`Error::Shape`] if the shapes differ from the forward pass.
+pub fn batchnorm_backward<T: Element>(
+    dout: ArrayView2<'_, T>,
+    x: ArrayView2<'_, T>,
+    gamma: ArrayView1<'_, T>,
+    cache: &BatchNormCache<T>,
+) -> Result<BatchNormGrads<T, ndarray::Ix2>> {
+    let (images, channels) = x.dim();
+    check_shape("batchnorm backward", "dout", dout.shape(), x.shape())?;
+    let (x, dout) = (x.as_standard_layout(), dout.as_standard_layout());
+    let mut dx = Array2::zeros((images, channels));
+    let of = Channels { images, channels, plane: 1 };
+    let (x, dout) = (x.as_slice().expect("standard layout"), dout.as_slice().expect("standard layout"));
+    let (dgamma, dbeta) = backward(of, dout, x, gamma, cache, dx.as_slice_mut().expect("freshly made"))?;
+    Ok(BatchNormGrads { dx, dgamma, dbeta })
+}
+
+/// Spatial batchnorm of x `(N, C, H, W)` with gamma and beta `(C)`, statistics over N, H and W: `(N, C, H, W)`, and the
+/// cache for backward.
+///
+/// # Errors
+/// [`Error::Shape`] if gamma, beta or the running statistics do not have `C` elements.
+pub fn spatial_batchnorm_forward<T: Element>(
+    x: ArrayView4<'_, T>,
+    gamma: ArrayView1<'_, T>,
+    beta: ArrayView1<'_, T>,
+    running: &mut Statistics<T>,
+    mode: Mode,
+    config: &BatchNorm,
+) -> Result<(Array4<T>, BatchNormCache<T>)> {
+    let (images, channels, h, w) = x.dim();
+    check_parameters("spatial_batchnorm", channels, &gamma, &beta, running)?;
+    let x = x.as_standard_layout();
+    let mut out = Array4::zeros((images, channels, h, w));
+    let (input, output) = (x.as_slice().expect("standard layout"), out.as_slice_mut().expect("freshly made"));
+    let cache = forward(Channels { images, channels, plane: h * w }, input, gamma, beta, running, mode, config, output)?;
+    Ok((out, cache))
+}
+
+/// Gradients of [`spatial_batchnorm_forward`] for dout `(N, C, H, W)`.
+///
+/// # Errors
+/// [`Error::Shape`] if the shapes differ from the forward pass.
+pub fn spatial_batchnorm_backward<T: Element>(
+    dout: ArrayView4<'_, T>,
+    x: ArrayView4<'_, T>,
+    gamma: ArrayView1<'_, T>,
+    cache: &BatchNormCache<T>,
+) -> Result<BatchNormGrads<T, ndarray::Ix4>> {
+    let (images, channels, h, w) = x.dim();
+    check_shape("spatial_batchnorm backward", "dout", dout.shape(), x.shape())?;
+    let (x, dout) = (x.as_standard_layout(), dout.as_standard_layout());
+    let mut dx = Array4::zeros((images, channels, h, w));
+    let of = Channels { images, channels, plane: h * w };
+    let (x, dout) = (x.as_slice().expect("standard layout"), dout.as_slice().expect("standard layout"));
+    let (dgamma, dbeta) = backward(of, dout, x, gamma, cache, dx.as_slice_mut().expect("freshly made"))?;
+    Ok(BatchNormGrads { dx, dgamma, dbeta })
+}

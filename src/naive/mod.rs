@@ -1,20 +1,22 @@
-//! Level 2. Naive twins.
-use ndarray::{Array1, Array4};
-/// Gradients of a convolution.
-#[derive(Debug)]
-pub struct Conv2dGrads<T> {
-    /// x
-    pub dx: Array4<T>,
-    /// w
-    pub dw: Array4<T>,
-    /// b
-    pub db: Array1<T>,
-}
-/// Where maxima were.
-#[derive(Debug)]
-pub struct Argmax {
-    /// shape
-    pub shape: crate::shape::Pool2dShape,
-    /// cell
-    pub cell: Vec<u8>,
-}
+//! Level 2. Naive twins of the operations: nested loops that can be read straight from the formulas.
+//!
+//! They are the reference against which the fast operations of [`crate::ops`] are tested and timed, and they have the
+//! same signatures. They take checked sizes from [`crate::shape`] and compute every pixel's index themselves, so that a
+//! mistake in the fast path cannot hide here too. Sums are taken in `T`, in the order of the loops.
+
+mod affine;
+mod batchnorm;
+mod conv;
+mod loss;
+mod pool;
+
+pub use affine::{AffineGrads, affine_backward, affine_forward};
+pub use batchnorm::{
+    BatchNormGrads, batchnorm_backward, batchnorm_forward, spatial_batchnorm_backward, spatial_batchnorm_forward,
+};
+pub use conv::{Conv2dGrads, conv2d_backward, conv2d_forward};
+pub use loss::{softmax_cross_entropy, svm_hinge};
+pub use pool::{
+    Argmax, avg_pool2d_backward, avg_pool2d_forward, global_avg_pool_backward, global_avg_pool_forward,
+    max_pool2d_backward, max_pool2d_forward,
+};

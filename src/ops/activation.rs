@@ -169,7 +169,7 @@ impl Activation {
 
     /// Runs `work` with an activation whose kind is known where it is inlined, so that a loop in it has no branch.
     #[inline(always)]
-    fn specialised(self, work: impl FnOnce(Activation)) {
+    pub(crate) fn specialised(self, work: impl FnOnce(Activation)) {
         match self {
             Activation::Relu => work(Activation::Relu),
             Activation::LeakyRelu { slope } => work(Activation::LeakyRelu { slope }),

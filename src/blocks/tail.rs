@@ -1,0 +1,215 @@
+//! Level 3. What follows a product within a block: shift and scale per channel, activation, pooling; plane by plane,
+//! while the plane is in the cache.
+
+use crate::element::Element;
+use crate::error::Result;
+use crate::ops::activation::Activation;
+use crate::ops::pool::{
+    avg_pool_plane, avg_pool_plane_backward, max_pool_plane, max_pool_plane_backward, max_pool_tiles,
+    max_pool_tiles_backward,
+};
+use crate::shape::{Pool2d, Pool2dShape};
+use crate::simd::sum;
+
+/// Pooling at the end of a block; sizes for one image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pooling {
+    Max(Pool2dShape),
+    Avg(Pool2dShape),
+    /// Over the whole plane.
+    Global,
+}
+
+/// `z = (y - center) * scale + shift`: a bias, or a normalisation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ChannelMap<T> {
+    pub(crate) center: T,
+    pub(crate) scale: T,
+    pub(crate) shift: T,
+}
+
+impl<T: Element> ChannelMap<T> {
+    #[inline(always)]
+    fn z(self, y: T) -> T {
+        (y - self.center) * self.scale + self.shift
+    }
+}
+
+/// Activation and pooling of planes of `rows x cols` pixels.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tail {
+    activation: Option<Activation>,
+    pool: Option<Pooling>,
+    rows: usize,
+    cols: usize,
+}
+
+/// The cell of a window whose maximum ReLU cut off: the index of no cell, so nothing flows back.
+const DEAD: u8 = u8::MAX;
+
+impl Tail {
+    pub(crate) fn new(activation: Option<Activation>, pool: Option<Pooling>, rows: usize, cols: usize) -> Self {
+        Tail { activation, pool, rows, cols }
+    }
+
+    pub(crate) fn max_pool(pool: &Pool2d, [c, h, w]: [usize; 3]) -> Result<Pooling> {
+        let shape = Pool2dShape::new([1, c, h, w], pool)?;
+        shape.check_max()?;
+        Ok(Pooling::Max(shape))
+    }
+
+    /// Rows and columns of an output plane.
+    pub(crate) fn out_size(&self) -> (usize, usize) {
+        match self.pool {
+            None => (self.rows, self.cols),
+            Some(Pooling::Max(pool) | Pooling::Avg(pool)) => (pool.rows.output, pool.cols.output),
+            Some(Pooling::Global) => (1, 1),
+        }
+    }
+
+    /// Whether there is nothing to do but the channel map.
+    pub(crate) fn is_linear(&self) -> bool {
+        self.activation.is_none() && self.pool.is_none()
+    }
+
+    pub(crate) fn activation(&self) -> Option<Activation> {
+        self.activation
+    }
+
+    pub(crate) fn has_pool(&self) -> bool {
+        self.pool.is_some()
+    }
+
+    /// Whether argmax cells are kept for backward.
+    pub(crate) fn keeps_cells(&self) -> bool {
+        matches!(self.pool, Some(Pooling::Max(_)))
+    }
+
+    /// If a plane can be finished in bands of rows: what their height must be a multiple of.
+    pub(crate) fn band_rows(&self) -> Option<usize> {
+        match self.pool {
+            None => Some(1),
+            Some(Pooling::Max(pool)) if pool.tiles() => Some(pool.rows.window),
+            _ => None,
+        }
+    }
+
+    /// ReLU and max pooling commute: pooling first leaves a quarter of the activations to do, and the cell of a dead
+    /// window says all that backward must know.
+    fn pools_first(&self) -> bool {
+        self.keeps_cells() && self.activation == Some(Activation::Relu)
+    }
+
+    /// Whether backward needs `z` again, and so `y`; otherwise the output (and the cells) tell the slope.
+    pub(crate) fn backward_needs_y(&self) -> bool {
+        match (self.activation, self.pool) {
+            (None, _) => false,
+            (Some(activation), None) => !activation.kinks(),
+            (Some(_), Some(_)) => !self.pools_first(),
+        }
+    }
+
+    /// Finishes a plane or a band of one: `z` holds `y` and is used up; `cell` is empty unless cells are kept.
+    #[inline(always)]
+    pub(crate) fn finish<T: Element>(&self, map: ChannelMap<T>, z: &mut [T], out: &mut [T], cell: &mut [u8]) {
+        if self.pool.is_none() {
+            return self.map_activate(map, z, out);
+        }
+        z.iter_mut().for_each(|z| *z = map.z(*z));
+        if let Some(activation) = self.activation
+            && !self.pools_first()
+        {
+            activate(activation, z);
+        }
+        match &self.pool {
+            Some(Pooling::Max(pool)) if pool.tiles() => {
+                max_pool_tiles((pool.rows.window, pool.cols.window), self.cols, z, out, cell);
+            }
+            Some(Pooling::Max(pool)) => max_pool_plane(pool, z, out, cell),
+            Some(Pooling::Avg(pool)) => avg_pool_plane(pool, z, out),
+            Some(Pooling::Global) => out[0] = sum(z) / T::of(z.len() as f64),
+            None => unreachable!("handled above"),
+        }
+        if self.pools_first() {
+            for (out, cell) in out.iter_mut().zip(cell) {
+                *cell = if *out <= T::zero() { DEAD } else { *cell };
+                *out = if *out <= T::zero() { T::zero() } else { *out };
+            }
+        }
+    }
+
+    /// `out = activation(z)`: what [`Tail::finish`] does without pooling.
+    #[inline(always)]
+    pub(crate) fn map_activate<T: Element>(&self, map: ChannelMap<T>, y: &[T], out: &mut [T]) {
+        match self.activation {
+            None => out.iter_mut().zip(y).for_each(|(out, &y)| *out = map.z(y)),
+            Some(activation) => activation.specialised(
+                #[inline(always)]
+                |activation| out.iter_mut().zip(y).for_each(|(out, &y)| *out = activation.apply(map.z(y))),
+            ),
+        }
+    }
+
+    /// Backward of [`Tail::finish`] over a plane or band: sets `dz` from `dout`, `out`, `cell`, and, where
+    /// [`Tail::backward_needs_y`], from `y`, which may be empty otherwise.
+    #[inline(always)]
+    pub(crate) fn backward<T: Element>(
+        &self,
+        map: ChannelMap<T>,
+        dout: &[T],
+        out: &[T],
+        cell: &[u8],
+        y: &[T],
+        dz: &mut [T],
+    ) {
+        match &self.pool {
+            None => match self.activation {
+                None => dz.copy_from_slice(dout),
+                Some(activation) if activation.kinks() => activation.specialised(
+                    #[inline(always)]
+                    |activation| {
+                        // out and z have the same sign
+                        for ((dz, &dout), &out) in dz.iter_mut().zip(dout).zip(out) {
+                            *dz = dout * activation.slope(out);
+                        }
+                    },
+                ),
+                Some(activation) => {
+                    dz.copy_from_slice(dout);
+                    multiply_slopes(activation, map, y, dz);
+                }
+            },
+            Some(pool) => {
+                match pool {
+                    Pooling::Max(pool) if pool.tiles() => {
+                        max_pool_tiles_backward((pool.rows.window, pool.cols.window), self.cols, dout, cell, dz);
+                    }
+                    Pooling::Max(pool) => max_pool_plane_backward(pool, dout, cell, dz),
+                    Pooling::Avg(pool) => avg_pool_plane_backward(pool, dout, dz),
+                    Pooling::Global => dz.fill(dout[0] / T::of(dz.len() as f64)),
+                }
+                if let Some(activation) = self.activation
+                    && !self.pools_first()
+                {
+                    multiply_slopes(activation, map, y, dz);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn activate<T: Element>(activation: Activation, z: &mut [T]) {
+    activation.specialised(
+        #[inline(always)]
+        |activation| z.iter_mut().for_each(|z| *z = activation.apply(*z)),
+    );
+}
+
+#[inline(always)]
+fn multiply_slopes<T: Element>(activation: Activation, map: ChannelMap<T>, y: &[T], dz: &mut [T]) {
+    activation.specialised(
+        #[inline(always)]
+        |activation| dz.iter_mut().zip(y).for_each(|(dz, &y)| *dz *= activation.slope(map.z(y))),
+    );
+}

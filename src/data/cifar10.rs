@@ -1,0 +1,272 @@
+//! Level 4. CIFAR-10's binary batches (Krizhevsky 2009), read by memory map.
+//!
+//! A batch file is a row of records and nothing else: one byte of label, 0 to 9, then 3,072 bytes of pixels, 32 x 32 of
+//! red, then green, then blue, each row by row from the top. That is `(C, H, W)` already, so a record needs no unpacking.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use memmap2::Mmap;
+
+use crate::error::{Error, Result};
+
+/// Colour channels of an image: red, green, blue.
+pub const CHANNELS: usize = 3;
+/// Height and width of an image in pixels.
+pub const SIDE: usize = 32;
+/// Values of an image, `CHANNELS * SIDE * SIDE`.
+pub const PIXELS: usize = CHANNELS * SIDE * SIDE;
+/// Bytes of a record: the label and the image.
+pub const RECORD: usize = 1 + PIXELS;
+/// Classes: labels are 0 to 9.
+pub const CLASSES: usize = 10;
+/// The batches with training records, in order.
+pub const TRAIN_BATCHES: [&str; 5] =
+    ["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"];
+/// The batch with test records.
+pub const TEST_BATCH: &str = "test_batch.bin";
+/// Records in each of the six official batches.
+pub const OFFICIAL_RECORDS: usize = 10_000;
+/// The folder that the official archive unpacks to.
+pub const FOLDER: &str = "cifar-10-batches-bin";
+/// The file with the names of the classes, one a line.
+pub const NAMES: &str = "batches.meta.txt";
+
+const OFFICIAL_NAMES: [&str; CLASSES] =
+    ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
+const GIVE: &str = "give the folder that holds data_batch_1.bin and its five siblings, or run `gemmnet data fetch`";
+const FETCH: &str = "run `gemmnet data fetch` or restore the file from where it came";
+
+/// Image and label of one record.
+pub type Record<'a> = (&'a [u8; PIXELS], u8);
+
+/// Whole records in CIFAR-10's layout: a mapped file, or bytes in memory.
+#[derive(Debug)]
+pub struct Records(Bytes);
+
+#[derive(Debug)]
+enum Bytes {
+    Mapped(Mmap),
+    Owned(Vec<u8>),
+}
+
+impl Records {
+    /// Records in memory; `bytes` holds a label and [`PIXELS`] bytes, and so on.
+    ///
+    /// # Panics
+    /// If the last record is not whole.
+    pub(crate) fn from_bytes(bytes: Vec<u8>) -> Self {
+        assert!(bytes.len().is_multiple_of(RECORD), "{} bytes are not whole records", bytes.len());
+        Records(Bytes::Owned(bytes))
+    }
+
+    /// Maps a batch file, unless something is wrong with it: then says all that is wrong.
+    fn map(path: &Path) -> Result<Self, Vec<Error>> {
+        let unreadable =
+            |e| vec![Error::io("read", path, e, format!("check its permissions and the disk, or {FETCH}"))];
+        // Before it is opened: opening a named pipe would wait for ever.
+        let kind = std::fs::metadata(path).map_err(unreadable)?;
+        if !kind.is_file() {
+            let what = if kind.is_dir() { "is a folder, not a file" } else { "is not a regular file" };
+            return Err(vec![Error::data(path, what, format!("remove it and {FETCH}"))]);
+        }
+        let file = File::open(path).map_err(unreadable)?;
+        if file.metadata().map_err(unreadable)?.len() == 0 {
+            return Err(vec![Error::data(path, "is empty", FETCH)]);
+        }
+        // SAFETY: the file is opened read only and nothing here writes to the map. The system cannot promise that no
+        // other process does: if one truncates the file meanwhile, touching a lost page ends this process with SIGBUS;
+        // if one overwrites it, pixels and labels change under us, which are only ever used as numbers, and a label is
+        // checked again by whatever takes it for an index. Neither can make memory of ours invalid.
+        let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
+
+        let mut problems = Vec::new();
+        let over = map.len() % RECORD;
+        if over > 0 {
+            let problem = format!(
+                "has {} bytes, which is {} records of {RECORD} bytes and {over} bytes over: it looks truncated",
+                map.len(),
+                map.len() / RECORD
+            );
+            problems.push(Error::data(path, problem, FETCH));
+        }
+        let mut wrong = map.chunks_exact(RECORD).map(|record| record[0]).enumerate().filter(|r| r.1 >= CLASSES as u8);
+        if let Some((index, label)) = wrong.next() {
+            let others = match wrong.count() {
+                0 => String::new(),
+                n => format!(" (and {n} more such records)"),
+            };
+            let problem = format!("record {index} has label {label}, labels are 0 to {}{others}", CLASSES - 1);
+            problems.push(Error::data(path, problem, FETCH));
+        }
+        if problems.is_empty() { Ok(Records(Bytes::Mapped(map))) } else { Err(problems) }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match &self.0 {
+            Bytes::Mapped(map) => map,
+            Bytes::Owned(bytes) => bytes,
+        }
+    }
+
+    /// Number of records.
+    pub fn len(&self) -> usize {
+        self.bytes().len() / RECORD
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Record `index`, from 0.
+    ///
+    /// # Panics
+    /// If there is no such record.
+    pub fn get(&self, index: usize) -> Record<'_> {
+        let record = &self.bytes()[index * RECORD..][..RECORD];
+        let (label, pixels) = record.split_first_chunk::<1>().expect("a record starts with its label");
+        (pixels.try_into().expect("a record holds one image"), label[0])
+    }
+}
+
+/// The six batches of a folder.
+#[derive(Clone, Debug)]
+pub struct Cifar10 {
+    pub(crate) dir: PathBuf,
+    pub(crate) train: Vec<Arc<Records>>,
+    pub(crate) test: Arc<Records>,
+    pub(crate) class_names: Vec<String>,
+}
+
+impl Cifar10 {
+    /// Maps the batches in `dir`, or in its subfolder `cifar-10-batches-bin`, and checks their sizes and every label. The
+    /// batches need not have the official 10,000 records each.
+    ///
+    /// The files must stay as they are while they are open: they are mapped, not copied.
+    ///
+    /// # Errors
+    /// [`Error::Data`] or [`Error::Io`] with the first problem; [`verify`] lists them all.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let (dir, batches, problems) = check(dir);
+        if let Some(problem) = problems.into_iter().next() {
+            return Err(problem);
+        }
+        let mut train: Vec<_> = batches.into_iter().map(|(_, records)| Arc::new(records)).collect();
+        let test = train.pop().expect("without problems there are six batches");
+        Ok(Cifar10 { class_names: read_names(&dir), dir, train, test })
+    }
+
+    /// The folder with the batches.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The five training batches, in order.
+    pub fn train(&self) -> &[Arc<Records>] {
+        &self.train
+    }
+
+    /// The test batch.
+    pub fn test(&self) -> &Arc<Records> {
+        &self.test
+    }
+
+    /// Names of the ten classes: those of `batches.meta.txt`, or the official ones if there is no such file.
+    pub fn class_names(&self) -> &[String] {
+        &self.class_names
+    }
+}
+
+/// What [`verify`] found.
+#[derive(Debug)]
+pub struct Report {
+    /// The folder with the batches: the one asked for, or its subfolder.
+    pub dir: PathBuf,
+    /// Everything wrong with the batches, one line each.
+    pub problems: Vec<Error>,
+    /// The batches without a problem, with their numbers of records.
+    pub batches: Vec<(&'static str, usize)>,
+}
+
+impl Report {
+    /// Whether there are six faultless batches of the official size, 10,000 records each. (It says nothing of the
+    /// pixels: what `gemmnet data fetch` downloads is checked by its SHA-256.)
+    pub fn has_official_size(&self) -> bool {
+        self.problems.is_empty() && self.batches.iter().all(|b| b.1 == OFFICIAL_RECORDS)
+    }
+}
+
+/// Lists every problem of the batches in `dir`, or in its subfolder `cifar-10-batches-bin`.
+pub fn verify(dir: &Path) -> Report {
+    let (dir, batches, problems) = check(dir);
+    Report { dir, problems, batches: batches.into_iter().map(|(name, records)| (name, records.len())).collect() }
+}
+
+/// Whether `dir` or its subfolder `cifar-10-batches-bin` holds at least one of the six batches.
+pub fn looks_like_cifar10(dir: &Path) -> bool {
+    let dir = batch_dir(dir);
+    batch_names().any(|name| dir.join(name).exists())
+}
+
+/// The folder with the batches, the faultless batches in order, and all that is wrong.
+fn check(dir: &Path) -> (PathBuf, Vec<(&'static str, Records)>, Vec<Error>) {
+    let dir = batch_dir(dir);
+    if let Err(problem) = check_folder(&dir) {
+        return (dir, Vec::new(), vec![problem]);
+    }
+    let (mut batches, mut problems, mut missing) = (Vec::new(), Vec::new(), Vec::new());
+    for name in batch_names() {
+        let path = dir.join(name);
+        // A link that leads nowhere is not missing, it is broken: let `map` say what the system says.
+        if path.symlink_metadata().is_err_and(|e| e.kind() == ErrorKind::NotFound) {
+            missing.push(name);
+            continue;
+        }
+        match Records::map(&path) {
+            Ok(records) => batches.push((name, records)),
+            Err(more) => problems.extend(more),
+        }
+    }
+    if !missing.is_empty() {
+        problems.insert(0, describe_missing(&dir, &missing));
+    }
+    (dir, batches, problems)
+}
+
+fn check_folder(dir: &Path) -> Result<()> {
+    match std::fs::metadata(dir) {
+        Ok(kind) if kind.is_dir() => Ok(()),
+        Ok(_) => Err(Error::data(dir, "is not a folder", GIVE)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Err(Error::data(dir, "there is no such folder", GIVE)),
+        Err(e) => Err(Error::io("read", dir, e, GIVE)),
+    }
+}
+
+fn describe_missing(dir: &Path, missing: &[&str]) -> Error {
+    if missing.len() <= TRAIN_BATCHES.len() {
+        return Error::data(dir, format!("{} missing", missing.join(", ")), FETCH);
+    }
+    if dir.join("data_batch_1").exists() || dir.join("cifar-10-batches-py").exists() {
+        return Error::data(dir, "holds the Python version of CIFAR-10, not the binary version", GIVE);
+    }
+    Error::data(dir, "holds none of CIFAR-10's six binary batches", GIVE)
+}
+
+fn batch_names() -> impl Iterator<Item = &'static str> {
+    TRAIN_BATCHES.into_iter().chain([TEST_BATCH])
+}
+
+fn batch_dir(dir: &Path) -> PathBuf {
+    let inner = dir.join(FOLDER);
+    if inner.is_dir() && !batch_names().any(|name| dir.join(name).exists()) { inner } else { dir.to_path_buf() }
+}
+
+/// The names in the folder's list, which has blank lines at its end; the official names if it does not name ten classes.
+pub(crate) fn read_names(dir: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(dir.join(NAMES)).unwrap_or_default();
+    let names: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect();
+    if names.len() == CLASSES { names } else { OFFICIAL_NAMES.map(String::from).to_vec() }
+}

@@ -1,1 +1,0 @@
-//! Level 4. Optimizers.

@@ -91,6 +91,10 @@ impl<'a, T> Disjoint<'a, T> {
         Disjoint { pointer: data.as_mut_ptr(), len: data.len(), lifetime: std::marker::PhantomData }
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     /// The elements `start .. start + len`.
     ///
     /// # Safety

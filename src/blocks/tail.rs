@@ -67,11 +67,6 @@ impl Tail {
         }
     }
 
-    /// Whether there is nothing to do but the channel map.
-    pub(crate) fn is_linear(&self) -> bool {
-        self.activation.is_none() && self.pool.is_none()
-    }
-
     pub(crate) fn activation(&self) -> Option<Activation> {
         self.activation
     }
@@ -147,6 +142,23 @@ impl Tail {
                 #[inline(always)]
                 |activation| out.iter_mut().zip(y).for_each(|(out, &y)| *out = activation.apply(map.z(y))),
             ),
+        }
+    }
+
+    /// [`Tail::map_activate`] of one value, where every value has a map of its own.
+    #[inline(always)]
+    pub(crate) fn map_activate_one<T: Element>(&self, map: ChannelMap<T>, y: T) -> T {
+        self.activation.map_or(map.z(y), |activation| activation.apply(map.z(y)))
+    }
+
+    /// Slope of the activation where `y` became `out`.
+    #[inline(always)]
+    pub(crate) fn slope_of<T: Element>(&self, map: ChannelMap<T>, y: T, out: T) -> T {
+        match self.activation {
+            None => T::one(),
+            // out and z have the same sign, unless dropout cleared out, and then the gradient as well
+            Some(activation) if activation.kinks() => activation.slope(out),
+            Some(activation) => activation.slope(map.z(y)),
         }
     }
 

@@ -41,7 +41,11 @@ fn piece_len<T>(len: usize, multiply_adds: usize) -> usize {
 /// If a slice has not the length of its shape.
 pub fn affine_product_into<T: Element>(shape: &AffineShape, x: &[T], w: &[T], out: &mut [T]) {
     let AffineShape { samples, inputs, outputs } = *shape;
-    assert_eq!((x.len(), w.len(), out.len()), (samples * inputs, inputs * outputs, samples * outputs), "lengths for {shape:?}");
+    assert_eq!(
+        (x.len(), w.len(), out.len()),
+        (samples * inputs, inputs * outputs, samples * outputs),
+        "lengths for {shape:?}"
+    );
     if samples == 0 || outputs == 0 {
         return;
     }
@@ -80,8 +84,15 @@ pub fn affine_backward_into<T: Element>(
     db: Option<&mut [T]>,
 ) {
     let AffineShape { samples, inputs, outputs } = *shape;
-    assert_eq!((x.len(), w.len(), dout.len()), (samples * inputs, inputs * outputs, samples * outputs), "lengths for {shape:?}");
-    assert!(dw.len() == w.len() && dx.as_ref().is_none_or(|dx| dx.len() == x.len()), "gradients have their inputs' shapes");
+    assert_eq!(
+        (x.len(), w.len(), dout.len()),
+        (samples * inputs, inputs * outputs, samples * outputs),
+        "lengths for {shape:?}"
+    );
+    assert!(
+        dw.len() == w.len() && dx.as_ref().is_none_or(|dx| dx.len() == x.len()),
+        "gradients have their inputs' shapes"
+    );
     let dout_matrix = Mat::new(dout, samples, outputs, outputs);
     let rows = piece_len::<T>(inputs, samples * inputs * outputs);
     for_each_chunk_mut(dw, rows * outputs, |piece, dw| {
@@ -139,7 +150,11 @@ pub fn affine_forward<T: Element>(
 ///
 /// # Errors
 /// [`crate::Error::Shape`] if the shapes do not fit together.
-pub fn affine_backward<T: Element>(dout: ArrayView2<'_, T>, x: ArrayView2<'_, T>, w: ArrayView2<'_, T>) -> Result<AffineGrads<T>> {
+pub fn affine_backward<T: Element>(
+    dout: ArrayView2<'_, T>,
+    x: ArrayView2<'_, T>,
+    w: ArrayView2<'_, T>,
+) -> Result<AffineGrads<T>> {
     let shape = AffineShape { samples: x.nrows(), inputs: x.ncols(), outputs: w.ncols() };
     check_shape("affine backward", "w", w.shape(), &[shape.inputs, shape.outputs])?;
     check_shape("affine backward", "dout", dout.shape(), &[shape.samples, shape.outputs])?;

@@ -182,7 +182,8 @@ fn batch_statistics<T: Element>(of: Channels, x: &[T], mean: &mut [T], var: &mut
         for_each_piece(of.channels.div_ceil(COLUMNS), |piece| {
             let columns = piece * COLUMNS..((piece + 1) * COLUMNS).min(of.channels);
             // SAFETY: a piece owns its columns.
-            let (mean, var) = unsafe { (mean.slice(columns.start, columns.len()), var.slice(columns.start, columns.len())) };
+            let (mean, var) =
+                unsafe { (mean.slice(columns.start, columns.len()), var.slice(columns.start, columns.len())) };
             let scale = T::of(1.0 / of.count());
             let rows = || x.chunks_exact(of.channels).map(|row| &row[columns.clone()]);
             vectorized(|| {
@@ -280,8 +281,13 @@ pub(crate) fn train_backward_into<T: Element>(
                     let dx = unsafe { dx.slice(row(n).start, width) };
                     for c in 0..width {
                         let (dout_mean, dout_xhat) = (dbeta[c] * T::of(scale), dgamma[c] * T::of(scale));
-                        let gradient =
-                            ChannelGradient { mean: mean[c], inverse_std: inverse[c], gamma: gamma[c], dout: dout_mean, dout_xhat };
+                        let gradient = ChannelGradient {
+                            mean: mean[c],
+                            inverse_std: inverse[c],
+                            gamma: gamma[c],
+                            dout: dout_mean,
+                            dout_xhat,
+                        };
                         dx[c] = gradient.dx(dout[c], x[c]);
                     }
                 }
@@ -331,7 +337,13 @@ pub struct BatchNormCache<T> {
     pub config: BatchNorm,
 }
 
-fn check_parameters<T>(op: &'static str, channels: usize, gamma: &ArrayView1<'_, T>, beta: &ArrayView1<'_, T>, running: &Statistics<T>) -> Result<()> {
+fn check_parameters<T>(
+    op: &'static str,
+    channels: usize,
+    gamma: &ArrayView1<'_, T>,
+    beta: &ArrayView1<'_, T>,
+    running: &Statistics<T>,
+) -> Result<()> {
     check_shape(op, "gamma", gamma.shape(), &[channels])?;
     check_shape(op, "beta", beta.shape(), &[channels])?;
     check_shape(op, "running mean", &[running.mean.len()], &[channels])?;
@@ -354,7 +366,11 @@ fn forward<T: Element>(
     match mode {
         Mode::Train => {
             if of.images * of.plane == 0 {
-                return Err(Error::invalid("batchnorm", "a batch of 0 values has no statistics", "give at least one image"));
+                return Err(Error::invalid(
+                    "batchnorm",
+                    "a batch of 0 values has no statistics",
+                    "give at least one image",
+                ));
             }
             let Statistics { mean, var } = &mut statistics;
             train_forward_into(of, x, gamma, beta, config.eps, out, mean, var);
@@ -461,7 +477,8 @@ pub fn spatial_batchnorm_forward<T: Element>(
     let x = x.as_standard_layout();
     let mut out = Array4::zeros((images, channels, h, w));
     let (input, output) = (x.as_slice().expect("standard layout"), out.as_slice_mut().expect("freshly made"));
-    let cache = forward(Channels { images, channels, plane: h * w }, input, gamma, beta, running, mode, config, output)?;
+    let cache =
+        forward(Channels { images, channels, plane: h * w }, input, gamma, beta, running, mode, config, output)?;
     Ok((out, cache))
 }
 

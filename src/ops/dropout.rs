@@ -43,11 +43,16 @@ pub fn dropout_forward_into<T: Element>(
     out: &mut [T],
     mask: &mut [u8],
 ) -> Result<()> {
-    check_probability(p)?;
-    let features = x.len() / samples.max(1);
-    check_shape("dropout", "x", &[x.len()], &[samples * features])?;
-    check_shape("dropout", "mask", &[mask.len()], &[x.len()])?;
+    check_shape("dropout", "the output", &[out.len()], &[x.len()])?;
+    draw_mask(samples, p, key, mask)?;
+    dropout_backward_into(x, mask, p, out)
+}
 
+/// Fills `mask`, `samples` rows of equal length, with 1 for a value to keep and 0 for one to drop.
+pub(crate) fn draw_mask(samples: usize, p: f64, key: DropoutKey, mask: &mut [u8]) -> Result<()> {
+    check_probability(p)?;
+    let features = mask.len() / samples.max(1);
+    check_shape("dropout", "mask", &[mask.len()], &[samples * features])?;
     // A 32-bit number below this one drops its value.
     let threshold = (p * 2_f64.powi(32)) as u32;
     let rows = (PIECE / features.max(1)).max(1);
@@ -58,8 +63,7 @@ pub fn dropout_forward_into<T: Element>(
             mask.fill_with(|| u8::from(random.next_u32() >= threshold));
         }
     });
-    // Dropout multiplies by a diagonal matrix: forward and backward do the same.
-    dropout_backward_into(x, mask, p, out)
+    Ok(())
 }
 
 /// The gradient by the input into `dx`, from the gradient by the output, `dout`, and the forward pass's `mask` and `p`.
@@ -70,16 +74,20 @@ pub fn dropout_backward_into<T: Element>(dout: &[T], mask: &[u8], p: f64, dx: &m
     check_probability(p)?;
     check_shape("dropout", "mask", &[mask.len()], &[dout.len()])?;
     check_shape("dropout", "the output", &[dx.len()], &[dout.len()])?;
+    dx.copy_from_slice(dout);
+    apply_mask(mask, p, dx);
+    Ok(())
+}
 
+/// Dropout multiplies by a diagonal matrix, so forward and backward do the same: drops and scales `values` in place.
+pub(crate) fn apply_mask<T: Element>(mask: &[u8], p: f64, values: &mut [T]) {
     let scale = T::of(1.0 / (1.0 - p));
-    parallel::for_each_chunk_mut(dx, PIECE, |piece, dx| {
-        let start = piece * PIECE;
-        let (dout, mask) = (&dout[start..][..dx.len()], &mask[start..][..dx.len()]);
-        for ((dx, &dout), &kept) in dx.iter_mut().zip(dout).zip(mask) {
-            *dx = if kept == 0 { T::zero() } else { dout * scale };
+    parallel::for_each_chunk_mut(values, PIECE, |piece, values| {
+        let mask = &mask[piece * PIECE..][..values.len()];
+        for (value, &kept) in values.iter_mut().zip(mask) {
+            *value = if kept == 0 { T::zero() } else { *value * scale };
         }
     });
-    Ok(())
 }
 
 /// Dropout of `x` `(N, D)` in training: the output `(N, D)`, and the mask `(N, D)` for [`dropout_backward`].

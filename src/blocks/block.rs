@@ -1,7 +1,7 @@
 //! Level 3. One block: its sizes, its memory, forward and backward.
 
 use crate::element::Element;
-use crate::error::{Error, Result, check_shape};
+use crate::error::{Error, Result};
 use crate::ops::activation::Activation;
 use crate::ops::affine::{AffineShape, affine_backward_into, affine_product_into};
 use crate::ops::batchnorm::{

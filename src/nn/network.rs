@@ -1,24 +1,52 @@
 //! Level 4. A network: an ordered list of fused blocks with named parameters and a loss.
 
-use crate::element::Element;
-use crate::error::Result;
-use crate::nn::init::Init;
-use crate::nn::notation::NetworkSpec;
-use crate::nn::params::Params;
+use ndarray::{Array2, ArrayView4};
 
-/// A network for images `(C, H, W)`.
+use crate::blocks::{Block, BlockParts, BlockState, Core, Pass, Pool, Weights};
+use crate::element::Element;
+use crate::error::{Error, Result, check_shape};
+use crate::nn::init::Init;
+use crate::nn::notation::{LayerSpec, LossSpec, NetworkSpec};
+use crate::nn::params::{Layout, ParamKind, Params};
+use crate::ops::batchnorm::BatchNorm;
+use crate::ops::dropout::DropoutKey;
+use crate::ops::loss::{softmax_cross_entropy_into, svm_hinge_into};
+use crate::random::{Purpose, stream};
+use crate::simd::{dot, vectorized};
+use crate::workspace::{Buffer, Workspace};
+
+/// A network for images `(C, H, W)`: layers gathered into [`Block`]s, each running as one fused kernel.
 #[derive(Debug)]
 pub struct Network<T: Element> {
+    spec: NetworkSpec,
+    input: [usize; 3],
+    stages: Vec<Stage<T>>,
     params: Params<T>,
     grads: Params<T>,
+    statistics: Params<T>,
+    /// Gradients on their way back: of a block's output, and of its input.
+    gradient: [Buffer<T>; 2],
+    ws: Workspace,
+}
+
+/// A block, its place in the parameters, and its memory.
+#[derive(Debug)]
+struct Stage<T> {
+    layers: Vec<LayerSpec>,
+    block: Block,
+    /// Indices of the parameters, where the block has them.
+    places: Weights<Option<usize>>,
+    /// Indices of the running mean and variance.
+    running: Option<(usize, usize)>,
+    state: BlockState<T>,
 }
 
 /// One line of [`Network::summary`].
 #[derive(Clone, Debug)]
 pub struct LayerSummary {
-    /// As in the notation: `conv64k3-relu-pool`.
+    /// As in the notation: `conv64-relu-pool`.
     pub name: String,
-    /// Output shape without the batch: `[C, H, W]` or `[M]`.
+    /// Output shape of one image: `[C, H, W]`, or `[M]`.
     pub output: Vec<usize>,
     /// Number of trained values.
     pub parameters: usize,
@@ -26,26 +54,144 @@ pub struct LayerSummary {
     pub macs: usize,
 }
 
+/// Images that [`Network::scores`] takes at once.
+const TEST_BATCH: usize = 256;
+
+/// Cuts a list of layers into blocks: a layer joins the block before it as long as the order within blocks (product,
+/// batchnorm, activation, pool, dropout) allows.
+fn into_blocks(layers: &[LayerSpec]) -> Vec<(BlockParts, Vec<LayerSpec>)> {
+    let mut blocks: Vec<(BlockParts, Vec<LayerSpec>)> = Vec::new();
+    let mut last_rank = usize::MAX;
+    for &layer in layers {
+        let rank = match layer {
+            LayerSpec::Conv { .. } | LayerSpec::Affine { .. } => 0,
+            LayerSpec::BatchNorm => 1,
+            LayerSpec::Activation(_) => 2,
+            LayerSpec::MaxPool(_) | LayerSpec::AvgPool(_) | LayerSpec::GlobalAvgPool => 3,
+            LayerSpec::Dropout { .. } => 4,
+        };
+        if rank <= last_rank || blocks.is_empty() {
+            blocks.push(Default::default());
+        }
+        last_rank = rank;
+        let (parts, members) = blocks.last_mut().expect("pushed above");
+        members.push(layer);
+        match layer {
+            LayerSpec::Conv { filters, kernel, conv } => {
+                (parts.core, parts.bias) = (Some(Core::Conv { filters, kernel, conv }), true);
+            }
+            LayerSpec::Affine { outputs } => (parts.core, parts.bias) = (Some(Core::Affine { outputs }), true),
+            // the batch's mean takes a bias with it
+            LayerSpec::BatchNorm => (parts.norm, parts.bias) = (Some(BatchNorm::default()), false),
+            LayerSpec::Activation(activation) => parts.activation = Some(activation),
+            LayerSpec::MaxPool(pool) => parts.pool = Some(Pool::Max(pool)),
+            LayerSpec::AvgPool(pool) => parts.pool = Some(Pool::Avg(pool)),
+            LayerSpec::GlobalAvgPool => parts.pool = Some(Pool::GlobalAvg),
+            LayerSpec::Dropout { p } => parts.dropout = Some(p),
+        }
+    }
+    blocks
+}
+
 impl<T: Element> Network<T> {
     /// Checks every shape and draws the initial parameters from `seed`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] or [`Error::Shape`] where a layer does not fit the output of the one before it, or if the
+    /// network does not end in one score per class.
     pub fn new(spec: &NetworkSpec, input: [usize; 3], init: Init, seed: u64) -> Result<Self> {
-        let _ = (spec, input, init, seed);
-        todo!()
+        let (mut layout, mut running_layout) = (Layout::default(), Layout::default());
+        let (mut stages, mut size) = (Vec::new(), input);
+        let (mut convolutions, mut affines, mut norms) = (0, 0, 0);
+        for (parts, layers) in into_blocks(&spec.layers) {
+            let block = Block::new(parts, size)?;
+            size = block.output();
+            let shapes = block.weight_shapes();
+            let core = match parts.core {
+                Some(Core::Conv { .. }) => {
+                    convolutions += 1;
+                    format!("conv{convolutions}")
+                }
+                Some(Core::Affine { .. }) => {
+                    affines += 1;
+                    format!("affine{affines}")
+                }
+                None => String::new(),
+            };
+            norms += usize::from(parts.norm.is_some());
+            let mut push =
+                |shape: &[usize], name: String, kind| (!shape.is_empty()).then(|| layout.push(name, shape, kind));
+            let places = Weights {
+                w: push(&shapes.w, format!("{core}.weight"), ParamKind::Weight),
+                b: push(&shapes.b, format!("{core}.bias"), ParamKind::Bias),
+                gamma: push(&shapes.gamma, format!("bn{norms}.weight"), ParamKind::Scale),
+                beta: push(&shapes.beta, format!("bn{norms}.bias"), ParamKind::Bias),
+            };
+            let running = parts.norm.map(|_| {
+                let mut push =
+                    |name: &str| running_layout.push(format!("bn{norms}.{name}"), &shapes.gamma, ParamKind::Statistic);
+                (push("running_mean"), push("running_var"))
+            });
+            stages.push(Stage { layers, block, places, running, state: BlockState::new() });
+        }
+        if stages.is_empty() {
+            return Err(Error::invalid("network", "it has no layers", "give at least one, such as affine10"));
+        }
+        if size[1] * size[2] != 1 {
+            return Err(Error::invalid(
+                "network",
+                format!("it ends in images of {size:?}, not in one score per class"),
+                "end it with an affine layer, such as affine10, or with gap",
+            ));
+        }
+        let mut params = Params::zeros(layout);
+        let declared: Vec<_> = params.iter().cloned().collect();
+        for (index, param) in declared.into_iter().enumerate() {
+            match param.kind {
+                ParamKind::Weight => {
+                    init.fill(
+                        &param.shape,
+                        &mut stream(seed, Purpose::Init, 0, index as u64),
+                        params.slice_mut(index),
+                    )?;
+                }
+                ParamKind::Scale => params.slice_mut(index).fill(T::one()),
+                ParamKind::Bias | ParamKind::Statistic => {}
+            }
+        }
+        let mut statistics = Params::zeros(running_layout);
+        for (_, variance) in stages.iter().filter_map(|stage: &Stage<T>| stage.running) {
+            statistics.slice_mut(variance).fill(T::one());
+        }
+        Ok(Network {
+            spec: spec.clone(),
+            input,
+            stages,
+            grads: params.zeros_like(),
+            params,
+            statistics,
+            gradient: [Buffer::default(), Buffer::default()],
+            ws: Workspace::new(),
+        })
     }
 
     /// Input shape `[C, H, W]`.
     pub fn input(&self) -> [usize; 3] {
-        todo!()
+        self.input
+    }
+
+    fn input_len(&self) -> usize {
+        self.input.iter().product()
     }
 
     /// Number of classes: scores per image.
     pub fn classes(&self) -> usize {
-        todo!()
+        last(&self.stages).block.output()[0]
     }
 
-    /// The notation this network was built from; [`NetworkSpec`] parses it again.
+    /// The layers and the loss this network was built from.
     pub fn spec(&self) -> &NetworkSpec {
-        todo!()
+        &self.spec
     }
 
     /// The trained parameters.
@@ -60,12 +206,12 @@ impl<T: Element> Network<T> {
 
     /// Running means and variances of batchnorm.
     pub fn statistics(&self) -> &Params<T> {
-        todo!()
+        &self.statistics
     }
 
     /// Running means and variances of batchnorm, to write to.
     pub fn statistics_mut(&mut self) -> &mut Params<T> {
-        todo!()
+        &mut self.statistics
     }
 
     /// Gradients of the last [`Network::loss`], laid out as the parameters.
@@ -79,20 +225,142 @@ impl<T: Element> Network<T> {
     }
 
     /// Training mode: mean data loss (no regularisation) of images `x` `(N, C, H, W)` with labels `y`, and its gradients
-    /// into [`Network::grads`]. Dropout draws from (`seed`, `step`).
+    /// into [`Network::grads`]. Dropout draws from (`seed`, `step`). After the first call with as many images it
+    /// allocates nothing.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if `x` does not hold one image per label, [`Error::Invalid`] for a label that is no class.
     pub fn loss(&mut self, x: &[T], y: &[usize], seed: u64, step: u64) -> Result<T> {
-        let _ = (x, y, seed, step);
-        todo!()
+        let (images, classes) = (y.len(), self.classes());
+        check_shape("network", "x", &[x.len()], &[images * self.input_len()])?;
+        let pass = |layer| Pass::Train(DropoutKey { seed, step, layer });
+        self.forward(images, x, pass);
+        let largest = self.stages.iter().map(|stage| stage.block.output_len()).max().unwrap_or(0);
+        for gradient in &mut self.gradient {
+            gradient.reserve(images * largest);
+        }
+        let last = last(&self.stages);
+        let scores = last.state.out(&last.block, images);
+        let dscores = &mut self.gradient[0][..images * classes];
+        let loss = match self.spec.loss {
+            LossSpec::Softmax { smoothing } => softmax_cross_entropy_into(scores, y, classes, smoothing, dscores)?,
+            LossSpec::Svm => svm_hinge_into(scores, y, classes, dscores)?,
+        };
+        self.backward(images, x);
+        Ok(loss)
+    }
+
+    /// [`Network::loss`] plus `l2 / 2` times the sum of the squared weights (the seed's `reg`), and the gradients of both.
+    ///
+    /// The [`crate::train::Solver`] does not need this: its optimizer adds the regularisation in its one pass.
+    ///
+    /// # Errors
+    /// As [`Network::loss`].
+    pub fn regularized_loss(&mut self, x: ArrayView4<'_, T>, y: &[usize], l2: f64) -> Result<T> {
+        let [c, h, w] = self.input;
+        check_shape("network", "x", x.shape(), &[y.len(), c, h, w])?;
+        let x = x.as_standard_layout();
+        let mut loss = self.loss(x.as_slice().expect("standard layout"), y, 0, 0)?;
+        let l2 = T::of(l2);
+        for range in self.params.weight_ranges() {
+            let (weights, grads) = (&self.params.values()[range.clone()], &mut self.grads.values_mut()[range]);
+            loss += T::of(0.5) * l2 * vectorized(|| dot(weights, weights));
+            grads.iter_mut().zip(weights).for_each(|(grad, &weight)| *grad += l2 * weight);
+        }
+        Ok(loss)
+    }
+
+    fn forward(&mut self, images: usize, x: &[T], pass: impl Fn(u32) -> Pass) {
+        for i in 0..self.stages.len() {
+            let (before, rest) = self.stages.split_at_mut(i);
+            let input = before.last().map_or(x, |stage| stage.state.out(&stage.block, images));
+            let stage = &mut rest[0];
+            let weights = stage.places.values(&self.params);
+            let running = match stage.running {
+                Some((mean, var)) => {
+                    let [mean, var] = self.statistics.slices_mut([Some(mean), Some(var)]);
+                    (mean, var)
+                }
+                None => Default::default(),
+            };
+            stage.block.forward(images, input, weights, running, pass(i as u32), &mut stage.state, &self.ws);
+        }
+    }
+
+    /// Takes the gradient of the scores from `gradient[0]` back to the first block that has parameters.
+    fn backward(&mut self, images: usize, x: &[T]) {
+        let trained = |stage: &Stage<T>| stage.places.w.is_some() || stage.places.gamma.is_some();
+        let Some(first) = self.stages.iter().position(trained) else { return };
+        let [dout, dx] = &mut self.gradient;
+        let (mut dout, mut dx) = (dout, dx);
+        for i in (first..self.stages.len()).rev() {
+            let (before, rest) = self.stages.split_at_mut(i);
+            let stage = &mut rest[0];
+            let input = before.last().map_or(x, |stage| stage.state.out(&stage.block, images));
+            let weights = stage.places.values(&self.params);
+            let Weights { w, b, gamma, beta } = stage.places;
+            let [w, b, gamma, beta] = self.grads.slices_mut([w, b, gamma, beta]);
+            let grads = Weights { w, b, gamma, beta };
+            let dinput = (i > first).then(|| &mut dx[..input.len()]);
+            let gradient = &mut dout[..images * stage.block.output_len()];
+            stage.block.backward(images, input, weights, gradient, dinput, grads, &mut stage.state, &self.ws);
+            std::mem::swap(&mut dout, &mut dx);
+        }
     }
 
     /// Test mode: scores of images `x` `(N, C, H, W)` into `scores` `(N, classes)`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if `x` does not hold one image per row of scores.
     pub fn scores(&mut self, x: &[T], scores: &mut [T]) -> Result<()> {
-        let _ = (x, scores);
-        todo!()
+        let (image, classes) = (self.input_len(), self.classes());
+        check_shape("network", "x", &[x.len()], &[scores.len() / classes * image])?;
+        for (x, scores) in x.chunks(TEST_BATCH * image).zip(scores.chunks_mut(TEST_BATCH * classes)) {
+            let images = scores.len() / classes;
+            self.forward(images, x, |_| Pass::Test);
+            let last = last(&self.stages);
+            scores.copy_from_slice(last.state.out(&last.block, images));
+        }
+        Ok(())
+    }
+
+    /// Test mode: scores `(N, classes)` of images `(N, C, H, W)`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the images are not of the network's size.
+    pub fn predict(&mut self, x: ArrayView4<'_, T>) -> Result<Array2<T>> {
+        let [c, h, w] = self.input;
+        check_shape("network", "x", x.shape(), &[x.shape()[0], c, h, w])?;
+        let x = x.as_standard_layout();
+        let mut scores = Array2::zeros((x.shape()[0], self.classes()));
+        self.scores(x.as_slice().expect("standard layout"), scores.as_slice_mut().expect("freshly made"))?;
+        Ok(scores)
     }
 
     /// One line per block.
     pub fn summary(&self) -> Vec<LayerSummary> {
-        todo!()
+        let line = |stage: &Stage<T>| {
+            let Weights { w, b, gamma, beta } = stage.places;
+            let [c, h, w_] = stage.block.output();
+            LayerSummary {
+                name: stage.layers.iter().map(LayerSpec::to_string).collect::<Vec<_>>().join("-"),
+                output: if h * w_ == 1 { vec![c] } else { vec![c, h, w_] },
+                parameters: [w, b, gamma, beta].into_iter().flatten().map(|i| self.params.slice(i).len()).sum(),
+                macs: stage.block.multiply_adds(),
+            }
+        };
+        self.stages.iter().map(line).collect()
+    }
+}
+
+fn last<T>(stages: &[Stage<T>]) -> &Stage<T> {
+    stages.last().expect("a network has at least one block")
+}
+
+impl Weights<Option<usize>> {
+    /// The values at these places; empty where there is none.
+    fn values<T: Element>(self, params: &Params<T>) -> Weights<&[T]> {
+        let slice = |index: Option<usize>| index.map_or(&[][..], |index| params.slice(index));
+        Weights { w: slice(self.w), b: slice(self.b), gamma: slice(self.gamma), beta: slice(self.beta) }
     }
 }

@@ -101,6 +101,15 @@ impl<T: Element> Params<T> {
         &mut self.values[self.layout.params[index].range.clone()]
     }
 
+    /// Values of several different parameters at once, to write to; an empty slice for `None`.
+    ///
+    /// # Panics
+    /// If an index occurs twice.
+    pub fn slices_mut<const N: usize>(&mut self, indices: [Option<usize>; N]) -> [&mut [T]; N] {
+        let ranges = indices.map(|index| index.map_or(0..0, |index| self.layout.params[index].range.clone()));
+        self.values.get_disjoint_mut(ranges).expect("parameters do not overlap")
+    }
+
     /// The parameter of this name as an array.
     pub fn get(&self, name: &str) -> Option<ArrayViewD<'_, T>> {
         let param = self.iter().find(|p| p.name == name)?;

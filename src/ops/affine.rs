@@ -11,7 +11,6 @@ use crate::error::{Result, check_shape};
 use crate::naive::AffineGrads;
 use crate::parallel::{Disjoint, for_each_chunk_mut, for_each_piece};
 use crate::simd::{add_assign, vectorized};
-use crate::workspace::Workspace;
 
 /// Sizes of an affine layer: x `[N, D]`, w `[D, M]`, out `[N, M]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -64,7 +64,7 @@ fn networks_of_every_kind_have_right_gradients() {
         "conv4k3s2p1-silu-avgpool2-affine4-softmax0.1", // pools whose activation needs the product again
         "conv4g2-gelu-pool3s2p1-affine4",               // groups, overlapping pool
         "conv4k5x3d1-leaky0.2-pool-affine4",
-        "pool-conv3k1-bn-gelu-gap", // no parameters before the first block that is trained
+        "pool-conv4k1-bn-gelu-gap", // no parameters before the first block that is trained
         "conv3-pool-bn-relu-affine4-silu", // a block without a product
         "affine6-bn-gelu-affine6-leaky-affine4",
         "bn-conv3p0-relu-affine4", // batchnorm of the images themselves

@@ -3,7 +3,7 @@
 mod common;
 
 use common::random_array;
-use gemmnet::gradcheck::{self, STEP};
+use gemmnet::gradcheck;
 use gemmnet::models::{FullyConnectedNet, ThreeLayerConvNet};
 use gemmnet::nn::init::Init;
 use gemmnet::nn::network::Network;
@@ -14,8 +14,11 @@ fn net(notation: &str, input: [usize; 3]) -> Network<f64> {
     Network::new(&notation.parse::<NetworkSpec>().unwrap(), input, Init::He, 3).unwrap()
 }
 
-/// Every parameter's gradient against numeric differences of the loss.
-fn check_gradients(name: &str, net: &mut Network<f64>, x: &Array4<f64>, y: &[usize], l2: f64, limit: f64) {
+/// Every parameter's gradient against numeric differences of the loss. The loss is about 1, so known to 1e-16, and its
+/// difference over 2 `step` to 1e-16 / `step`: a longer step serves smaller gradients, a shorter one sharper curves.
+fn check_gradients(name: &str, net: &mut Network<f64>, x: &Array4<f64>, y: &[usize], l2: f64, step: f64) {
+    /// The seed accepts 0.01.
+    const LIMIT: f64 = 1e-5;
     net.regularized_loss(x.view(), y, l2).unwrap();
     let analytic: Vec<(String, ArrayD<f64>)> =
         net.grads().iter().map(|p| (p.name.clone(), net.grads().get(&p.name).unwrap().to_owned())).collect();
@@ -28,11 +31,11 @@ fn check_gradients(name: &str, net: &mut Network<f64>, x: &Array4<f64>, y: &[usi
                 net.regularized_loss(x.view(), y, l2).unwrap()
             },
             at.view(),
-            STEP,
+            step,
         );
         net.params_mut().get_mut(&param).unwrap().assign(&at);
         let report = gradcheck::check(&param, &gradient, &numeric);
-        assert!(report.max_rel_error <= limit, "{name}: {report}");
+        assert!(report.max_rel_error <= LIMIT, "{name}: {report}");
         checked += report.checked;
         skipped += report.skipped;
     }
@@ -70,7 +73,7 @@ fn networks_of_every_kind_have_right_gradients() {
         "bn-conv3p0-relu-affine4", // batchnorm of the images themselves
     ] {
         let mut net = net(notation, [2, 8, 6]);
-        check_gradients(notation, &mut net, &x, &[0, 3, 2], 0.01, 1e-5);
+        check_gradients(notation, &mut net, &x, &[0, 3, 2], 0.01, 1e-4);
     }
     let model = FullyConnectedNet {
         input_dim: [2, 8, 6],
@@ -80,7 +83,7 @@ fn networks_of_every_kind_have_right_gradients() {
         dropout: 0.25,
         weight_scale: 0.3,
     };
-    check_gradients("fully connected", &mut model.build(1).unwrap(), &x, &[0, 3, 2], 0.0, 1e-5);
+    check_gradients("fully connected", &mut model.build(1).unwrap(), &x, &[0, 3, 2], 0.0, 1e-4);
 }
 
 #[test]

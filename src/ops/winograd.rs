@@ -187,20 +187,19 @@ impl Plan {
     #[inline(always)]
     fn for_each_chunk(&self, images: usize, size: (usize, usize), mut chunk: impl FnMut(usize, &[usize])) {
         let (mut offsets, mut count, mut first) = ([0; LANES], 0, 0);
+        let total = images * self.tiles.0 * self.tiles.1;
         for image in 0..images {
             for i in 0..self.tiles.0 {
                 for j in 0..self.tiles.1 {
                     offsets[count] = (image * size.0 + i * TILE) * size.1 + j * TILE;
                     count += 1;
-                    if count == LANES {
-                        chunk(first, &offsets);
-                        (first, count) = (first + LANES, 0);
+                    // one place to call it from, so that it is inlined, and compiled for the vectors, once
+                    if count == LANES || first + count == total {
+                        chunk(first, &offsets[..count]);
+                        (first, count) = (first + count, 0);
                     }
                 }
             }
-        }
-        if count > 0 {
-            chunk(first, &offsets[..count]);
         }
     }
 
@@ -209,18 +208,23 @@ impl Plan {
     fn input<T: Element>(&self, images: usize, channel: usize, planes: &[T], v: &mut [T]) {
         let mut d = [[T::zero(); LANES]; PRODUCTS];
         let mut out = [[T::zero(); LANES]; PRODUCTS];
-        self.for_each_chunk(images, self.padded, |first, offsets| {
-            for (lane, &offset) in offsets.iter().enumerate() {
-                for i in 0..SPAN {
-                    let row = &planes[offset + i * self.padded.1..][..SPAN];
-                    for j in 0..SPAN {
-                        d[i * SPAN + j][lane] = row[j];
+        self.for_each_chunk(
+            images,
+            self.padded,
+            #[inline(always)]
+            |first, offsets| {
+                for (lane, &offset) in offsets.iter().enumerate() {
+                    for i in 0..SPAN {
+                        let row = &planes[offset + i * self.padded.1..][..SPAN];
+                        for j in 0..SPAN {
+                            d[i * SPAN + j][lane] = row[j];
+                        }
                     }
                 }
-            }
-            transform_2d(&d, &mut out, input_1d);
-            store(&out, v, self.channels, channel, first, self.ld);
-        });
+                transform_2d(&d, &mut out, input_1d);
+                store(&out, v, self.channels, channel, first, self.ld);
+            },
+        );
     }
 
     /// `d = B dV B^T` of one channel, added to its padded images: the adjoint of [`Plan::input`].
@@ -228,18 +232,23 @@ impl Plan {
     fn input_adjoint<T: Element>(&self, images: usize, channel: usize, dv: &[T], planes: &mut [T]) {
         let mut d = [[T::zero(); LANES]; PRODUCTS];
         let mut out = [[T::zero(); LANES]; PRODUCTS];
-        self.for_each_chunk(images, self.padded, |first, offsets| {
-            load(dv, &mut d, self.channels, channel, first, self.ld);
-            transform_2d(&d, &mut out, input_adjoint_1d);
-            for (lane, &offset) in offsets.iter().enumerate() {
-                for i in 0..SPAN {
-                    let row = &mut planes[offset + i * self.padded.1..][..SPAN];
-                    for j in 0..SPAN {
-                        row[j] += out[i * SPAN + j][lane];
+        self.for_each_chunk(
+            images,
+            self.padded,
+            #[inline(always)]
+            |first, offsets| {
+                load(dv, &mut d, self.channels, channel, first, self.ld);
+                transform_2d(&d, &mut out, input_adjoint_1d);
+                for (lane, &offset) in offsets.iter().enumerate() {
+                    for i in 0..SPAN {
+                        let row = &mut planes[offset + i * self.padded.1..][..SPAN];
+                        for j in 0..SPAN {
+                            row[j] += out[i * SPAN + j][lane];
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
     }
 
     /// `y = A^T M A` of one filter, into planes of whole tiles.
@@ -248,18 +257,23 @@ impl Plan {
         let size = (self.tiles.0 * TILE, self.tiles.1 * TILE);
         let mut d = [[T::zero(); LANES]; PRODUCTS];
         let mut out = [[T::zero(); LANES]; TILE * TILE];
-        self.for_each_chunk(images, size, |first, offsets| {
-            load(m, &mut d, self.filters, filter, first, self.ld);
-            transform_2d(&d, &mut out, output_1d);
-            for (lane, &offset) in offsets.iter().enumerate() {
-                for i in 0..TILE {
-                    let row = &mut planes[offset + i * size.1..][..TILE];
-                    for j in 0..TILE {
-                        row[j] = out[i * TILE + j][lane];
+        self.for_each_chunk(
+            images,
+            size,
+            #[inline(always)]
+            |first, offsets| {
+                load(m, &mut d, self.filters, filter, first, self.ld);
+                transform_2d(&d, &mut out, output_1d);
+                for (lane, &offset) in offsets.iter().enumerate() {
+                    for i in 0..TILE {
+                        let row = &mut planes[offset + i * size.1..][..TILE];
+                        for j in 0..TILE {
+                            row[j] = out[i * TILE + j][lane];
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
     }
 
     /// `dM = A dy A^T` of one filter, from planes of whole tiles: the adjoint of [`Plan::output`].
@@ -268,18 +282,23 @@ impl Plan {
         let size = (self.tiles.0 * TILE, self.tiles.1 * TILE);
         let mut d = [[T::zero(); LANES]; TILE * TILE];
         let mut out = [[T::zero(); LANES]; PRODUCTS];
-        self.for_each_chunk(images, size, |first, offsets| {
-            for (lane, &offset) in offsets.iter().enumerate() {
-                for i in 0..TILE {
-                    let row = &planes[offset + i * size.1..][..TILE];
-                    for j in 0..TILE {
-                        d[i * TILE + j][lane] = row[j];
+        self.for_each_chunk(
+            images,
+            size,
+            #[inline(always)]
+            |first, offsets| {
+                for (lane, &offset) in offsets.iter().enumerate() {
+                    for i in 0..TILE {
+                        let row = &planes[offset + i * size.1..][..TILE];
+                        for j in 0..TILE {
+                            d[i * TILE + j][lane] = row[j];
+                        }
                     }
                 }
-            }
-            transform_2d(&d, &mut out, output_adjoint_1d);
-            store(&out, dm, self.filters, filter, first, self.ld);
-        });
+                transform_2d(&d, &mut out, output_adjoint_1d);
+                store(&out, dm, self.filters, filter, first, self.ld);
+            },
+        );
     }
 }
 

@@ -167,8 +167,7 @@ fn check<T: Element, D: RemoveAxis>(x: &ArrayView<T, D>, gamma: ArrayView1<T>, e
             "give at least one sample",
         ));
     }
-    // Not `eps <= 0.0`: a NaN must be refused as well.
-    if !(eps > 0.0) {
+    if eps.is_nan() || eps <= 0.0 {
         return Err(Error::invalid(
             "batchnorm",
             format!("eps is {eps}"),

@@ -298,6 +298,7 @@ fn convolution_into_used_buffers() {
         ([3, 4, 7, 9], [6, 2, 3, 3], Conv2d { groups: 2, stride: (2, 2), ..padded }),
         ([3, 4, 7, 9], [6, 4, 1, 1], Conv2d::default()),
         ([2, 64, 24, 24], [8, 64, 3, 3], padded),
+        ([0, 4, 7, 9], [6, 4, 3, 3], padded), // no images: gradients are zero, not what was in memory
     ] {
         let what = format!("x {x:?}, w {w:?}, {conv:?}");
         let shape = Conv2dShape::new(x, w, &conv).unwrap();

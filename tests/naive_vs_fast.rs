@@ -609,6 +609,7 @@ fn affine_layers() {
         (1, 3000, 100),  // one sample
         (0, 3, 4),       // nothing
         (3, 0, 4),       // out = b
+        (3, 4, 0),
     ] {
         check_affine::<f64>(samples, inputs, outputs);
         check_affine::<f32>(samples, inputs, outputs);

@@ -461,6 +461,9 @@ fn global_average_pooling() {
         let dout = to::<f32, _>(&dout);
         assert_twins(&global_avg_pool_backward(dout.view(), shape).unwrap(), &want_dx, 1, 1.0, &what);
     }
+    let nothing = Array4::<f32>::zeros((2, 3, 0, 4));
+    assert!(naive::global_avg_pool_forward(nothing.view()).iter().all(|mean| mean.is_nan()));
+    assert!(global_avg_pool_forward(nothing.view()).iter().all(|mean| mean.is_nan()), "nothing has no mean");
 }
 
 // ------------------------------------------------------------------------------------------------------------ batchnorm

@@ -686,8 +686,10 @@ fn losses_of_ties_and_of_scores_that_are_not_finite() {
         ("NaN for the label", array![[nan, 0.0, 1.0], [0.0, 0.0, 0.0]]),
         ("infinite", array![[0.0, inf, 1.0], [0.0, 0.0, 0.0]]),
         ("infinite for the label", array![[inf, 1.0, 0.0], [0.0, 0.0, 0.0]]),
+        ("infinite for all", array![[inf, inf, inf], [0.0, 0.0, 0.0]]),
         ("minus infinity", array![[0.0, -inf, 1.0], [0.0, 0.0, 0.0]]),
         ("minus infinity for the label", array![[-inf, 0.0, 1.0], [0.0, 0.0, 0.0]]),
+        ("minus infinity for all", array![[-inf, -inf, -inf], [0.0, 0.0, 0.0]]),
     ] {
         let labels = [0, 1];
         for smoothing in [0.0, 0.1] {

@@ -90,14 +90,14 @@ pub fn svm_hinge_into<T: Element>(scores: &[T], labels: &[usize], classes: usize
     let scale = T::one() / T::of(labels.len() as f64);
     let mut loss = 0.0;
     for ((scores, dscores), &label) in scores.chunks_exact(classes).zip(dscores.chunks_exact_mut(classes)).zip(labels) {
-        let threshold = scores[label] - T::one();
         let mut violations = T::zero();
         for (c, (ds, &s)) in dscores.iter_mut().zip(scores).enumerate() {
-            // a NaN is a violation, so that it reaches the loss
-            let violated = c != label && !(s <= threshold);
+            let margin = s - scores[label] + T::one();
+            // a NaN, such as the margin between two infinities, is a violation, so that it reaches the loss
+            let violated = c != label && !(margin <= T::zero());
             *ds = if violated { scale } else { T::zero() };
             if violated {
-                loss += (s - threshold).f64();
+                loss += margin.f64();
                 violations += T::one();
             }
         }

@@ -19,7 +19,7 @@ use gemmnet::ops::batchnorm::{
     spatial_batchnorm_forward,
 };
 use gemmnet::ops::conv::{conv2d_backward, conv2d_backward_into, conv2d_forward, conv2d_forward_into};
-use gemmnet::ops::loss::{softmax_cross_entropy, svm_hinge};
+use gemmnet::ops::loss::{softmax_cross_entropy, softmax_cross_entropy_into, svm_hinge, svm_hinge_into};
 use gemmnet::ops::pool::{
     avg_pool2d_backward, avg_pool2d_forward, global_avg_pool_backward, global_avg_pool_forward, max_pool2d_backward,
     max_pool2d_forward,
@@ -878,6 +878,7 @@ fn mistakes_are_errors() {
     let plain = |x: &Array2<f32>, gamma: &Array1<f32>, beta: &Array1<f32>, config: BatchNorm| {
         batchnorm_forward(x.view(), gamma.view(), beta.view(), &mut Statistics::new(3), Mode::Train, &config).err()
     };
+    let mut dscores = [0_f32; 6];
     let table: Vec<(Option<Error>, &str)> = vec![
         (conv2d_forward(x.view(), w.view(), Some(three.view()), &conv).err(), "b has shape [3], expected [4]"),
         (
@@ -922,6 +923,15 @@ fn mistakes_are_errors() {
         (softmax_cross_entropy(rows.view(), &[0, 0], 2.0).err(), "smoothing is 2"),
         (softmax_cross_entropy(Array2::<f32>::zeros((0, 3)).view(), &[], 0.0).err(), "an empty batch"),
         (svm_hinge(rows.view(), &[0, 3]).err(), "label 3 at index 1 is not one of 3 classes"),
+        // Slices that do not come out even.
+        (
+            softmax_cross_entropy_into(&[0.0; 7], &[0, 1], 3, 0.0, &mut dscores).err(),
+            "scores has shape [7], expected [6]",
+        ),
+        (softmax_cross_entropy_into(&[0.0; 6], &[0, 1], 3, 0.0, &mut dscores[..5]).err(), "dscores has shape [5]"),
+        (softmax_cross_entropy_into(&[0_f32; 0], &[0], 0, 0.0, &mut []).err(), "label 0 at index 0 is not one of 0"),
+        (svm_hinge_into(&[0.0; 7], &[0, 1], 3, &mut dscores).err(), "scores has shape [7], expected [6]"),
+        (svm_hinge_into(&[0.0; 6], &[0, 1], 3, &mut dscores[..5]).err(), "dscores has shape [5]"),
     ];
     for (error, want) in table {
         let error = error.unwrap_or_else(|| panic!("no error, expected: {want}")).to_string();

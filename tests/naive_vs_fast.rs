@@ -905,6 +905,9 @@ fn mistakes_are_errors() {
         (plain(&rows, &three, &four, config), "beta has shape [4], expected [3]"),
         (plain(&Array2::zeros((2, 4)), &four, &four, config), "running mean has shape [3], expected [4]"),
         (plain(&Array2::zeros((0, 3)), &three, &three, config), "no statistics"),
+        (plain(&rows, &three, &three, BatchNorm { eps: 0.0, ..config }), "eps is 0"),
+        (plain(&rows, &three, &three, BatchNorm { eps: f64::NAN, ..config }), "eps is NaN"),
+        (plain(&rows, &three, &three, BatchNorm { momentum: 1.5, ..config }), "momentum is 1.5"),
         (
             batchnorm_backward(matrix.view(), rows.view(), three.view(), &cache).err(),
             "dout has shape [3, 4], expected [2, 3]",

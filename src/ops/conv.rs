@@ -198,6 +198,10 @@ pub(crate) fn backward<T: Element>(
         for_each_chunk_mut(slot_data, slot_len, |slot, sums| {
             let (dwt, db) = sums.split_at_mut(dw_len);
             db.fill(T::zero());
+            if shape.images == 0 {
+                // no product replaces what was in memory
+                dwt.fill(T::zero());
+            }
             let mut accum = Accum::Replace;
             let scratch_len = phases_len + dphases_len + cols_len + shape.filters * tiling.ld;
             ws.scratch(scratch_len, |scratch: &mut [T]| {

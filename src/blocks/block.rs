@@ -315,6 +315,10 @@ impl Block {
             if let Some(norm) = norm {
                 update_running(running.0, mean, norm.momentum);
                 update_running(running.1, var, norm.momentum);
+                // `mean` is that of the product without its bias
+                for (running, &bias) in running.0.iter_mut().zip(weights.b) {
+                    *running += T::of(1.0 - norm.momentum) * bias;
+                }
             }
         }
         if let (Some(p), Pass::Train(key)) = (self.parts.dropout, pass) {

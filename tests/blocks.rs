@@ -658,6 +658,7 @@ fn the_number_of_threads_changes_no_bit() {
 #[test]
 fn blocks_that_cannot_be_are_errors() {
     let parts = BlockParts { core: conv(4, (3, 3), SAME), ..BlockParts::default() };
+    let leaky = |slope| Some(Activation::LeakyRelu { slope });
     for (parts, want) in [
         (BlockParts { core: conv(4, (7, 7), Conv2d::default()), ..parts }, "a window of 7 does not fit"),
         (BlockParts { core: conv(4, (3, 3), Conv2d { groups: 2, ..SAME }), ..parts }, "2 groups do not divide"),
@@ -667,10 +668,17 @@ fn blocks_that_cannot_be_are_errors() {
         (BlockParts { pool: Some(Pool::Avg(Pool2d::square(7))), ..parts }, "a window of 7 does not fit"),
         (BlockParts { dropout: Some(1.0), ..parts }, "the probability is 1"),
         (BlockParts { dropout: Some(f64::NAN), ..parts }, "the probability is NaN"),
+        (BlockParts { norm: Some(BatchNorm { eps: 0.0, momentum: 0.9 }), ..parts }, "eps is 0"),
+        (BlockParts { norm: Some(BatchNorm { eps: 1e-5, momentum: 2.0 }), ..parts }, "momentum is 2"),
+        // The sign of the output would no longer tell the slope.
+        (BlockParts { activation: leaky(-0.1), ..parts }, "the slope is -0.1"),
+        (BlockParts { activation: leaky(f64::NAN), ..parts }, "the slope is NaN"),
     ] {
         let error = Block::new(parts, [3, 6, 6]).unwrap_err().to_string();
         assert!(error.contains(want), "`{error}` does not say: {want}");
     }
+    let error = Block::new(BlockParts { core: None, ..parts }, [3, 0, 6]).unwrap_err().to_string();
+    assert!(error.contains("[3, 0, 6]"), "{error}");
 }
 
 // ------------------------------------------------------------------------------- numeric gradients, the seed's acceptance
@@ -861,6 +869,7 @@ fn cascades_take_any_layout_and_refuse_what_does_not_fit() {
             bn(&Array4::zeros((0, 3, 6, 6)), &gamma, &mut running, Mode::Train, norm).err(),
             "a batch of 0 images has no statistics",
         ),
+        (bn(&x, &gamma, &mut running, Mode::Train, BatchNorm { eps: -1.0, ..norm }).err(), "eps is -1"),
         (
             conv_bn_relu_backward(dout.view(), tested).err(),
             "conv_bn_relu backward: the cache is of a forward pass in test",

@@ -1,7 +1,7 @@
 //! Level 3. One block: its sizes, its memory, forward and backward.
 
 use crate::element::Element;
-use crate::error::{Error, Result, check_shape};
+use crate::error::{Error, Result};
 use crate::ops::activation::Activation;
 use crate::ops::affine::{AffineShape, affine_backward_into, affine_product_into};
 use crate::ops::batchnorm::{
@@ -155,9 +155,16 @@ impl Block {
     /// A block for images `[C, H, W]`.
     ///
     /// # Errors
-    /// [`Error::Invalid`] or [`Error::Shape`] if a filter or window does not fit, or a probability is none.
+    /// [`Error::Invalid`] or [`Error::Shape`] if a filter or window does not fit, or a constant makes no sense.
     pub fn new(parts: BlockParts, input: [usize; 3]) -> Result<Self> {
         let [c, h, w] = input;
+        if input.contains(&0) {
+            return Err(Error::invalid(
+                "block",
+                format!("an input {input:?} has no values"),
+                "give at least 1 of each",
+            ));
+        }
         let (kernel, product) = match parts.core {
             None => (Kernel::None, input),
             Some(Core::Conv { filters, kernel: (kh, kw), conv }) => {
@@ -170,6 +177,15 @@ impl Block {
             }
             Some(Core::Affine { outputs }) => (Kernel::Affine { inputs: c * h * w, outputs }, [outputs, 1, 1]),
         };
+        if let Some(norm) = &parts.norm {
+            norm.check()?;
+        }
+        if let Some(Activation::LeakyRelu { slope }) = parts.activation
+            && !(0.0..=1.0).contains(&slope)
+        {
+            // backward reads the sign of z off the output
+            return Err(Error::invalid("leaky relu", format!("the slope is {slope}"), "give 0 to 1"));
+        }
         let [channels, rows, cols] = product;
         let pool = match parts.pool {
             None => None,

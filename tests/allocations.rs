@@ -1,4 +1,5 @@
-//! After the first step, a training step allocates nothing: not in the network, the batch, or the optimizer.
+//! After the first step, a training step allocates nothing: not in the network, the batch, or the optimizer. Nor does a
+//! call of an inference session.
 //!
 //! One test in a file of its own, because the counter sees the whole process.
 
@@ -9,6 +10,7 @@ use gemmnet::data::{Augment, Dataset, Normalization, Split};
 use gemmnet::nn::init::Init;
 use gemmnet::nn::network::Network;
 use gemmnet::nn::notation::NetworkSpec;
+use gemmnet::nn::session::Session;
 use gemmnet::optim::{Optimizer, UpdateRule};
 use ndarray::Array4;
 
@@ -55,6 +57,18 @@ fn allocations(notation: &str, data: &Dataset, batch: usize, first: u64, steps: 
     ALLOCATIONS.load(Ordering::Relaxed) - before
 }
 
+/// Allocations of `calls` calls of a session.
+fn session_allocations(notation: &str, batch: usize, calls: usize) -> usize {
+    let spec: NetworkSpec = notation.parse().unwrap();
+    let network = Network::<f32>::new(&spec, [3, 32, 32], Init::He, 0).unwrap();
+    let session = Session::new(&network, batch).unwrap();
+    let (x, mut scores) = (vec![0.5; batch * 3072], vec![0.0; batch * 10]);
+    let mut scratch = session.scratch();
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    (0..calls).for_each(|_| session.run(&x, &mut scores, &mut scratch).unwrap());
+    ALLOCATIONS.load(Ordering::Relaxed) - before
+}
+
 #[test]
 fn a_step_allocates_nothing_after_the_first() {
     let images = Array4::from_shape_fn((64, 3, 32, 32), |(n, c, i, j)| (n * 7 + c * 31 + i * 5 + j * 3) as u8);
@@ -69,6 +83,7 @@ fn a_step_allocates_nothing_after_the_first() {
             "conv16s2-silu-avgpool2-conv16g4-leaky-pool3s2-gap-affine10-svm", // the general paths
         ] {
             assert_eq!(allocations(notation, &data, 48, 1, 5), 0, "{notation}");
+            assert_eq!(session_allocations(notation, 16, 5), 0, "session of {notation}");
         }
     })
     .unwrap();

@@ -17,7 +17,7 @@ use gemmnet::ops::conv::{conv2d_backward, conv2d_forward};
 use gemmnet::ops::dropout::{DropoutKey, dropout_forward};
 use gemmnet::ops::pool::{max_pool2d_backward, max_pool2d_forward};
 use gemmnet::parallel::with_threads;
-use gemmnet::shape::{Conv2d, Padding, Pool2d};
+use gemmnet::shape::{Algorithm, Conv2d, Padding, Pool2d};
 use gemmnet::workspace::Workspace;
 use gemmnet::{Element, Error};
 use ndarray::{
@@ -363,7 +363,7 @@ fn poisoned_workspace() -> Workspace {
 // ------------------------------------------------------------------------------------------------------- all combinations
 
 const LEAKY: Activation = Activation::LeakyRelu { slope: 0.5 };
-const SAME: Conv2d = Conv2d { stride: (1, 1), padding: Padding::Same, dilation: (1, 1), groups: 1 };
+const SAME: Conv2d = Conv2d { stride: (1, 1), padding: Padding::Same, dilation: (1, 1), groups: 1, algorithm: Algorithm::Auto };
 
 fn conv(filters: usize, kernel: (usize, usize), conv: Conv2d) -> Option<Core> {
     Some(Core::Conv { filters, kernel, conv })

@@ -73,7 +73,7 @@ fn networks_of_every_kind_have_right_gradients() {
         "bn-conv3p0-relu-affine4", // batchnorm of the images themselves
     ] {
         let mut net = net(notation, [2, 8, 6]);
-        check_gradients(notation, &mut net, &x, &[0, 3, 2], 0.01, 1e-4);
+        check_gradients(notation, &mut net, &x, &[0, 3, 3], 0.01, 1e-4);
     }
     let model = FullyConnectedNet {
         input_dim: [2, 8, 6],

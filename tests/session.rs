@@ -47,7 +47,7 @@ fn a_session_scores_as_its_network_does() {
 fn threads_share_a_session() {
     let network = trained(NETWORKS[0]);
     let session = Session::new(&network, 4).unwrap();
-    let run = |seed| {
+    let run = &|seed| {
         let x: Array4<f64> = random_array((4, 3, 12, 12), seed);
         let mut scores = vec![0.0; 16];
         let mut scratch = session.scratch();
@@ -58,7 +58,7 @@ fn threads_share_a_session() {
     };
     let alone: Vec<_> = (0..4).map(run).collect();
     let together: Vec<_> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..4).map(|seed| scope.spawn(|| run(seed))).collect();
+        let threads: Vec<_> = (0..4).map(|seed| scope.spawn(move || run(seed))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     assert_eq!(alone, together);

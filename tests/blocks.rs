@@ -363,7 +363,8 @@ fn poisoned_workspace() -> Workspace {
 // ------------------------------------------------------------------------------------------------------- all combinations
 
 const LEAKY: Activation = Activation::LeakyRelu { slope: 0.5 };
-const SAME: Conv2d = Conv2d { stride: (1, 1), padding: Padding::Same, dilation: (1, 1), groups: 1, algorithm: Algorithm::Auto };
+const SAME: Conv2d =
+    Conv2d { stride: (1, 1), padding: Padding::Same, dilation: (1, 1), groups: 1, algorithm: Algorithm::Auto };
 
 fn conv(filters: usize, kernel: (usize, usize), conv: Conv2d) -> Option<Core> {
     Some(Core::Conv { filters, kernel, conv })

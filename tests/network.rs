@@ -19,6 +19,8 @@ fn net(notation: &str, input: [usize; 3]) -> Network<f64> {
 fn check_gradients(name: &str, net: &mut Network<f64>, x: &Array4<f64>, y: &[usize], l2: f64, step: f64) {
     /// The seed accepts 0.01.
     const LIMIT: f64 = 1e-5;
+    /// Gradients that vanish (a bias that batchnorm cancels) come out as the difference's noise, some 1e-11.
+    const FLOOR: f64 = 1e-6;
     net.regularized_loss(x.view(), y, l2).unwrap();
     let analytic: Vec<(String, ArrayD<f64>)> =
         net.grads().iter().map(|p| (p.name.clone(), net.grads().get(&p.name).unwrap().to_owned())).collect();
@@ -34,10 +36,15 @@ fn check_gradients(name: &str, net: &mut Network<f64>, x: &Array4<f64>, y: &[usi
             step,
         );
         net.params_mut().get_mut(&param).unwrap().assign(&at);
-        let report = gradcheck::check(&param, &gradient, &numeric);
-        assert!(report.max_rel_error <= LIMIT, "{name}: {report}");
-        checked += report.checked;
-        skipped += report.skipped;
+        for ((&a, &b), &kink) in gradient.iter().zip(&numeric.gradient).zip(&numeric.kink) {
+            let error = (a - b).abs() / (a.abs() + b.abs()).max(FLOOR);
+            assert!(
+                kink || error <= LIMIT,
+                "{name}: {param}: analytic {a:e}, numeric {b:e}, relative error {error:.1e}"
+            );
+            checked += usize::from(!kink);
+            skipped += usize::from(kink);
+        }
     }
     assert!(skipped * 10 <= checked, "{name}: {skipped} of {checked} points lie next to a kink");
 }

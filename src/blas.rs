@@ -93,7 +93,7 @@ pub fn gemm<T: Element>(accum: Accum, alpha: T, a: Mat<'_, T>, b: Mat<'_, T>, c:
     }
     if a.cols == 0 {
         if accum == Accum::Replace {
-            for row in c.data.chunks_mut(c.ld) {
+            for row in c.data.chunks_mut(c.ld).take(c.rows) {
                 row[..c.cols].fill(T::zero());
             }
         }

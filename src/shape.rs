@@ -125,6 +125,20 @@ fn sides(padding: Padding) -> (Option<(usize, usize)>, Option<(usize, usize)>) {
     }
 }
 
+/// How a convolution is computed: which product stands for it. All give the same result but for rounding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Algorithm {
+    /// Winograd in `f32` where it is measured to be faster: 3x3 filters, stride 1, no dilation, one group, at least 16
+    /// channels and 16 filters, and output tiles of 4x4 that do not lie mostly beyond the edge. Otherwise im2col.
+    #[default]
+    Auto,
+    /// im2col and one product per tile. Works for everything.
+    Im2col,
+    /// Winograd's F(4x4, 3x3) as 36 products with a quarter of the multiplications; 3x3 filters, stride 1, no dilation,
+    /// one group, `f32`. See [`crate::ops::winograd`].
+    Winograd,
+}
+
 /// What a convolution does besides its filters. `Conv2d::default()` is stride 1, no padding, dilation 1, one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv2d {
@@ -136,11 +150,13 @@ pub struct Conv2d {
     pub dilation: (usize, usize),
     /// Number of groups; channels and filters are divided among them. As many groups as channels is a depthwise convolution.
     pub groups: usize,
+    /// How it is computed.
+    pub algorithm: Algorithm,
 }
 
 impl Default for Conv2d {
     fn default() -> Self {
-        Conv2d { stride: (1, 1), padding: Padding::Valid, dilation: (1, 1), groups: 1 }
+        Conv2d { stride: (1, 1), padding: Padding::Valid, dilation: (1, 1), groups: 1, algorithm: Algorithm::Auto }
     }
 }
 
@@ -159,6 +175,8 @@ pub struct Conv2dShape {
     pub rows: Axis,
     /// Horizontal axis: `W`, `KW`, `W'`.
     pub cols: Axis,
+    /// How it is to be computed.
+    pub algorithm: Algorithm,
 }
 
 impl Conv2dShape {
@@ -191,7 +209,33 @@ impl Conv2dShape {
         let (pad_rows, pad_cols) = sides(conv.padding);
         let rows = Axis::new("conv2d", "height", h, kh, conv.stride.0, conv.dilation.0, pad_rows)?;
         let cols = Axis::new("conv2d", "width", wd, kw, conv.stride.1, conv.dilation.1, pad_cols)?;
-        Ok(Conv2dShape { images, channels, filters, groups, rows, cols })
+        let shape = Conv2dShape { images, channels, filters, groups, rows, cols, algorithm: conv.algorithm };
+        if conv.algorithm == Algorithm::Winograd && !shape.fits_winograd() {
+            return Err(Error::invalid(
+                "conv2d",
+                "Winograd's algorithm is for 3x3 filters with stride 1, dilation 1 and one group",
+                "choose Algorithm::Auto or Algorithm::Im2col",
+            ));
+        }
+        Ok(shape)
+    }
+
+    /// Whether Winograd's F(4x4, 3x3) can compute it.
+    fn fits_winograd(&self) -> bool {
+        let fits = |axis: Axis| axis.window == 3 && axis.stride == 1 && axis.dilation == 1;
+        fits(self.rows) && fits(self.cols) && self.groups == 1
+    }
+
+    /// The algorithm that runs for elements of type `T`: [`Algorithm::Auto`] resolved.
+    pub fn algorithm_for<T>(&self) -> Algorithm {
+        let single = size_of::<T>() == size_of::<f32>();
+        let tiled = self.rows.output.next_multiple_of(4) * self.cols.output.next_multiple_of(4);
+        let worthwhile = self.channels >= 16 && self.filters >= 16 && 2 * self.out_plane() > tiled;
+        match self.algorithm {
+            Algorithm::Auto if single && worthwhile && self.fits_winograd() => Algorithm::Winograd,
+            Algorithm::Auto => Algorithm::Im2col,
+            chosen => chosen,
+        }
     }
 
     /// `[N, C, H, W]`

@@ -60,7 +60,7 @@ fn convolution_under_every_stride_padding_dilation_and_group() {
             for dilation in [(1, 1), (2, 1), (1, 2)] {
                 // (channels, filters, groups): one group, two, depthwise with two filters per channel.
                 for (channels, filters, groups) in [(2, 3, 1), (4, 2, 2), (2, 4, 2)] {
-                    let conv = Conv2d { stride, padding, dilation, groups };
+                    let conv = Conv2d { stride, padding, dilation, groups, ..Conv2d::default() };
                     check_conv([2, channels, 6, 5], [filters, channels / groups, 3, 2], &conv);
                 }
             }

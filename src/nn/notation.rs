@@ -42,7 +42,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::ops::activation::Activation;
-use crate::shape::{Conv2d, Padding, Pool2d};
+use crate::shape::{Algorithm, Conv2d, Padding, Pool2d};
 
 /// One layer, as the notation lists them.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -221,7 +221,7 @@ impl fmt::Display for LayerSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             LayerSpec::Conv { filters, kernel, conv } => {
-                let Conv2d { stride, padding, dilation, groups } = conv;
+                let Conv2d { stride, padding, dilation, groups, algorithm: _ } = conv;
                 write!(f, "conv{filters}")?;
                 write_option(f, "k", size(kernel), size((3, 3)))?;
                 write_option(f, "s", size(stride), size((1, 1)))?;
@@ -382,6 +382,7 @@ impl Parser<'_> {
                     padding: options.padding.unwrap_or(Padding::Same),
                     dilation: options.dilation.unwrap_or((1, 1)),
                     groups: options.groups.unwrap_or(1),
+                    algorithm: Algorithm::Auto,
                 };
                 LayerSpec::Conv { filters, kernel: options.kernel.unwrap_or((3, 3)), conv }
             }
@@ -560,7 +561,8 @@ mod tests {
     use super::*;
 
     const RELU: LayerSpec = LayerSpec::Activation(Activation::Relu);
-    const SAME: Conv2d = Conv2d { stride: (1, 1), padding: Padding::Same, dilation: (1, 1), groups: 1 };
+    const SAME: Conv2d =
+        Conv2d { stride: (1, 1), padding: Padding::Same, dilation: (1, 1), groups: 1, algorithm: Algorithm::Auto };
 
     fn conv(filters: usize) -> LayerSpec {
         LayerSpec::Conv { filters, kernel: (3, 3), conv: SAME }
@@ -604,7 +606,13 @@ mod tests {
                 LayerSpec::Conv {
                     filters: 8,
                     kernel,
-                    conv: Conv2d { padding: Padding::Valid, dilation: (2, 2), groups: 4, stride: (1, 1) },
+                    conv: Conv2d {
+                        padding: Padding::Valid,
+                        dilation: (2, 2),
+                        groups: 4,
+                        stride: (1, 1),
+                        ..Conv2d::default()
+                    },
                 },
             ),
             (
@@ -826,7 +834,7 @@ mod tests {
                 |(filters, kernel, stride, padding, dilation, groups)| LayerSpec::Conv {
                     filters,
                     kernel,
-                    conv: Conv2d { stride, padding, dilation, groups }
+                    conv: Conv2d { stride, padding, dilation, groups, ..Conv2d::default() }
                 }
             ),
             any_pool().prop_map(LayerSpec::MaxPool),

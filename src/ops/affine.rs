@@ -89,7 +89,9 @@ pub fn affine_backward_into<T: Element>(
         "lengths for {shape:?}"
     );
     assert!(
-        dw.len() == w.len() && dx.as_ref().is_none_or(|dx| dx.len() == x.len()),
+        dw.len() == w.len()
+            && dx.as_ref().is_none_or(|dx| dx.len() == x.len())
+            && db.as_ref().is_none_or(|db| db.len() == outputs),
         "gradients have their inputs' shapes"
     );
     let dout_matrix = Mat::new(dout, samples, outputs, outputs);
@@ -115,7 +117,7 @@ pub fn affine_backward_into<T: Element>(
     }
     if let Some(db) = db {
         db.fill(T::zero());
-        vectorized(|| dout.chunks_exact(outputs).for_each(|row| add_assign(db, row)));
+        vectorized(|| dout.chunks_exact(outputs.max(1)).for_each(|row| add_assign(db, row)));
     }
 }
 

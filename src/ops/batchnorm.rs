@@ -39,6 +39,24 @@ impl Default for BatchNorm {
     }
 }
 
+impl BatchNorm {
+    /// Checks the constants.
+    pub(crate) fn check(&self) -> Result<()> {
+        let BatchNorm { eps, momentum } = *self;
+        if !(eps > 0.0 && eps.is_finite()) {
+            return Err(Error::invalid(
+                "batchnorm",
+                format!("eps is {eps}"),
+                "choose a small positive number such as 1e-5",
+            ));
+        }
+        if !(0.0..=1.0).contains(&momentum) {
+            return Err(Error::invalid("batchnorm", format!("momentum is {momentum}"), "give 0 to 1, usually 0.9"));
+        }
+        Ok(())
+    }
+}
+
 /// Which statistics normalise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -360,6 +378,7 @@ fn forward<T: Element>(
     config: &BatchNorm,
     out: &mut [T],
 ) -> Result<BatchNormCache<T>> {
+    config.check()?;
     let (gamma, beta) = (gamma.as_standard_layout(), beta.as_standard_layout());
     let (gamma, beta) = (gamma.as_slice().expect("standard layout"), beta.as_slice().expect("standard layout"));
     let mut statistics = running.clone();
@@ -421,7 +440,8 @@ fn backward<T: Element>(
 /// Batchnorm of x `(N, D)` with gamma and beta `(D)`: `(N, D)`, and the cache for backward.
 ///
 /// # Errors
-/// [`Error::Shape`] if gamma, beta or the running statistics do not have `D` elements.
+/// [`Error::Shape`] if gamma, beta or the running statistics do not have `D` elements; [`Error::Invalid`] for an empty batch
+/// in training, an `eps` that is not positive, or a momentum outside 0 to 1.
 pub fn batchnorm_forward<T: Element>(
     x: ArrayView2<'_, T>,
     gamma: ArrayView1<'_, T>,
@@ -463,7 +483,8 @@ pub fn batchnorm_backward<T: Element>(
 /// cache for backward.
 ///
 /// # Errors
-/// [`Error::Shape`] if gamma, beta or the running statistics do not have `C` elements.
+/// [`Error::Shape`] if gamma, beta or the running statistics do not have `C` elements; [`Error::Invalid`] for an empty batch
+/// in training, an `eps` that is not positive, or a momentum outside 0 to 1.
 pub fn spatial_batchnorm_forward<T: Element>(
     x: ArrayView4<'_, T>,
     gamma: ArrayView1<'_, T>,

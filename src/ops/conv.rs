@@ -31,8 +31,9 @@ use crate::element::Element;
 use crate::error::{Result, check_shape};
 use crate::naive::Conv2dGrads;
 use crate::ops::im2col::Phases;
+use crate::ops::winograd;
 use crate::parallel::{Disjoint, for_each_chunk_mut, for_each_piece, piece_range};
-use crate::shape::{Conv2d, Conv2dShape};
+use crate::shape::{Algorithm, Conv2d, Conv2dShape};
 use crate::simd::{add_assign, sum, vectorized};
 use crate::workspace::Workspace;
 
@@ -119,6 +120,9 @@ pub(crate) fn forward<T: Element>(
     ws: &Workspace,
     sink: impl Fn(PlaneRows, &mut [T]) + Sync + Send,
 ) {
+    if shape.algorithm_for::<T>() == Algorithm::Winograd {
+        return winograd::forward(shape, x, w, ws, sink);
+    }
     let (tiling, phases) = (Tiling::new::<T>(shape, row_multiple), Phases::new(shape));
     let (k, filters) = (shape.column(), shape.filters / shape.groups);
     let image_len = shape.channels * shape.in_plane();
@@ -170,6 +174,9 @@ pub(crate) fn backward<T: Element>(
     db: Option<&mut [T]>,
     ws: &Workspace,
 ) {
+    if shape.algorithm_for::<T>() == Algorithm::Winograd {
+        return winograd::backward(shape, x, w, source, dx, dw, db, ws);
+    }
     let (tiling, phases) = (Tiling::new::<T>(shape, row_multiple), Phases::new(shape));
     let (k, filters, groups) = (shape.column(), shape.filters / shape.groups, shape.groups);
     let image_len = shape.channels * shape.in_plane();
@@ -191,6 +198,10 @@ pub(crate) fn backward<T: Element>(
         for_each_chunk_mut(slot_data, slot_len, |slot, sums| {
             let (dwt, db) = sums.split_at_mut(dw_len);
             db.fill(T::zero());
+            if shape.images == 0 {
+                // no product replaces what was in memory
+                dwt.fill(T::zero());
+            }
             let mut accum = Accum::Replace;
             let scratch_len = phases_len + dphases_len + cols_len + shape.filters * tiling.ld;
             ws.scratch(scratch_len, |scratch: &mut [T]| {

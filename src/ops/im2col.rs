@@ -323,7 +323,7 @@ mod tests {
 
     /// (x, kernel, stride, padding, dilation), each with the reason it stands here.
     fn cases() -> Vec<([usize; 4], (usize, usize), Conv2d)> {
-        let conv = |stride, padding, dilation| Conv2d { stride, padding, dilation, groups: 1 };
+        let conv = |stride, padding, dilation| Conv2d { stride, padding, dilation, ..Conv2d::default() };
         let sides = |top, bottom, left, right| Padding::Sides { top, bottom, left, right };
         vec![
             ([2, 3, 5, 5], (3, 3), conv((1, 1), Padding::Same, (1, 1))), // contiguous blocks

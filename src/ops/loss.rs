@@ -5,14 +5,15 @@ use ndarray::{Array2, ArrayView2};
 use crate::element::Element;
 use crate::error::{Error, Result, check_shape};
 
-/// Checks labels once, so that the kernels need not.
-fn check(op: &'static str, scores: &[usize], labels: &[usize]) -> Result<()> {
-    let [_, classes] = scores else { unreachable!("scores have two axes") };
-    check_shape(op, "scores", scores, &[labels.len(), *classes])?;
+/// Checks lengths and labels once, so that the kernels need not.
+fn check<T>(op: &'static str, scores: &[T], labels: &[usize], classes: usize, dscores: &[T]) -> Result<()> {
+    let len = labels.len() * classes;
+    check_shape(op, "scores", &[scores.len()], &[len])?;
+    check_shape(op, "dscores", &[dscores.len()], &[len])?;
     if labels.is_empty() {
         return Err(Error::invalid(op, "an empty batch has no mean loss", "give at least one sample"));
     }
-    match labels.iter().enumerate().find(|&(_, label)| label >= classes) {
+    match labels.iter().enumerate().find(|&(_, &label)| label >= classes) {
         Some((n, label)) => Err(Error::invalid(
             op,
             format!("label {label} at index {n} is not one of {classes} classes"),
@@ -33,7 +34,7 @@ pub fn softmax_cross_entropy_into<T: Element>(
     smoothing: f64,
     dscores: &mut [T],
 ) -> Result<T> {
-    check("softmax_cross_entropy", &[scores.len() / classes, classes], labels)?;
+    check("softmax_cross_entropy", scores, labels, classes, dscores)?;
     if !(0.0..=1.0).contains(&smoothing) {
         return Err(Error::invalid("softmax_cross_entropy", format!("smoothing is {smoothing}"), "give 0 to 1"));
     }
@@ -77,7 +78,7 @@ pub fn softmax_cross_entropy<T: Element>(
     labels: &[usize],
     smoothing: f64,
 ) -> Result<(T, Array2<T>)> {
-    check("softmax_cross_entropy", scores.shape(), labels)?;
+    check_shape("softmax_cross_entropy", "scores", scores.shape(), &[labels.len(), scores.ncols()])?;
     into_array(scores, |s, ds| softmax_cross_entropy_into(s, labels, scores.ncols(), smoothing, ds))
 }
 
@@ -86,18 +87,18 @@ pub fn softmax_cross_entropy<T: Element>(
 /// # Errors
 /// As [`svm_hinge`].
 pub fn svm_hinge_into<T: Element>(scores: &[T], labels: &[usize], classes: usize, dscores: &mut [T]) -> Result<T> {
-    check("svm_hinge", &[scores.len() / classes, classes], labels)?;
+    check("svm_hinge", scores, labels, classes, dscores)?;
     let scale = T::one() / T::of(labels.len() as f64);
     let mut loss = 0.0;
     for ((scores, dscores), &label) in scores.chunks_exact(classes).zip(dscores.chunks_exact_mut(classes)).zip(labels) {
-        let threshold = scores[label] - T::one();
         let mut violations = T::zero();
         for (c, (ds, &s)) in dscores.iter_mut().zip(scores).enumerate() {
-            // a NaN is a violation, so that it reaches the loss
-            let violated = c != label && !(s <= threshold);
+            let margin = s - scores[label] + T::one();
+            // a NaN, such as the margin between two infinities, is a violation, so that it reaches the loss
+            let violated = c != label && !(margin <= T::zero());
             *ds = if violated { scale } else { T::zero() };
             if violated {
-                loss += (s - threshold).f64();
+                loss += margin.f64();
                 violations += T::one();
             }
         }
@@ -113,7 +114,7 @@ pub fn svm_hinge_into<T: Element>(scores: &[T], labels: &[usize], classes: usize
 /// [`Error::Shape`] if there is not one row of scores for each label; [`Error::Invalid`] for a label that is not below
 /// `C`, or an empty batch.
 pub fn svm_hinge<T: Element>(scores: ArrayView2<'_, T>, labels: &[usize]) -> Result<(T, Array2<T>)> {
-    check("svm_hinge", scores.shape(), labels)?;
+    check_shape("svm_hinge", "scores", scores.shape(), &[labels.len(), scores.ncols()])?;
     into_array(scores, |s, ds| svm_hinge_into(s, labels, scores.ncols(), ds))
 }
 

@@ -8,3 +8,4 @@ pub mod dropout;
 pub mod im2col;
 pub mod loss;
 pub mod pool;
+pub mod winograd;

@@ -327,7 +327,8 @@ pub fn avg_pool2d_backward<T: Element>(dout: ArrayView4<'_, T>, x: [usize; 4], p
     Ok(dx)
 }
 
-/// Mean of every channel of x `(N, C, H, W)`: `(N, C)`. The twin of [`crate::naive::global_avg_pool_forward`].
+/// Mean of every channel of x `(N, C, H, W)`: `(N, C)`; NaN if there are no pixels. The twin of
+/// [`crate::naive::global_avg_pool_forward`].
 pub fn global_avg_pool_forward<T: Element>(x: ArrayView4<'_, T>) -> Array2<T> {
     let (n, c, h, w) = x.dim();
     let x = x.as_standard_layout();
@@ -335,8 +336,8 @@ pub fn global_avg_pool_forward<T: Element>(x: ArrayView4<'_, T>) -> Array2<T> {
     let mut out = Array2::zeros((n, c));
     let (plane, together) = (h * w, planes_per_piece(h * w));
     for_each_chunk_mut(out.as_slice_mut().expect("freshly made"), together, |piece, out| {
-        for (x, out) in x[piece * together * plane..].chunks_exact(plane.max(1)).zip(out) {
-            *out = global_avg_plane(x);
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = global_avg_plane(&x[(piece * together + i) * plane..][..plane]);
         }
     });
     out

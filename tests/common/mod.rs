@@ -113,6 +113,7 @@ impl Golden {
             padding: self.padding(),
             dilation: self.param("dilation"),
             groups: self.param("groups"),
+            ..Conv2d::default()
         }
     }
 

@@ -1,1 +1,0 @@
-//! Level 5. Training.

@@ -1,0 +1,119 @@
+//! Level 5. What a network makes of images, and how often it is right.
+
+use crate::data::{CHANNELS, Dataset, PIXELS, SIDE, Split};
+use crate::element::Element;
+use crate::error::{Error, Result, check_shape};
+use crate::nn::network::Network;
+use crate::workspace::Buffer;
+
+/// The class of the largest score, the first of them if several are equal; `None` if a score is NaN or there are none.
+pub fn argmax<T: Element>(scores: &[T]) -> Option<usize> {
+    if scores.iter().any(|score| score.is_nan()) {
+        return None;
+    }
+    (0..scores.len()).reduce(|best, class| if scores[class] > scores[best] { class } else { best })
+}
+
+/// What `network` takes every image of a split for, in the split's order: [`argmax`] of its scores, `batch` images at a
+/// time.
+///
+/// # Errors
+/// [`Error::Shape`] if the network is not for images `(3, 32, 32)`, [`Error::Invalid`] for a batch of 0.
+pub fn predict<T: Element>(
+    network: &mut Network<T>,
+    data: &Dataset,
+    split: Split,
+    batch: usize,
+) -> Result<Vec<Option<usize>>> {
+    let all: Vec<_> = (0..data.len(split)).collect();
+    let mut classes = Vec::with_capacity(all.len());
+    Batch::new(network, batch.min(all.len()))?.classify(network, data, split, &all, |class, _| classes.push(class))?;
+    Ok(classes)
+}
+
+/// The share of a split's images that `network` takes for what they are, 0 to 1. An image with a NaN among its scores
+/// counts as wrong.
+///
+/// # Errors
+/// As [`predict`].
+pub fn accuracy<T: Element>(network: &mut Network<T>, data: &Dataset, split: Split, batch: usize) -> Result<f64> {
+    let all: Vec<_> = (0..data.len(split)).collect();
+    Batch::new(network, batch.min(all.len()))?.accuracy(network, data, split, &all)
+}
+
+/// Memory for one batch: images, labels, scores.
+#[derive(Debug)]
+pub(super) struct Batch<T: Element> {
+    /// `(size, 3, 32, 32)`
+    pub(super) x: Buffer<T>,
+    /// `(size)`
+    pub(super) y: Vec<usize>,
+    /// `(size, classes)`
+    scores: Vec<T>,
+}
+
+impl<T: Element> Batch<T> {
+    pub(super) fn new(network: &Network<T>, size: usize) -> Result<Self> {
+        check_shape("images", "the network's input", &network.input(), &[CHANNELS, SIDE, SIDE])?;
+        if size == 0 {
+            return Err(Error::invalid("batch size", "a batch of 0 images is none", "give 1 or more"));
+        }
+        let scores = vec![T::zero(); size * network.classes()];
+        Ok(Batch { x: Buffer::zeroed(size * PIXELS), y: vec![0; size], scores })
+    }
+
+    /// The share of the images `samples` of a split that are classified correctly.
+    pub(super) fn accuracy(
+        &mut self,
+        network: &mut Network<T>,
+        data: &Dataset,
+        split: Split,
+        samples: &[usize],
+    ) -> Result<f64> {
+        let mut correct = 0_usize;
+        self.classify(network, data, split, samples, |class, label| correct += usize::from(class == Some(label)))?;
+        Ok(correct as f64 / samples.len() as f64)
+    }
+
+    /// Calls `each(class, label)` for the images `samples` of a split, in this order.
+    fn classify(
+        &mut self,
+        network: &mut Network<T>,
+        data: &Dataset,
+        split: Split,
+        samples: &[usize],
+        mut each: impl FnMut(Option<usize>, usize),
+    ) -> Result<()> {
+        let classes = network.classes();
+        for indices in samples.chunks(self.y.len()) {
+            let n = indices.len();
+            let (x, y, scores) = (&mut self.x[..n * PIXELS], &mut self.y[..n], &mut self.scores[..n * classes]);
+            data.fill_batch(split, indices, None, 0, 0, x, y)?;
+            network.scores(x, scores)?;
+            for (row, &label) in scores.chunks_exact(classes).zip(&*y) {
+                each(argmax(row), label);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_largest_score_wins_and_nan_never_does() {
+        for (scores, class) in [
+            (&[0.5, 2.0, -1.0][..], Some(1)),
+            (&[3.0, 3.0], Some(0)),
+            (&[f64::NEG_INFINITY; 2], Some(0)),
+            (&[0.0, f64::INFINITY], Some(1)),
+            (&[1.0, f64::NAN], None),
+            (&[f64::NAN, 1.0], None),
+            (&[], None),
+        ] {
+            assert_eq!(argmax(scores), class, "{scores:?}");
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Level 5. What happened in training: while it happens, line by line, and in the end.
+
+use std::io::{self, Write};
+
+use serde::{Deserialize, Serialize};
+
+/// The course of training.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct History {
+    /// Loss of every iteration, regularisation included.
+    pub loss: Vec<f64>,
+    /// Share of training images classified correctly after every epoch. Index 0 is after the first iteration, as in the
+    /// seed, index `e` after epoch `e`: so in the other vectors of epochs.
+    pub train_accuracy: Vec<f64>,
+    /// Share of validation images classified correctly.
+    pub val_accuracy: Vec<f64>,
+    /// Learning rate of the last iteration before that.
+    pub learning_rate: Vec<f64>,
+}
+
+impl History {
+    /// The epoch with the best validation accuracy, the first of them if several are equal, and that accuracy; `None`
+    /// before the first iteration.
+    pub fn best(&self) -> Option<(usize, f64)> {
+        let epochs = self.val_accuracy.iter().copied().enumerate();
+        epochs.reduce(|best, epoch| if epoch.1 > best.1 { epoch } else { best })
+    }
+}
+
+/// What [`Solver::train`](super::Solver::train) tells its observer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Event {
+    /// An iteration is done.
+    Step {
+        /// The epoch it belongs to, from 1.
+        epoch: usize,
+        /// Epochs in all.
+        epochs: usize,
+        /// The iteration, from 1.
+        step: usize,
+        /// Iterations in all.
+        steps: usize,
+        /// Loss, regularisation included, of the parameters before the iteration.
+        loss: f64,
+        /// Learning rate of the iteration.
+        learning_rate: f64,
+        /// Training images per second since this call of `train` began, without the time for measuring accuracy.
+        images_per_second: f64,
+    },
+    /// Accuracy has been measured: after the first iteration (epoch 0) and after every epoch.
+    Epoch {
+        /// The finished epoch.
+        epoch: usize,
+        /// Epochs in all.
+        epochs: usize,
+        /// Share of training images classified correctly.
+        train_accuracy: f64,
+        /// Share of validation images classified correctly.
+        val_accuracy: f64,
+        /// Whether the validation accuracy is the best so far.
+        best: bool,
+    },
+}
+
+/// Writes events as the seed's solver prints them.
+#[derive(Debug)]
+pub struct Log<W> {
+    out: W,
+    every: usize,
+}
+
+impl<W: Write> Log<W> {
+    /// Writes every epoch and every `every`-th iteration, beginning with the first, to `out`.
+    ///
+    /// # Panics
+    /// If `every` is 0.
+    pub fn new(out: W, every: usize) -> Self {
+        assert!(every > 0, "every 0 iterations is not possible");
+        Log { out, every }
+    }
+
+    /// Writes the line of this event, if it has one.
+    ///
+    /// # Errors
+    /// As writing to `out`.
+    pub fn write(&mut self, event: &Event) -> io::Result<()> {
+        match *event {
+            Event::Step { step, steps, loss, .. } if (step - 1).is_multiple_of(self.every) => {
+                writeln!(self.out, "(Iteration {step} / {steps}) loss: {loss:.6}")
+            }
+            Event::Step { .. } => Ok(()),
+            Event::Epoch { epoch, epochs, train_accuracy, val_accuracy, .. } => {
+                writeln!(
+                    self.out,
+                    "(Epoch {epoch} / {epochs}) train acc: {train_accuracy:.6}; val_acc: {val_accuracy:.6}"
+                )
+            }
+        }
+    }
+}
+
+/// How training ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The best validation accuracy, 0 to 1: that of the network as `train` leaves it.
+    pub best_val_accuracy: f64,
+    /// The epoch it was measured after.
+    pub best_epoch: usize,
+    /// Validation accuracy when it was last measured.
+    pub final_val_accuracy: f64,
+    /// Training accuracy when it was last measured.
+    pub final_train_accuracy: f64,
+    /// Iterations so far, those before a checkpoint included.
+    pub steps: usize,
+    /// Seconds that the iterations of this call took, without the time for measuring accuracy and for checkpoints.
+    pub train_seconds: f64,
+    /// Training images per second of `train_seconds`; 0 if there was nothing left to train.
+    pub images_per_second: f64,
+    /// Whether the observer ended training before its last iteration.
+    pub stopped_early: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_best_epoch_wins() {
+        for (accuracies, best) in [(&[][..], None), (&[0.1, 0.3, 0.3, 0.2], Some((1, 0.3))), (&[0.0], Some((0, 0.0)))] {
+            let history = History { val_accuracy: accuracies.to_vec(), ..History::default() };
+            assert_eq!(history.best(), best);
+        }
+    }
+
+    /// The lines of the seed's run over one epoch.
+    #[test]
+    fn the_log_reads_as_the_seeds() {
+        let mut log = Log::new(Vec::new(), 20);
+        let step = |step, loss| Event::Step {
+            epoch: 1,
+            epochs: 1,
+            step,
+            steps: 980,
+            loss,
+            learning_rate: 1e-3,
+            images_per_second: 1.0,
+        };
+        let epoch = |epoch, train_accuracy, val_accuracy| Event::Epoch {
+            epoch,
+            epochs: 1,
+            train_accuracy,
+            val_accuracy,
+            best: true,
+        };
+        for event in [
+            step(1, 2.304_528),
+            epoch(0, 0.145, 0.135),
+            step(2, 9.9),
+            step(20, 9.9),
+            step(21, 2.311_741_4),
+            epoch(1, 0.461, 0.459),
+        ] {
+            log.write(&event).unwrap();
+        }
+        let expected = "(Iteration 1 / 980) loss: 2.304528\n\
+                        (Epoch 0 / 1) train acc: 0.145000; val_acc: 0.135000\n\
+                        (Iteration 21 / 980) loss: 2.311741\n\
+                        (Epoch 1 / 1) train acc: 0.461000; val_acc: 0.459000\n";
+        assert_eq!(String::from_utf8(log.out).unwrap(), expected);
+    }
+}

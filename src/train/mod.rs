@@ -1,0 +1,33 @@
+//! Level 5. Training: epochs, accuracy, history, checkpoints.
+//!
+//! ```no_run
+//! use std::ops::ControlFlow;
+//!
+//! use gemmnet::data::{Dataset, Normalization};
+//! use gemmnet::nn::init::Init;
+//! use gemmnet::nn::network::Network;
+//! use gemmnet::nn::notation::NetworkSpec;
+//! use gemmnet::train::{Solver, SolverOptions};
+//!
+//! let data = Dataset::open("data".as_ref(), Normalization::MeanImage)?;
+//! let spec = NetworkSpec::parse("conv32k7-relu-pool-affine500-relu-affine10")?;
+//! let network = Network::<f32>::new(&spec, [3, 32, 32], Init::Gaussian { std: 1e-3 }, 0)?;
+//! let options = SolverOptions { epochs: 1, batch_size: 50, l2: 1e-3, ..SolverOptions::default() };
+//! let mut solver = Solver::new(network, data, options)?;
+//! let report = solver.train(|_| ControlFlow::Continue(()))?;
+//! println!("{:.1} % of the validation images", 100.0 * report.best_val_accuracy);
+//! solver.checkpoint().save("model.safetensors".as_ref())?;
+//! # Ok::<(), gemmnet::Error>(())
+//! ```
+
+mod checkpoint;
+mod evaluate;
+mod history;
+mod options;
+mod solver;
+
+pub use checkpoint::{Checkpoint, Trained, load_network};
+pub use evaluate::{accuracy, argmax, predict};
+pub use history::{Event, History, Log, Report};
+pub use options::SolverOptions;
+pub use solver::Solver;

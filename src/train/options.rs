@@ -1,0 +1,109 @@
+//! Level 5. How a network is trained.
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::{Augment, Sampler};
+use crate::error::{Error, Result};
+use crate::optim::{LearningRate, Schedule, UpdateRule};
+
+/// How a [`Solver`](super::Solver) trains. The defaults are those of CS231n's solver, except for Adam at 1e-3 in place
+/// of SGD at 1e-2, and shuffled epochs in place of batches drawn with replacement.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SolverOptions {
+    /// Passes over the training split, 1 or more.
+    pub epochs: usize,
+    /// Images in a batch, 1 or more; at most the whole training split is used.
+    pub batch_size: usize,
+    /// How a gradient changes the parameters.
+    pub rule: UpdateRule,
+    /// The learning rate of every step.
+    pub learning_rate: LearningRate,
+    /// The loss has `l2 / 2` times the sum of the squared weights added to it (biases and batchnorm's parameters are not
+    /// weights). The seed's `reg`; 0 or more.
+    pub l2: f64,
+    /// How the images of an epoch are drawn.
+    #[serde(with = "SavedSampler")]
+    pub sampler: Sampler,
+    /// Random changes to the training images.
+    #[serde(with = "saved_augment")]
+    pub augment: Option<Augment>,
+    /// Seed of the order of images, augmentation, dropout and the images that training accuracy is measured on.
+    pub seed: u64,
+    /// Training accuracy is measured on so many images, drawn with replacement anew in each epoch, or on the whole
+    /// training split if it is no larger; 1 or more.
+    pub train_accuracy_samples: usize,
+    /// Whether to print to the standard error stream, as [`Log`](super::Log) does.
+    pub verbose: bool,
+    /// Every how many iterations to print the loss, 1 or more.
+    pub print_every: usize,
+}
+
+impl Default for SolverOptions {
+    fn default() -> Self {
+        SolverOptions {
+            epochs: 10,
+            batch_size: 100,
+            rule: UpdateRule::Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 },
+            learning_rate: LearningRate::new(1e-3, Schedule::Constant, 0.0).expect("1e-3 is a learning rate"),
+            l2: 0.0,
+            sampler: Sampler::ShuffledEpochs,
+            augment: None,
+            seed: 0,
+            train_accuracy_samples: 1000,
+            verbose: true,
+            print_every: 10,
+        }
+    }
+}
+
+impl SolverOptions {
+    /// What [`Batches`](crate::data::Batches), the optimizer and the first batch do not check.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.epochs == 0 {
+            return Err(Error::invalid("epochs", "0 epochs teach nothing", "give 1 or more"));
+        }
+        if !(self.l2 >= 0.0 && self.l2.is_finite()) {
+            let problem = format!("{} is not a number from 0 up", self.l2);
+            return Err(Error::invalid("l2 regularisation", problem, "1e-3 is usual, 0 is none"));
+        }
+        if self.train_accuracy_samples == 0 {
+            let problem = "it cannot be measured on 0 images";
+            return Err(Error::invalid("training accuracy", problem, "give 1 or more"));
+        }
+        if self.print_every == 0 {
+            let problem = "every 0 iterations is not possible";
+            return Err(Error::invalid("print_every", problem, "give 1 or more, or turn verbose off"));
+        }
+        Ok(())
+    }
+}
+
+/// How a checkpoint spells [`Sampler`].
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Sampler", rename_all = "kebab-case")]
+enum SavedSampler {
+    ShuffledEpochs,
+    WithReplacement,
+}
+
+/// How a checkpoint spells [`Augment`].
+mod saved_augment {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::data::Augment;
+
+    #[derive(Serialize, Deserialize)]
+    struct Saved {
+        flip: bool,
+        shift: usize,
+    }
+
+    pub(super) fn serialize<S: Serializer>(augment: &Option<Augment>, serializer: S) -> Result<S::Ok, S::Error> {
+        augment.map(|Augment { flip, shift }| Saved { flip, shift }).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Augment>, D::Error> {
+        let saved = Option::<Saved>::deserialize(deserializer)?;
+        Ok(saved.map(|Saved { flip, shift }| Augment { flip, shift }))
+    }
+}

@@ -1,0 +1,283 @@
+//! Level 5. The training loop.
+
+use std::io;
+use std::ops::{ControlFlow, Range};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rand::RngExt;
+
+use super::checkpoint::{Checkpoint, Trained};
+use super::evaluate::Batch;
+use super::history::{Event, History, Log, Report};
+use super::options::SolverOptions;
+use crate::data::{Batches, Dataset, Split};
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::nn::network::Network;
+use crate::random::{Purpose, stream};
+
+/// Trains a network on a data set.
+///
+/// The result has the same bits for the same options, network and data, at any number of threads, and whether training
+/// was interrupted and resumed or not. After the first step of an epoch a step allocates nothing.
+///
+/// Between calls of [`Solver::train`], [`Solver::network_mut`] has the parameters and running statistics with the best
+/// validation accuracy so far; where training stands is kept apart.
+#[derive(Debug)]
+pub struct Solver<T: Element> {
+    /// The state. During `train` its network is the latest and `latest` is the best, otherwise it is as it says.
+    state: Checkpoint<T>,
+    data: Dataset,
+    /// Where the weights are among the parameters.
+    weights: Vec<Range<usize>>,
+    batch: Batch<T>,
+    /// The images of an epoch, and which epoch that is.
+    order: (Option<usize>, Vec<usize>),
+    save_to: Option<PathBuf>,
+}
+
+/// What this call of `train` has done so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Effort {
+    images: usize,
+    time: Duration,
+}
+
+impl Effort {
+    fn images_per_second(self) -> f64 {
+        if self.images == 0 { 0.0 } else { self.images as f64 / self.time.as_secs_f64() }
+    }
+}
+
+impl<T: Element> Solver<T> {
+    /// A solver before its first iteration.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for an option that makes no sense or a network with fewer classes than the data,
+    /// [`Error::Shape`] for one that is not for images `(3, 32, 32)`.
+    pub fn new(network: Network<T>, data: Dataset, options: SolverOptions) -> Result<Self> {
+        let state = Checkpoint::start(network, &data, options)?;
+        Self::with_state(state, data)
+    }
+
+    /// A solver where the checkpoint's was. The data is normalised as it was then, whatever its own normalisation.
+    ///
+    /// # Errors
+    /// As [`Solver::new`], and [`Error::Invalid`] if the data has another number of training images than it had then, or
+    /// if an option was changed that cannot be: the batch size, the update rule, or fewer epochs than are done.
+    pub fn resume(checkpoint: Checkpoint<T>, data: Dataset) -> Result<Self> {
+        let data = data.with_normalizer(checkpoint.trained.normalizer.clone());
+        let Checkpoint { options, batches, optimizer, .. } = &checkpoint;
+        let now = Batches::new(data.len(Split::Train), options.batch_size)?;
+        if now != *batches {
+            let problem = format!(
+                "it was trained on {} images in batches of {}, not on {} in batches of {}",
+                batches.samples, batches.size, now.samples, now.size
+            );
+            return Err(Error::invalid("checkpoint", problem, "give the same data and batch size"));
+        }
+        if options.rule != optimizer.rule() {
+            let problem = format!("it holds the state of {:?}, not of {:?}", optimizer.rule(), options.rule);
+            return Err(Error::invalid("checkpoint", problem, "leave the update rule as it is"));
+        }
+        let total = options.epochs.saturating_mul(batches.count);
+        if checkpoint.step > total {
+            let problem = format!("it has done {} iterations, more than {total} in all", checkpoint.step);
+            return Err(Error::invalid("epochs", problem, format!("give more than {}", checkpoint.epoch())));
+        }
+        Self::with_state(checkpoint, data)
+    }
+
+    fn with_state(state: Checkpoint<T>, data: Dataset) -> Result<Self> {
+        state.options.check()?;
+        let network = &state.trained.network;
+        if data.classes() > network.classes() {
+            let problem = format!("it gives {} scores, the data has {} classes", network.classes(), data.classes());
+            return Err(Error::invalid("network", problem, format!("end it with affine{}", data.classes())));
+        }
+        Ok(Solver {
+            weights: network.params().weight_ranges(),
+            batch: Batch::new(network, state.batches.size)?,
+            order: (None, Vec::new()),
+            save_to: None,
+            state,
+            data,
+        })
+    }
+
+    /// From now on `train` saves a checkpoint at this path after every epoch, and when the observer ends training.
+    pub fn save_to(&mut self, path: impl Into<PathBuf>) {
+        self.save_to = Some(path.into());
+    }
+
+    /// The state of training: options, history, the step it has reached; to be saved.
+    pub fn checkpoint(&self) -> &Checkpoint<T> {
+        &self.state
+    }
+
+    /// The course of training so far.
+    pub fn history(&self) -> &History {
+        &self.state.trained.history
+    }
+
+    /// The data, normalised as the network learns it.
+    pub fn data(&self) -> &Dataset {
+        &self.data
+    }
+
+    /// The network with the best validation accuracy so far; to measure it takes its buffers, hence `mut`.
+    pub fn network_mut(&mut self) -> &mut Network<T> {
+        &mut self.state.trained.network
+    }
+
+    /// The network with the best validation accuracy so far.
+    pub fn into_network(self) -> Network<T> {
+        self.state.trained.network
+    }
+
+    /// Trains from where it stands up to the last epoch, and tells `observer` of every iteration and epoch. If that
+    /// returns `Break`, training ends there; another call goes on.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] if the loss is no longer a finite number, [`Error::Io`] if a checkpoint cannot be saved, and
+    /// whatever is wrong with the augmentation. Then, too, the network is the best so far, and the history stays.
+    pub fn train(&mut self, mut observer: impl FnMut(&Event) -> ControlFlow<()>) -> Result<Report> {
+        let SolverOptions { verbose, print_every, .. } = self.state.options;
+        let mut log = verbose.then(|| Log::new(io::stderr(), print_every));
+        let mut observe = |event: Event| {
+            if let Some(log) = &mut log {
+                // A closed stream is no reason to give up training.
+                let _ = log.write(&event);
+            }
+            observer(&event).is_break()
+        };
+        let mut effort = Effort::default();
+        self.exchange();
+        let result = self.run(&mut observe, &mut effort);
+        self.exchange();
+        result?;
+
+        let History { train_accuracy, val_accuracy, .. } = self.history();
+        let measured = "accuracy is measured after the first iteration";
+        let (best_epoch, best_val_accuracy) = self.history().best().expect(measured);
+        Ok(Report {
+            best_val_accuracy,
+            best_epoch,
+            final_val_accuracy: *val_accuracy.last().expect(measured),
+            final_train_accuracy: *train_accuracy.last().expect(measured),
+            steps: self.state.step,
+            train_seconds: effort.time.as_secs_f64(),
+            images_per_second: effort.images_per_second(),
+            stopped_early: self.state.step < self.steps_total(),
+        })
+    }
+
+    fn steps_total(&self) -> usize {
+        self.state.options.epochs.saturating_mul(self.state.batches.count)
+    }
+
+    /// The best parameters into the network and the latest out of it, or the other way round.
+    fn exchange(&mut self) {
+        self.state.latest.swap(&mut self.state.trained.network);
+    }
+
+    fn run(&mut self, observe: &mut impl FnMut(Event) -> bool, effort: &mut Effort) -> Result<()> {
+        let per_epoch = self.state.batches.count;
+        self.state.trained.history.loss.reserve(self.steps_total() - self.state.step);
+        while self.state.step < self.steps_total() {
+            let event = self.step(effort)?;
+            let step = self.state.step;
+            let mut stop = observe(event);
+            if step == 1 {
+                stop |= observe(self.measure(0)?);
+            }
+            let epoch_done = step.is_multiple_of(per_epoch);
+            if epoch_done {
+                stop |= observe(self.measure(step / per_epoch)?);
+            }
+            if let Some(path) = self.save_to.as_ref().filter(|_| epoch_done || stop) {
+                // A checkpoint has the best network in its place.
+                self.state.latest.swap(&mut self.state.trained.network);
+                let saved = self.state.save(path);
+                self.state.latest.swap(&mut self.state.trained.network);
+                saved?;
+            }
+            if stop {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// One iteration.
+    fn step(&mut self, effort: &mut Effort) -> Result<Event> {
+        let begin = Instant::now();
+        let steps = self.steps_total();
+        let Checkpoint { trained: Trained { network, history, .. }, options, step, batches, optimizer, .. } =
+            &mut self.state;
+        let (epoch, index) = (*step / batches.count, *step % batches.count);
+        let (ordered, order) = &mut self.order;
+        if *ordered != Some(epoch) {
+            options.sampler.order(*batches, options.seed, epoch as u64, order);
+            *ordered = Some(epoch);
+        }
+        let indices = &order[index * batches.size..][..batches.size];
+        let Batch { x, y, .. } = &mut self.batch;
+        let augment = options.augment.as_ref();
+        self.data.fill_batch(Split::Train, indices, augment, options.seed, epoch as u64, x, y)?;
+
+        let mut loss = network.loss(x, y, options.seed, *step as u64)?.f64();
+        let learning_rate = options.learning_rate.at(*step, batches.count, steps);
+        // Without a loss the gradients are worth nothing: the parameters stay as they are.
+        if loss.is_finite() {
+            let (params, grads) = network.params_and_grads();
+            let half_squares =
+                optimizer.step(params.values_mut(), grads.values(), &self.weights, options.l2, learning_rate);
+            loss += options.l2 * half_squares;
+        }
+        if !loss.is_finite() {
+            return Err(Error::Diverged { iteration: *step + 1, loss, learning_rate });
+        }
+        *step += 1;
+        history.loss.push(loss);
+        effort.images += batches.size;
+        effort.time += begin.elapsed();
+        Ok(Event::Step {
+            epoch: epoch + 1,
+            epochs: options.epochs,
+            step: *step,
+            steps,
+            loss,
+            learning_rate,
+            images_per_second: effort.images_per_second(),
+        })
+    }
+
+    /// Measures accuracy, writes it into the history and keeps the network if it is the best.
+    fn measure(&mut self, epoch: usize) -> Result<Event> {
+        let steps = self.steps_total();
+        let Checkpoint { trained: Trained { network, history, .. }, options, step, batches, latest: best, .. } =
+            &mut self.state;
+        let mut accuracy = |split, samples: &[usize]| self.batch.accuracy(network, &self.data, split, samples);
+        let len = self.data.len(Split::Train);
+        let samples: Vec<_> = if len <= options.train_accuracy_samples {
+            (0..len).collect()
+        } else {
+            let mut rng = stream(options.seed, Purpose::Measure, epoch as u64, 0);
+            (0..options.train_accuracy_samples).map(|_| rng.random_range(0..len)).collect()
+        };
+        let train_accuracy = accuracy(Split::Train, &samples)?;
+        let all: Vec<_> = (0..self.data.len(Split::Validation)).collect();
+        let val_accuracy = accuracy(Split::Validation, &all)?;
+
+        let is_best = history.best().is_none_or(|(_, best)| val_accuracy > best);
+        if is_best {
+            best.copy_from(network);
+        }
+        history.train_accuracy.push(train_accuracy);
+        history.val_accuracy.push(val_accuracy);
+        history.learning_rate.push(options.learning_rate.at(*step - 1, batches.count, steps));
+        Ok(Event::Epoch { epoch, epochs: options.epochs, train_accuracy, val_accuracy, best: is_best })
+    }
+}

@@ -134,7 +134,7 @@ fn convolution_under_every_stride_padding_dilation_group_and_filter() {
                             why: "sweep",
                             x: [2, 4, 9, 11],
                             w: [filters, 4 / groups, kernel.0, kernel.1],
-                            conv: Conv2d { stride, padding, dilation, groups },
+                            conv: Conv2d { stride, padding, dilation, groups, ..Conv2d::default() },
                         });
                     }
                 }
@@ -222,7 +222,7 @@ proptest! {
         ],
     ) {
         let (x, w) = ([images, groups * per_group.0, size.0, size.1], [groups * per_group.1, per_group.0, kernel.0, kernel.1]);
-        let conv = Conv2d { stride, padding, dilation, groups };
+        let conv = Conv2d { stride, padding, dilation, groups, ..Conv2d::default() };
         prop_assume!(Conv2dShape::new(x, w, &conv).is_ok());
         check_conv(&ConvCase { why: "random", x, w, conv });
     }

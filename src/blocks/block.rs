@@ -155,9 +155,16 @@ impl Block {
     /// A block for images `[C, H, W]`.
     ///
     /// # Errors
-    /// [`Error::Invalid`] or [`Error::Shape`] if a filter or window does not fit, or a probability is none.
+    /// [`Error::Invalid`] or [`Error::Shape`] if a filter or window does not fit, or a constant makes no sense.
     pub fn new(parts: BlockParts, input: [usize; 3]) -> Result<Self> {
         let [c, h, w] = input;
+        if input.contains(&0) {
+            return Err(Error::invalid(
+                "block",
+                format!("an input {input:?} has no values"),
+                "give at least 1 of each",
+            ));
+        }
         let (kernel, product) = match parts.core {
             None => (Kernel::None, input),
             Some(Core::Conv { filters, kernel: (kh, kw), conv }) => {
@@ -170,6 +177,15 @@ impl Block {
             }
             Some(Core::Affine { outputs }) => (Kernel::Affine { inputs: c * h * w, outputs }, [outputs, 1, 1]),
         };
+        if let Some(norm) = &parts.norm {
+            norm.check()?;
+        }
+        if let Some(Activation::LeakyRelu { slope }) = parts.activation
+            && !(0.0..=1.0).contains(&slope)
+        {
+            // backward reads the sign of z off the output
+            return Err(Error::invalid("leaky relu", format!("the slope is {slope}"), "give 0 to 1"));
+        }
         let [channels, rows, cols] = product;
         let pool = match parts.pool {
             None => None,
@@ -315,6 +331,10 @@ impl Block {
             if let Some(norm) = norm {
                 update_running(running.0, mean, norm.momentum);
                 update_running(running.1, var, norm.momentum);
+                // `mean` is that of the product without its bias
+                for (running, &bias) in running.0.iter_mut().zip(weights.b) {
+                    *running += T::of(1.0 - norm.momentum) * bias;
+                }
             }
         }
         if let (Some(p), Pass::Train(key)) = (self.parts.dropout, pass) {

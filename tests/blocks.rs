@@ -1,0 +1,908 @@
+//! Fused blocks against the chain of naive twins, and the cascades against numeric gradients.
+
+mod common;
+
+use common::random_array;
+use gemmnet::blocks::cascades::{
+    affine_bn_relu_backward, affine_bn_relu_dropout_backward, affine_bn_relu_dropout_forward, affine_bn_relu_forward,
+    affine_relu_backward, affine_relu_forward, conv_bn_relu_backward, conv_bn_relu_forward, conv_bn_relu_pool_backward,
+    conv_bn_relu_pool_forward, conv_relu_backward, conv_relu_forward, conv_relu_pool_backward, conv_relu_pool_forward,
+};
+use gemmnet::blocks::{Block, BlockParts, BlockState, Core, Pass, Pool, Weights};
+use gemmnet::gradcheck::{check, numeric_gradient_array};
+use gemmnet::naive;
+use gemmnet::ops::activation::Activation;
+use gemmnet::ops::batchnorm::{BatchNorm, Mode, Statistics, spatial_batchnorm_backward, spatial_batchnorm_forward};
+use gemmnet::ops::conv::{conv2d_backward, conv2d_forward};
+use gemmnet::ops::dropout::{DropoutKey, dropout_forward};
+use gemmnet::ops::pool::{max_pool2d_backward, max_pool2d_forward};
+use gemmnet::parallel::with_threads;
+use gemmnet::shape::{Conv2d, Padding, Pool2d};
+use gemmnet::workspace::Workspace;
+use gemmnet::{Element, Error};
+use ndarray::{
+    Array, Array1, Array2, Array4, ArrayRef, ArrayView, ArrayView1, ArrayView2, ArrayView4, Dimension, array, s,
+};
+
+// ------------------------------------------------------------------------------------------------ the chain of the twins
+
+/// Parameters of a block; arrays of no values where there are none.
+struct Parameters {
+    w: Vec<f64>,
+    b: Array1<f64>,
+    gamma: Array1<f64>,
+    beta: Array1<f64>,
+}
+
+/// What the naive twins give, one after the other, and what their backward pass needs.
+struct Chain {
+    /// The product with its bias.
+    y: Array4<f64>,
+    /// After batchnorm.
+    z: Array4<f64>,
+    argmax: Option<naive::Argmax>,
+    /// Factors of dropout.
+    mask: Option<Array4<f64>>,
+    out: Array4<f64>,
+    /// Batch statistics, if there is batchnorm.
+    batch: Option<Statistics<f64>>,
+}
+
+struct Gradients {
+    dx: Vec<f64>,
+    dw: Vec<f64>,
+    db: Vec<f64>,
+    dgamma: Vec<f64>,
+    dbeta: Vec<f64>,
+}
+
+/// Affine weights `(D, M)` for x flattened to `(N, D)`.
+fn affine_arrays(x: &Array4<f64>, w: &[f64], outputs: usize) -> (Array2<f64>, Array2<f64>) {
+    let inputs: usize = x.shape()[1..].iter().product();
+    let x = x.clone().into_shape_with_order((x.shape()[0], inputs)).unwrap();
+    (x, Array2::from_shape_vec((inputs, outputs), w.to_vec()).unwrap())
+}
+
+fn filters(x: &Array4<f64>, w: &[f64], filters: usize, kernel: (usize, usize), conv: &Conv2d) -> Array4<f64> {
+    Array4::from_shape_vec((filters, x.shape()[1] / conv.groups, kernel.0, kernel.1), w.to_vec()).unwrap()
+}
+
+/// Formulas written down once more, apart from those under test.
+fn activate(activation: Option<Activation>, z: f64) -> f64 {
+    match activation {
+        None => z,
+        Some(Activation::Relu) => {
+            if z <= 0.0 {
+                0.0
+            } else {
+                z
+            }
+        }
+        Some(Activation::LeakyRelu { slope }) => {
+            if z <= 0.0 {
+                slope * z
+            } else {
+                z
+            }
+        }
+        Some(Activation::Silu) => z / (1.0 + (-z).exp()),
+        Some(Activation::Gelu) => {
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (z + 0.044715 * z.powi(3));
+            0.5 * z * (1.0 + u.tanh())
+        }
+    }
+}
+
+fn slope(activation: Option<Activation>, z: f64) -> f64 {
+    match activation {
+        None => 1.0,
+        Some(Activation::Relu) => {
+            if z <= 0.0 {
+                0.0
+            } else {
+                1.0
+            }
+        }
+        Some(Activation::LeakyRelu { slope }) => {
+            if z <= 0.0 {
+                slope
+            } else {
+                1.0
+            }
+        }
+        Some(Activation::Silu) => {
+            let s = 1.0 / (1.0 + (-z).exp());
+            s * (1.0 + z * (1.0 - s))
+        }
+        Some(Activation::Gelu) => {
+            let z = z.clamp(-1e3, 1e3); // infinities have a slope too, 0 and 1
+            let c = (2.0 / std::f64::consts::PI).sqrt();
+            let t = (c * (z + 0.044715 * z.powi(3))).tanh();
+            0.5 * (1.0 + t) + 0.5 * z * (1.0 - t * t) * c * (1.0 + 3.0 * 0.044715 * z * z)
+        }
+    }
+}
+
+fn chain(parts: &BlockParts, x: &Array4<f64>, p: &Parameters, running: &Statistics<f64>, pass: Pass) -> Chain {
+    let bias = if p.b.is_empty() { None } else { Some(p.b.view()) };
+    let y = match parts.core {
+        None => x.clone(),
+        Some(Core::Conv { filters: count, kernel, conv }) => {
+            let w = filters(x, &p.w, count, kernel, &conv);
+            naive::conv2d_forward(x.view(), w.view(), bias, &conv).unwrap()
+        }
+        Some(Core::Affine { outputs }) => {
+            let (x, w) = affine_arrays(x, &p.w, outputs);
+            let y = naive::affine_forward(x.view(), w.view(), bias).unwrap();
+            y.into_shape_with_order((x.nrows(), outputs, 1, 1)).unwrap()
+        }
+    };
+    let channel = |c: usize| y.slice(s![.., c, .., ..]);
+    let (z, batch) = match (parts.norm, pass) {
+        (None, _) => (y.clone(), None),
+        (Some(norm), Pass::Train(_)) => {
+            let z = naive::spatial_batchnorm_forward(y.view(), p.gamma.view(), p.beta.view(), norm.eps).unwrap();
+            let channels = y.shape()[1];
+            let mean = (0..channels).map(|c| channel(c).mean().unwrap()).collect();
+            let var = (0..channels).map(|c| channel(c).var(0.0)).collect();
+            (z, Some(Statistics { mean, var }))
+        }
+        (Some(norm), Pass::Test) => {
+            let z = Array4::from_shape_fn(y.dim(), |i| {
+                let std = (running.var[i.1] + norm.eps).sqrt();
+                p.gamma[i.1] * (y[i] - running.mean[i.1]) / std + p.beta[i.1]
+            });
+            (z, None)
+        }
+    };
+    let a = z.mapv(|z| activate(parts.activation, z));
+    let (pooled, argmax) = match parts.pool {
+        None => (a, None),
+        Some(Pool::Max(pool)) => {
+            let (out, argmax) = naive::max_pool2d_forward(a.view(), &pool).unwrap();
+            (out, Some(argmax))
+        }
+        Some(Pool::Avg(pool)) => (naive::avg_pool2d_forward(a.view(), &pool).unwrap(), None),
+        Some(Pool::GlobalAvg) => {
+            let out = naive::global_avg_pool_forward(a.view());
+            let (n, c) = out.dim();
+            (out.into_shape_with_order((n, c, 1, 1)).unwrap(), None)
+        }
+    };
+    let (mask, out) = match (parts.dropout, pass) {
+        (Some(p), Pass::Train(key)) => {
+            let images = pooled.shape()[0];
+            let ones = Array2::<f64>::ones((images, pooled.len() / images));
+            let (_, kept) = dropout_forward(ones.view(), p, key).unwrap();
+            let mask = kept.mapv(|kept| f64::from(kept) / (1.0 - p)).into_shape_with_order(pooled.dim()).unwrap();
+            let out = Array4::from_shape_fn(pooled.dim(), |i| if mask[i] == 0.0 { 0.0 } else { mask[i] * pooled[i] });
+            (Some(mask), out)
+        }
+        _ => (None, pooled),
+    };
+    Chain { y, z, argmax, mask, out, batch }
+}
+
+fn chain_backward(parts: &BlockParts, x: &Array4<f64>, p: &Parameters, chain: &Chain, dout: &Array4<f64>) -> Gradients {
+    let d = match &chain.mask {
+        None => dout.clone(),
+        Some(mask) => Array4::from_shape_fn(dout.dim(), |i| if mask[i] == 0.0 { 0.0 } else { mask[i] * dout[i] }),
+    };
+    let a_shape = chain.z.dim();
+    let d = match parts.pool {
+        None => d,
+        Some(Pool::Max(_)) => naive::max_pool2d_backward(d.view(), chain.argmax.as_ref().unwrap()).unwrap(),
+        Some(Pool::Avg(pool)) => naive::avg_pool2d_backward(d.view(), a_shape.into(), &pool).unwrap(),
+        Some(Pool::GlobalAvg) => naive::global_avg_pool_backward(d.slice(s![.., .., 0, 0]), a_shape.into()).unwrap(),
+    };
+    let d = Array4::from_shape_fn(a_shape, |i| d[i] * slope(parts.activation, chain.z[i]));
+    let (d, dgamma, dbeta) = match parts.norm {
+        None => (d, Vec::new(), Vec::new()),
+        Some(norm) => {
+            let grads = naive::spatial_batchnorm_backward(d.view(), chain.y.view(), p.gamma.view(), norm.eps).unwrap();
+            (grads.dx, grads.dgamma.to_vec(), grads.dbeta.to_vec())
+        }
+    };
+    let (dx, dw, db) = match parts.core {
+        None => (values(&d), Vec::new(), Vec::new()),
+        Some(Core::Conv { filters: count, kernel, conv }) => {
+            let w = filters(x, &p.w, count, kernel, &conv);
+            let grads = naive::conv2d_backward(d.view(), x.view(), w.view(), &conv).unwrap();
+            (values(&grads.dx), values(&grads.dw), grads.db.to_vec())
+        }
+        Some(Core::Affine { outputs }) => {
+            let (x, w) = affine_arrays(x, &p.w, outputs);
+            let d = d.into_shape_with_order((x.nrows(), outputs)).unwrap();
+            let grads = naive::affine_backward(d.view(), x.view(), w.view()).unwrap();
+            (values(&grads.dx), values(&grads.dw), grads.db.to_vec())
+        }
+    };
+    Gradients { dx, dw, db: if p.b.is_empty() { Vec::new() } else { db }, dgamma, dbeta }
+}
+
+fn values<D: Dimension>(array: &Array<f64, D>) -> Vec<f64> {
+    array.iter().copied().collect()
+}
+
+// --------------------------------------------------------------------------------------------------------- the comparison
+
+/// Where the values of a test come from, and how exactly the results must agree.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Values {
+    /// Standard normal, in f64: the formulas are the same, the order of the sums is not.
+    Normal,
+    /// Small integers: ties in pools, zeros at the kinks of ReLU, and every operation exact, so that all bits must agree.
+    Integers,
+}
+
+impl Values {
+    fn draw(self, len: usize, seed: u64) -> Array1<f64> {
+        let normal: Array1<f64> = random_array(len, seed);
+        match self {
+            Values::Normal => normal,
+            Values::Integers => normal.mapv(|v| v.round().clamp(-2.0, 2.0)),
+        }
+    }
+
+    /// NaN must be where NaN is expected, and nowhere else.
+    #[track_caller]
+    fn assert_same<T: Element>(self, got: &[T], want: &[f64], what: &str) {
+        assert_eq!(got.len(), want.len(), "{what}");
+        let largest = want.iter().filter(|v| v.is_finite()).fold(1.0, |most: f64, v| most.max(v.abs()));
+        let tolerance = if self == Values::Integers { 0.0 } else { 1e-11 * largest };
+        for (i, (got, &want)) in got.iter().zip(want).enumerate() {
+            let got = got.f64();
+            let same = (got - want).abs() <= tolerance || got == want || (got.is_nan() && want.is_nan());
+            assert!(same, "{what}: value {i} of {} is {got:e}, expected {want:e}", T::NAME);
+        }
+    }
+}
+
+fn to<T: Element>(values: &[f64]) -> Vec<T> {
+    values.iter().map(|&v| T::of(v)).collect()
+}
+
+/// Training and test passes in this order, over so many images, with one state: smaller, larger and smaller batches, a
+/// test pass between two of training, few images (whose tiles are pieces of their own) and many. The third pass leaves
+/// dx out, as the first layer of a network does.
+const PASSES: [(bool, usize); 5] = [(true, 3), (false, 5), (true, 17), (true, 4), (false, 2)];
+
+/// Runs a block and the chain side by side.
+fn compare<T: Element>(parts: BlockParts, input: [usize; 3], source: Values, passes: &[(bool, usize)]) {
+    compare_with::<T>(parts, input, source, passes, |_| {});
+}
+
+/// [`compare`], with the images changed by `edit`.
+fn compare_with<T: Element>(
+    parts: BlockParts,
+    input: [usize; 3],
+    source: Values,
+    passes: &[(bool, usize)],
+    edit: impl Fn(&mut Array4<f64>),
+) {
+    let block = Block::new(parts, input).unwrap();
+    let shapes = block.weight_shapes();
+    let draw = |shape: &[usize], seed| {
+        let len = if shape.is_empty() { 0 } else { shape.iter().product() };
+        source.draw(len, seed)
+    };
+    let p = Parameters {
+        w: draw(&shapes.w, 1).to_vec(),
+        b: draw(&shapes.b, 2),
+        gamma: draw(&shapes.gamma, 3),
+        beta: draw(&shapes.beta, 4),
+    };
+    let (w, b): (Vec<T>, Vec<T>) = (to(&p.w), to(p.b.as_slice().unwrap()));
+    let (gamma, beta): (Vec<T>, Vec<T>) = (to(p.gamma.as_slice().unwrap()), to(p.beta.as_slice().unwrap()));
+    let weights = Weights { w: &w[..], b: &b, gamma: &gamma, beta: &beta };
+    let mut running: Statistics<f64> = Statistics::new(gamma.len());
+    let mut block_running: Statistics<T> = Statistics::new(gamma.len());
+    let (ws, mut state) = (poisoned_workspace(), BlockState::<T>::new());
+
+    for (step, &(trains, images)) in passes.iter().enumerate() {
+        let what = |part: &str| format!("{part}, step {step} of {passes:?}, {source:?}, input {input:?}, {parts:?}");
+        let key = DropoutKey { seed: 1, step: step as u64, layer: 2 };
+        let pass = if trains { Pass::Train(key) } else { Pass::Test };
+        let dim = [images, input[0], input[1], input[2]];
+        let mut x = source.draw(dim.iter().product(), 10 + step as u64).into_shape_with_order(dim).unwrap();
+        edit(&mut x);
+        let want = chain(&parts, &x, &p, &running, pass);
+        if let (Some(batch), Some(norm)) = (&want.batch, parts.norm) {
+            for (old, new) in running.mean.iter_mut().zip(&batch.mean).chain(running.var.iter_mut().zip(&batch.var)) {
+                *old = norm.momentum * *old + (1.0 - norm.momentum) * new;
+            }
+        }
+
+        let xs: Vec<T> = to(x.as_slice().unwrap());
+        let statistics = (&mut block_running.mean[..], &mut block_running.var[..]);
+        block.forward(images, &xs, weights, statistics, pass, &mut state, &ws);
+        assert_eq!(block.output(), want.out.shape()[1..], "{}", what("output shape"));
+        source.assert_same(state.out(&block, images), want.out.as_slice().unwrap(), &what("out"));
+        source.assert_same(&block_running.mean, &running.mean, &what("running mean"));
+        source.assert_same(&block_running.var, &running.var, &what("running variance"));
+        if !trains {
+            continue;
+        }
+
+        let dout = source.draw(want.out.len(), 20 + step as u64).into_shape_with_order(want.out.dim()).unwrap();
+        let want = chain_backward(&parts, &x, &p, &want, &dout);
+        let nan = |len| vec![T::nan(); len];
+        let mut dout: Vec<T> = to(dout.as_slice().unwrap());
+        let (mut dx, mut dw, mut db) = (nan(xs.len()), nan(w.len()), nan(b.len()));
+        let (mut dgamma, mut dbeta) = (nan(gamma.len()), nan(beta.len()));
+        let wants_dx = step != 2;
+        block.backward(
+            images,
+            &xs,
+            weights,
+            &mut dout,
+            if wants_dx { Some(&mut dx) } else { None },
+            Weights { w: &mut dw[..], b: &mut db, gamma: &mut dgamma, beta: &mut dbeta },
+            &mut state,
+            &ws,
+        );
+        if wants_dx {
+            source.assert_same(&dx, &want.dx, &what("dx"));
+        }
+        source.assert_same(&dw, &want.dw, &what("dw"));
+        source.assert_same(&db, &want.db, &what("db"));
+        source.assert_same(&dgamma, &want.dgamma, &what("dgamma"));
+        source.assert_same(&dbeta, &want.dbeta, &what("dbeta"));
+    }
+}
+
+/// A workspace whose arenas hold NaN: nothing may be taken for initialised.
+fn poisoned_workspace() -> Workspace {
+    const LEN: usize = 1 << 16;
+    let ws = Workspace::new();
+    rayon::broadcast(|_| ws.scratch(LEN, |arena: &mut [f64]| arena.fill(f64::NAN)));
+    ws.shared(LEN, |arena: &mut [f64]| arena.fill(f64::NAN));
+    ws
+}
+
+// ------------------------------------------------------------------------------------------------------- all combinations
+
+const LEAKY: Activation = Activation::LeakyRelu { slope: 0.5 };
+const SAME: Conv2d = Conv2d { stride: (1, 1), padding: Padding::Same, dilation: (1, 1), groups: 1 };
+
+fn conv(filters: usize, kernel: (usize, usize), conv: Conv2d) -> Option<Core> {
+    Some(Core::Conv { filters, kernel, conv })
+}
+
+fn pool(window: (usize, usize), stride: (usize, usize), padding: Padding) -> Pool2d {
+    Pool2d { window, stride, padding }
+}
+
+#[test]
+fn every_combination_of_parts() {
+    let overlapping = pool((3, 3), (2, 2), Padding::All(1));
+    let pools = [
+        None,
+        Some(Pool::Max(Pool2d::square(2))),
+        Some(Pool::Max(Pool2d::square(3))),
+        Some(Pool::Max(overlapping)),
+        Some(Pool::Avg(Pool2d::square(2))),
+        Some(Pool::Avg(overlapping)),
+        Some(Pool::GlobalAvg),
+    ];
+    let activations = [None, Some(Activation::Relu), Some(LEAKY), Some(Activation::Silu), Some(Activation::Gelu)];
+    let cores = [None, conv(4, (3, 3), SAME), Some(Core::Affine { outputs: 7 })];
+    for core in cores {
+        for norm in [None, Some(BatchNorm { eps: 1e-3, momentum: 0.7 })] {
+            for activation in activations {
+                for pool in pools {
+                    // A pool needs pixels.
+                    if pool.is_some() && matches!(core, Some(Core::Affine { .. })) {
+                        continue;
+                    }
+                    for dropout in [None, Some(0.4)] {
+                        let parts = BlockParts { core, bias: core.is_some(), norm, activation, pool, dropout };
+                        compare::<f64>(parts, [3, 12, 12], Values::Normal, &PASSES);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Integers leave no room for rounding: ties and kinks are decided as the twins decide them, in `f32` as well.
+#[test]
+fn ties_and_kinks() {
+    // Windows of 1, 4 and 64 cells, whose averages are exact.
+    let pools = [
+        None,
+        Some(Pool::Max(Pool2d::square(2))),
+        Some(Pool::Max(Pool2d::square(4))),
+        Some(Pool::Max(pool((2, 4), (2, 4), Padding::Valid))),
+        Some(Pool::Max(pool((3, 3), (2, 2), Padding::All(1)))),
+        Some(Pool::Max(pool((2, 2), (1, 1), Padding::Same))),
+        Some(Pool::Avg(Pool2d::square(2))),
+        Some(Pool::GlobalAvg),
+    ];
+    for core in [None, conv(4, (3, 3), SAME), Some(Core::Affine { outputs: 7 })] {
+        for activation in [None, Some(Activation::Relu), Some(LEAKY)] {
+            for pool in pools {
+                for dropout in [None, Some(0.5)] {
+                    let parts = BlockParts { core, bias: core.is_some(), norm: None, activation, pool, dropout };
+                    if pool.is_none() || !matches!(core, Some(Core::Affine { .. })) {
+                        compare::<f64>(parts, [3, 8, 8], Values::Integers, &PASSES);
+                        compare::<f32>(parts, [3, 8, 8], Values::Integers, &PASSES);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn special_shapes() {
+    let relu = Some(Activation::Relu);
+    let norm = Some(BatchNorm::default());
+    let max = |window| Some(Pool::Max(window));
+    let strided = |s, p| Conv2d { stride: (s, s), padding: Padding::All(p), ..Conv2d::default() };
+    let parts = BlockParts { bias: true, activation: relu, ..BlockParts::default() };
+    let tiled = conv(2, (3, 3), SAME);
+    for (why, input, parts) in [
+        (
+            "stride 2, pooled",
+            [3, 12, 12],
+            BlockParts { core: conv(4, (3, 3), strided(2, 1)), pool: max(Pool2d::square(2)), ..parts },
+        ),
+        (
+            "a row and a column are left over by the pool",
+            [2, 7, 9],
+            BlockParts { core: conv(3, (3, 3), SAME), pool: max(Pool2d::square(2)), ..parts },
+        ),
+        (
+            "the pool drops whole tiles of nothing",
+            [2, 5, 5],
+            BlockParts { core: conv(3, (3, 3), SAME), pool: max(pool((2, 2), (4, 4), Padding::Valid)), ..parts },
+        ),
+        (
+            "pool with gaps",
+            [2, 9, 9],
+            BlockParts { core: conv(3, (3, 3), SAME), pool: max(pool((2, 2), (3, 3), Padding::Valid)), ..parts },
+        ),
+        (
+            "padded pool",
+            [2, 6, 6],
+            BlockParts { core: conv(3, (3, 3), SAME), pool: max(pool((2, 2), (2, 2), Padding::All(1))), ..parts },
+        ),
+        (
+            "pool of one cell",
+            [2, 6, 6],
+            BlockParts { core: conv(3, (3, 3), SAME), pool: max(Pool2d::square(1)), ..parts },
+        ),
+        (
+            "pool of the whole plane, 255 cells",
+            [2, 15, 17],
+            BlockParts { core: conv(3, (3, 3), SAME), pool: max(pool((15, 17), (15, 17), Padding::Valid)), ..parts },
+        ),
+        (
+            "overlapping pool of 255 cells",
+            [1, 16, 18],
+            BlockParts { core: conv(2, (3, 3), SAME), pool: max(pool((15, 17), (1, 1), Padding::Valid)), ..parts },
+        ),
+        (
+            "pooled in one direction",
+            [2, 6, 8],
+            BlockParts { core: conv(3, (3, 3), SAME), pool: max(pool((1, 2), (1, 2), Padding::Valid)), ..parts },
+        ),
+        (
+            "no bias",
+            [3, 8, 8],
+            BlockParts { core: conv(4, (3, 3), SAME), bias: false, pool: max(Pool2d::square(2)), ..parts },
+        ),
+        (
+            "no bias before batchnorm",
+            [3, 8, 8],
+            BlockParts { core: conv(4, (3, 3), SAME), bias: false, norm, pool: max(Pool2d::square(2)), ..parts },
+        ),
+        (
+            "groups",
+            [4, 8, 8],
+            BlockParts { core: conv(6, (3, 3), Conv2d { groups: 2, ..SAME }), pool: max(Pool2d::square(2)), ..parts },
+        ),
+        (
+            "depthwise with batchnorm",
+            [4, 8, 8],
+            BlockParts { core: conv(4, (3, 3), Conv2d { groups: 4, ..SAME }), norm, ..parts },
+        ),
+        ("pointwise", [5, 6, 6], BlockParts { core: conv(4, (1, 1), SAME), pool: max(Pool2d::square(3)), ..parts }),
+        ("a convolution to one pixel", [3, 4, 5], BlockParts { core: conv(6, (4, 5), Conv2d::default()), ..parts }),
+        (
+            "a convolution to one pixel, batchnorm, smooth",
+            [3, 4, 5],
+            BlockParts {
+                core: conv(6, (4, 5), Conv2d::default()),
+                norm,
+                activation: Some(Activation::Silu),
+                dropout: Some(0.3),
+                ..parts
+            },
+        ),
+        (
+            "a convolution to one pixel, smooth",
+            [3, 4, 5],
+            BlockParts { core: conv(6, (4, 5), Conv2d::default()), activation: Some(Activation::Gelu), ..parts },
+        ),
+        (
+            "a convolution to one pixel, pooled",
+            [3, 4, 5],
+            BlockParts { core: conv(6, (4, 5), Conv2d::default()), norm, pool: Some(Pool::GlobalAvg), ..parts },
+        ),
+        ("features without a product", [10, 1, 1], BlockParts { bias: false, norm, dropout: Some(0.3), ..parts }),
+        (
+            "features pooled over one pixel",
+            [3, 2, 2],
+            BlockParts { core: Some(Core::Affine { outputs: 5 }), norm, pool: Some(Pool::GlobalAvg), ..parts },
+        ),
+        (
+            "more features than a piece of batchnorm takes",
+            [3, 2, 2],
+            BlockParts { core: Some(Core::Affine { outputs: 130 }), norm, ..parts },
+        ),
+        (
+            "an affine layer that is cut",
+            [20, 8, 8],
+            BlockParts { core: Some(Core::Affine { outputs: 100 }), norm, dropout: Some(0.2), ..parts },
+        ),
+        // Tiles of three rows in f64, six in f32; a fused pool makes them higher.
+        ("tiles", [128, 12, 24], BlockParts { core: tiled, ..parts }),
+        ("a last tile that is lower", [128, 11, 24], BlockParts { core: tiled, ..parts }),
+        ("tiles, batchnorm", [128, 12, 24], BlockParts { core: tiled, norm, pool: max(Pool2d::square(2)), ..parts }),
+        (
+            "tiles of four rows for three",
+            [128, 12, 24],
+            BlockParts { core: tiled, pool: max(Pool2d::square(2)), dropout: Some(0.5), ..parts },
+        ),
+        (
+            "tiles of four rows for three, and a lower one",
+            [128, 10, 24],
+            BlockParts { core: tiled, pool: max(Pool2d::square(2)), ..parts },
+        ),
+        (
+            "tiles of four rows for three, not square",
+            [128, 12, 24],
+            BlockParts { core: tiled, pool: max(pool((4, 3), (4, 3), Padding::Valid)), ..parts },
+        ),
+        (
+            "tiles as high as the window",
+            [128, 12, 24],
+            BlockParts { core: tiled, pool: max(pool((6, 2), (6, 2), Padding::Valid)), ..parts },
+        ),
+        (
+            "tiles, pool that overlaps",
+            [128, 12, 24],
+            BlockParts { core: tiled, pool: max(pool((3, 3), (2, 2), Padding::All(1))), ..parts },
+        ),
+        ("tiles, smooth", [128, 12, 24], BlockParts { core: tiled, activation: Some(Activation::Silu), ..parts }),
+    ] {
+        println!("{why}");
+        let passes = &[(true, 3), (false, 2), (true, 16)];
+        compare::<f64>(parts, input, Values::Normal, passes);
+        if parts.norm.is_none() && matches!(parts.activation, Some(Activation::Relu)) && parts.dropout.is_none() {
+            compare::<f32>(parts, input, Values::Integers, passes);
+        }
+    }
+}
+
+/// A NaN shows in the output and in the gradients exactly where the chain's does: ReLU and pools do not swallow it.
+#[test]
+fn nan_passes_through() {
+    let spoil = |x: &mut Array4<f64>| {
+        let images = x.shape()[0];
+        x[[images - 1, 1, 4, 5]] = f64::NAN;
+        x[[0, 0, 2, 2]] = f64::INFINITY;
+    };
+    let parts = BlockParts { core: conv(4, (3, 3), SAME), bias: true, ..BlockParts::default() };
+    for norm in [None, Some(BatchNorm::default())] {
+        for activation in [None, Some(Activation::Relu), Some(LEAKY), Some(Activation::Gelu)] {
+            for pool in [None, Some(Pool2d::square(2)), Some(pool((3, 3), (2, 2), Padding::All(1)))] {
+                let parts = BlockParts { norm, activation, pool: pool.map(Pool::Max), ..parts };
+                compare_with::<f64>(parts, [3, 8, 8], Values::Normal, &[(true, 3), (false, 5), (true, 2)], spoil);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let relu = Some(Activation::Relu);
+    let base = BlockParts { bias: true, activation: relu, dropout: Some(0.3), ..BlockParts::default() };
+    let (pooled, norm) = (Some(Pool::Max(Pool2d::square(2))), Some(BatchNorm::default()));
+    let blocks = [
+        ([64, 24, 24], BlockParts { core: conv(8, (3, 3), SAME), pool: pooled, ..base }),
+        ([64, 24, 24], BlockParts { core: conv(8, (3, 3), SAME), norm, pool: pooled, ..base }),
+        ([8, 9, 9], BlockParts { core: conv(8, (3, 3), SAME), activation: Some(Activation::Gelu), ..base }),
+        ([64, 6, 6], BlockParts { core: Some(Core::Affine { outputs: 100 }), norm, ..base }),
+    ];
+    let run = || {
+        let mut bits = Vec::new();
+        for (input, parts) in blocks {
+            for images in [3, 40] {
+                let block = Block::new(parts, input).unwrap();
+                let random = |shape: &[usize], seed| -> Vec<f32> {
+                    let len = if shape.is_empty() { 0 } else { shape.iter().product() };
+                    random_array::<f32, _>(len, seed).to_vec()
+                };
+                let shapes = block.weight_shapes();
+                let (w, b) = (random(&shapes.w, 1), random(&shapes.b, 2));
+                let (gamma, beta) = (random(&shapes.gamma, 3), random(&shapes.beta, 4));
+                let weights = Weights { w: &w[..], b: &b, gamma: &gamma, beta: &beta };
+                let x = random(&[images, input[0], input[1], input[2]], 5);
+                let mut running = Statistics::new(gamma.len());
+                let (mut state, ws) = (BlockState::new(), Workspace::new());
+                let pass = Pass::Train(DropoutKey { seed: 1, step: 2, layer: 3 });
+                block.forward(images, &x, weights, (&mut running.mean, &mut running.var), pass, &mut state, &ws);
+                let mut dout = state.out(&block, images).to_vec();
+                bits.push(dout.clone());
+                let (mut dx, mut dw, mut db) = (vec![0.0; x.len()], vec![0.0; w.len()], vec![0.0; b.len()]);
+                let (mut dgamma, mut dbeta) = (vec![0.0; gamma.len()], vec![0.0; beta.len()]);
+                let grads = Weights { w: &mut dw[..], b: &mut db, gamma: &mut dgamma, beta: &mut dbeta };
+                block.backward(images, &x, weights, &mut dout, Some(&mut dx), grads, &mut state, &ws);
+                bits.extend([dx, dw, db, dgamma, dbeta, running.mean, running.var]);
+            }
+        }
+        bits.into_iter().map(|values| values.into_iter().map(f32::to_bits).collect()).collect()
+    };
+    let want: Vec<Vec<u32>> = with_threads(1, run).unwrap();
+    for threads in [2, 5] {
+        let got: Vec<Vec<u32>> = with_threads(threads, run).unwrap();
+        for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+            assert!(got == want, "result {i} differs with {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn blocks_that_cannot_be_are_errors() {
+    let parts = BlockParts { core: conv(4, (3, 3), SAME), ..BlockParts::default() };
+    let leaky = |slope| Some(Activation::LeakyRelu { slope });
+    for (parts, want) in [
+        (BlockParts { core: conv(4, (7, 7), Conv2d::default()), ..parts }, "a window of 7 does not fit"),
+        (BlockParts { core: conv(4, (3, 3), Conv2d { groups: 2, ..SAME }), ..parts }, "2 groups do not divide"),
+        (BlockParts { core: conv(4, (3, 3), Conv2d { groups: 0, ..SAME }), ..parts }, "0 groups"),
+        (BlockParts { core: Some(Core::Affine { outputs: 0 }), ..parts }, "0 outputs"),
+        (BlockParts { pool: Some(Pool::Max(Pool2d::square(7))), ..parts }, "a window of 7 does not fit"),
+        (BlockParts { pool: Some(Pool::Avg(Pool2d::square(7))), ..parts }, "a window of 7 does not fit"),
+        (BlockParts { dropout: Some(1.0), ..parts }, "the probability is 1"),
+        (BlockParts { dropout: Some(f64::NAN), ..parts }, "the probability is NaN"),
+        (BlockParts { norm: Some(BatchNorm { eps: 0.0, momentum: 0.9 }), ..parts }, "eps is 0"),
+        (BlockParts { norm: Some(BatchNorm { eps: 1e-5, momentum: 2.0 }), ..parts }, "momentum is 2"),
+        // The sign of the output would no longer tell the slope.
+        (BlockParts { activation: leaky(-0.1), ..parts }, "the slope is -0.1"),
+        (BlockParts { activation: leaky(f64::NAN), ..parts }, "the slope is NaN"),
+    ] {
+        let error = Block::new(parts, [3, 6, 6]).unwrap_err().to_string();
+        assert!(error.contains(want), "`{error}` does not say: {want}");
+    }
+    let error = Block::new(BlockParts { core: None, ..parts }, [3, 0, 6]).unwrap_err().to_string();
+    assert!(error.contains("[3, 0, 6]"), "{error}");
+}
+
+// ------------------------------------------------------------------------------- numeric gradients, the seed's acceptance
+
+/// A gradient at least this good; `kinks` says whether points beside a kink may be left out.
+#[track_caller]
+fn assert_gradient<D: Dimension, D2: Dimension>(
+    what: &str,
+    analytic: &ArrayRef<f64, D>,
+    limit: f64,
+    at: &Array<f64, D>,
+    dout: &Array<f64, D2>,
+    f: impl FnMut(ArrayView<f64, D>) -> Array<f64, D2>,
+) {
+    let report = check(what, analytic, &numeric_gradient_array(f, at.view(), dout.view()));
+    assert!(report.max_rel_error <= limit, "{report}");
+    assert!(report.skipped * 20 <= report.checked, "too many points lie beside a kink: {report}");
+}
+
+type View1<'a> = ArrayView1<'a, f64>;
+type View2<'a> = ArrayView2<'a, f64>;
+type View4<'a> = ArrayView4<'a, f64>;
+
+fn random4(shape: [usize; 4], seed: u64) -> Array4<f64> {
+    random_array(shape, seed)
+}
+
+#[test]
+fn gradients_of_the_fast_operations() {
+    let conv = Conv2d { padding: Padding::All(1), ..Conv2d::default() };
+    let (x, w, b) = (random4([4, 3, 5, 5], 1), random4([2, 3, 3, 3], 2), random_array::<f64, _>(2, 3));
+    let dout = random4([4, 2, 5, 5], 4);
+    let grads = conv2d_backward(dout.view(), x.view(), w.view(), &conv).unwrap();
+    let out = |x: View4, w: View4, b: View1| conv2d_forward(x, w, Some(b), &conv).unwrap();
+    assert_gradient("conv dx", &grads.dx, 1e-7, &x, &dout, |x| out(x, w.view(), b.view()));
+    assert_gradient("conv dw", &grads.dw, 1e-7, &w, &dout, |w| out(x.view(), w, b.view()));
+    assert_gradient("conv db", &grads.db, 1e-7, &b, &dout, |b| out(x.view(), w.view(), b));
+
+    let (x, dout) = (random4([3, 2, 8, 8], 5), random4([3, 2, 4, 4], 6));
+    let (_, argmax) = max_pool2d_forward(x.view(), &Pool2d::square(2)).unwrap();
+    let dx = max_pool2d_backward(dout.view(), &argmax).unwrap();
+    assert_gradient("max pool dx", &dx, 1e-10, &x, &dout, |x| max_pool2d_forward(x, &Pool2d::square(2)).unwrap().0);
+
+    let (x, dout) = (5.0 * random4([2, 3, 4, 5], 7) + 12.0, random4([2, 3, 4, 5], 8));
+    let (gamma, beta) = (random_array::<f64, _>(3, 9), random_array::<f64, _>(3, 10));
+    let out = |x: View4, gamma: View1, beta: View1| {
+        spatial_batchnorm_forward(x, gamma, beta, &mut Statistics::new(3), Mode::Train, &BatchNorm::default()).unwrap()
+    };
+    let (_, cache) = out(x.view(), gamma.view(), beta.view());
+    let grads = spatial_batchnorm_backward(dout.view(), x.view(), gamma.view(), &cache).unwrap();
+    assert_gradient("batchnorm dx", &grads.dx, 1e-6, &x, &dout, |x| out(x, gamma.view(), beta.view()).0);
+    assert_gradient("batchnorm dgamma", &grads.dgamma, 1e-9, &gamma, &dout, |gamma| {
+        out(x.view(), gamma, beta.view()).0
+    });
+    assert_gradient("batchnorm dbeta", &grads.dbeta, 1e-9, &beta, &dout, |beta| out(x.view(), gamma.view(), beta).0);
+}
+
+#[test]
+fn gradients_of_the_convolutional_cascades() {
+    let conv = Conv2d { padding: Padding::All(1), ..Conv2d::default() };
+    let pool = Pool2d::square(2);
+    let (w, b) = (random4([3, 3, 3, 3], 2), random_array::<f64, _>(3, 3));
+
+    let (x, dout) = (random4([2, 3, 8, 8], 1), random4([2, 3, 8, 8], 4));
+    let out = |x: View4, w: View4, b: View1| conv_relu_forward(x, w, b, &conv).unwrap();
+    let grads = conv_relu_backward(dout.view(), out(x.view(), w.view(), b.view()).1).unwrap();
+    assert_gradient("conv_relu dx", &grads.dx, 1e-7, &x, &dout, |x| out(x, w.view(), b.view()).0);
+    assert_gradient("conv_relu dw", &grads.dw, 1e-7, &w, &dout, |w| out(x.view(), w, b.view()).0);
+    assert_gradient("conv_relu db", &grads.db, 1e-7, &b, &dout, |b| out(x.view(), w.view(), b).0);
+
+    let (x, dout) = (random4([2, 3, 16, 16], 5), random4([2, 3, 8, 8], 6));
+    let out = |x: View4, w: View4, b: View1| conv_relu_pool_forward(x, w, b, &conv, &pool).unwrap();
+    let grads = conv_relu_pool_backward(dout.view(), out(x.view(), w.view(), b.view()).1).unwrap();
+    assert_gradient("conv_relu_pool dx", &grads.dx, 1e-7, &x, &dout, |x| out(x, w.view(), b.view()).0);
+    assert_gradient("conv_relu_pool dw", &grads.dw, 1e-7, &w, &dout, |w| out(x.view(), w, b.view()).0);
+    assert_gradient("conv_relu_pool db", &grads.db, 1e-7, &b, &dout, |b| out(x.view(), w.view(), b).0);
+
+    // Batchnorm's gradient of x is curved: its numeric gradient is good to 1e-6.
+    let (x, dout, small) = (random4([2, 3, 8, 8], 7), random4([2, 3, 8, 8], 8), random4([2, 3, 4, 4], 9));
+    let (gamma, beta) = (random_array::<f64, _>(3, 10), random_array::<f64, _>(3, 11));
+    let norm = BatchNorm::default();
+    let out = |x: View4, w: View4, gamma: View1, beta: View1| {
+        conv_bn_relu_forward(x, w, b.view(), gamma, beta, &conv, &mut Statistics::new(3), Mode::Train, &norm).unwrap()
+    };
+    let (w_, gamma_, beta_) = (w.view(), gamma.view(), beta.view());
+    let grads = conv_bn_relu_backward(dout.view(), out(x.view(), w_, gamma_, beta_).1).unwrap();
+    assert_gradient("conv_bn_relu dx", &grads.dx, 1e-6, &x, &dout, |x| out(x, w_, gamma_, beta_).0);
+    assert_gradient("conv_bn_relu dw", &grads.dw, 1e-6, &w, &dout, |w| out(x.view(), w, gamma_, beta_).0);
+    assert_gradient("conv_bn_relu dgamma", &grads.dgamma, 1e-9, &gamma, &dout, |g| out(x.view(), w_, g, beta_).0);
+    assert_gradient("conv_bn_relu dbeta", &grads.dbeta, 1e-9, &beta, &dout, |beta| out(x.view(), w_, gamma_, beta).0);
+    assert!(grads.db.iter().all(|db| db.abs() < 1e-12), "batchnorm takes the bias out: {}", grads.db);
+
+    let out = |x: View4, w: View4, gamma: View1, beta: View1| {
+        let running = &mut Statistics::new(3);
+        conv_bn_relu_pool_forward(x, w, b.view(), gamma, beta, &conv, running, Mode::Train, &norm, &pool).unwrap()
+    };
+    let grads = conv_bn_relu_pool_backward(small.view(), out(x.view(), w_, gamma_, beta_).1).unwrap();
+    assert_gradient("conv_bn_relu_pool dx", &grads.dx, 1e-6, &x, &small, |x| out(x, w_, gamma_, beta_).0);
+    assert_gradient("conv_bn_relu_pool dw", &grads.dw, 1e-6, &w, &small, |w| out(x.view(), w, gamma_, beta_).0);
+    assert_gradient("conv_bn_relu_pool dgamma", &grads.dgamma, 1e-9, &gamma, &small, |g| out(x.view(), w_, g, beta_).0);
+    assert_gradient("conv_bn_relu_pool dbeta", &grads.dbeta, 1e-9, &beta, &small, |beta| {
+        out(x.view(), w_, gamma_, beta).0
+    });
+}
+
+#[test]
+fn gradients_of_the_affine_cascades() {
+    let (x, w): (Array2<f64>, Array2<f64>) = (random_array((6, 12), 1), random_array((12, 10), 2));
+    let (b, gamma, beta): (Array1<f64>, Array1<f64>, Array1<f64>) =
+        (random_array(10, 3), random_array(10, 4), random_array(10, 5));
+    let dout: Array2<f64> = random_array((6, 10), 6);
+    let out = |x: View2, w: View2, b: View1| affine_relu_forward(x, w, b).unwrap();
+    let grads = affine_relu_backward(dout.view(), out(x.view(), w.view(), b.view()).1).unwrap();
+    assert_gradient("affine_relu dx", &grads.dx, 1e-7, &x, &dout, |x| out(x, w.view(), b.view()).0);
+    assert_gradient("affine_relu dw", &grads.dw, 1e-7, &w, &dout, |w| out(x.view(), w, b.view()).0);
+    assert_gradient("affine_relu db", &grads.db, 1e-7, &b, &dout, |b| out(x.view(), w.view(), b).0);
+
+    let norm = BatchNorm::default();
+    let key = DropoutKey { seed: 1, step: 2, layer: 3 };
+    let (w_, gamma_, beta_) = (w.view(), gamma.view(), beta.view());
+    let out = |x: View2, w: View2, gamma: View1, beta: View1| {
+        affine_bn_relu_forward(x, w, b.view(), gamma, beta, &mut Statistics::new(10), Mode::Train, &norm).unwrap()
+    };
+    let grads = affine_bn_relu_backward(dout.view(), out(x.view(), w_, gamma_, beta_).1).unwrap();
+    assert_gradient("affine_bn_relu dx", &grads.dx, 1e-6, &x, &dout, |x| out(x, w_, gamma_, beta_).0);
+    assert_gradient("affine_bn_relu dw", &grads.dw, 1e-6, &w, &dout, |w| out(x.view(), w, gamma_, beta_).0);
+    assert_gradient("affine_bn_relu dgamma", &grads.dgamma, 1e-9, &gamma, &dout, |g| out(x.view(), w_, g, beta_).0);
+    assert_gradient("affine_bn_relu dbeta", &grads.dbeta, 1e-9, &beta, &dout, |beta| out(x.view(), w_, gamma_, beta).0);
+
+    let out = |x: View2, w: View2, gamma: View1, beta: View1| {
+        let running = &mut Statistics::new(10);
+        affine_bn_relu_dropout_forward(x, w, b.view(), gamma, beta, running, Mode::Train, &norm, 0.4, key).unwrap()
+    };
+    let (dropped, cache) = out(x.view(), w_, gamma_, beta_);
+    let kept =
+        affine_bn_relu_forward(x.view(), w_, b.view(), gamma_, beta_, &mut Statistics::new(10), Mode::Train, &norm)
+            .unwrap()
+            .0;
+    let zeros = |values: &Array2<f64>| values.iter().filter(|&&v| v == 0.0).count();
+    assert!(zeros(&dropped) > zeros(&kept), "nothing was dropped");
+    let grads = affine_bn_relu_dropout_backward(dout.view(), cache).unwrap();
+    assert_gradient("affine_bn_relu_dropout dx", &grads.dx, 1e-6, &x, &dout, |x| out(x, w_, gamma_, beta_).0);
+    assert_gradient("affine_bn_relu_dropout dw", &grads.dw, 1e-6, &w, &dout, |w| out(x.view(), w, gamma_, beta_).0);
+}
+
+#[test]
+fn cascades_take_any_layout_and_refuse_what_does_not_fit() {
+    let conv = Conv2d { padding: Padding::All(1), ..Conv2d::default() };
+    let (x, w, b) = (random4([2, 3, 6, 6], 1), random4([4, 3, 3, 3], 2), random_array::<f64, _>(4, 3));
+    let dout = random4([2, 4, 6, 6], 4);
+    let columns_first = |values: &Array4<f64>| values.t().as_standard_layout().into_owned();
+    let (xt, wt, dt) = (columns_first(&x), columns_first(&w), columns_first(&dout));
+    let (want, cache) = conv_relu_forward(x.view(), w.view(), b.view(), &conv).unwrap();
+    let (got, other) = conv_relu_forward(xt.t(), wt.t(), b.view(), &conv).unwrap();
+    assert_eq!(got, want);
+    assert_eq!(conv_relu_backward(dt.t(), other).unwrap(), conv_relu_backward(dout.view(), cache).unwrap());
+
+    let (norm, key) = (BatchNorm::default(), DropoutKey { seed: 0, step: 0, layer: 0 });
+    let mut running = Statistics::new(4);
+    let gamma = Array1::<f64>::ones(4);
+    let three = Array1::<f64>::ones(3);
+    let cache = || conv_relu_forward(x.view(), w.view(), b.view(), &conv).unwrap().1;
+    let mut bn = |x: &Array4<f64>, gamma: &Array1<f64>, running: &mut Statistics<f64>, mode, norm| {
+        conv_bn_relu_forward(x.view(), w.view(), b.view(), gamma.view(), b.view(), &conv, running, mode, &norm)
+    };
+    let (_, tested) = bn(&x, &gamma, &mut running, Mode::Test, norm).unwrap();
+    let (rows, matrix) = (Array2::<f64>::ones((2, 3)), Array2::<f64>::ones((3, 4)));
+    let table: Vec<(Option<Error>, &str)> = vec![
+        (conv_relu_forward(x.view(), w.view(), three.view(), &conv).err(), "conv_relu: b has shape [3], expected [4]"),
+        (
+            conv_relu_forward(x.view(), dout.view(), b.view(), &conv).err(),
+            "conv_relu: w has shape [2, 4, 6, 6], expected [2, 3, 6, 6]",
+        ),
+        (
+            conv_relu_pool_forward(x.view(), w.view(), b.view(), &conv, &Pool2d::square(7)).err(),
+            "a window of 7 does not fit",
+        ),
+        (
+            conv_relu_backward(x.view(), cache()).err(),
+            "conv_relu backward: dout has shape [2, 3, 6, 6], expected [2, 4, 6, 6]",
+        ),
+        (bn(&x, &three, &mut running, Mode::Train, norm).err(), "conv_bn_relu: gamma has shape [3], expected [4]"),
+        (
+            bn(&x, &gamma, &mut Statistics::new(3), Mode::Train, norm).err(),
+            "conv_bn_relu: running mean has shape [3], expected [4]",
+        ),
+        (
+            bn(&Array4::zeros((0, 3, 6, 6)), &gamma, &mut running, Mode::Train, norm).err(),
+            "a batch of 0 images has no statistics",
+        ),
+        (bn(&x, &gamma, &mut running, Mode::Train, BatchNorm { eps: -1.0, ..norm }).err(), "eps is -1"),
+        (
+            conv_bn_relu_backward(dout.view(), tested).err(),
+            "conv_bn_relu backward: the cache is of a forward pass in test",
+        ),
+        (
+            affine_relu_forward(rows.view(), rows.view(), three.view()).err(),
+            "affine_relu: w has shape [2, 3], expected [3, 3]",
+        ),
+        (
+            affine_bn_relu_dropout_forward(
+                rows.view(),
+                matrix.view(),
+                gamma.view(),
+                gamma.view(),
+                gamma.view(),
+                &mut running,
+                Mode::Train,
+                &norm,
+                1.0,
+                key,
+            )
+            .err(),
+            "the probability is 1",
+        ),
+    ];
+    for (error, want) in table {
+        let error = error.unwrap_or_else(|| panic!("no error, expected: {want}")).to_string();
+        assert!(error.contains(want), "`{error}` does not say: {want}");
+    }
+    assert_eq!(running, Statistics::new(4), "a call that fails changes nothing");
+
+    let none = Array4::<f64>::zeros((0, 3, 6, 6));
+    let (out, cache) = conv_relu_forward(none.view(), w.view(), b.view(), &conv).unwrap();
+    let grads = conv_relu_backward(out.view(), cache).unwrap();
+    assert_eq!((out.dim(), grads.dw.sum(), grads.db), ((0, 4, 6, 6), 0.0, array![0.0, 0.0, 0.0, 0.0]));
+}

@@ -70,10 +70,7 @@ fn main() -> gemmnet::Result<()> {
     let path = std::env::temp_dir().join("gemmnet-example.safetensors");
     solver.checkpoint().save(&path)?;
     let mut trained = load_network::<f32>(&path)?;
-    println!(
-        "saved to {}; read again, on the test images: {:.3}",
-        path.display(),
-        accuracy(&mut trained.network, &data, Split::Test, 100)?
-    );
+    let test = accuracy(&mut trained.network, &data, Split::Test, 100)?;
+    println!("on the test images, read again from {}: {test:.3}", path.display());
     Ok(())
 }

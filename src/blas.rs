@@ -9,6 +9,8 @@
 //! SSE kernels, five times slower (seen with 0.3.21 on Intel's fifth-generation Xeon). [`setup`] notices and makes it
 //! choose again, by the instructions the processor has; `OPENBLAS_CORETYPE`, if set, is left alone.
 
+use std::marker::PhantomData;
+
 use crate::element::Element;
 
 /// Whether a product replaces what is in the output or is added to it.
@@ -47,13 +49,15 @@ impl<'a, T> Mat<'a, T> {
     }
 }
 
-/// A writable matrix: `rows` x `cols`, row-major with `ld` elements between rows.
+/// A writable matrix: `rows` x `cols`, row-major with `ld` elements between rows. The cells between `cols` and `ld` are
+/// not its own: several blocks of one matrix may be written at once.
 #[derive(Debug)]
 pub struct MatMut<'a, T> {
-    data: &'a mut [T],
+    pointer: *mut T,
     rows: usize,
     cols: usize,
     ld: usize,
+    lifetime: PhantomData<&'a mut T>,
 }
 
 impl<'a, T> MatMut<'a, T> {
@@ -64,7 +68,24 @@ impl<'a, T> MatMut<'a, T> {
     #[track_caller]
     pub fn new(data: &'a mut [T], rows: usize, cols: usize, ld: usize) -> Self {
         assert_fits(data.len(), rows, cols, ld);
-        MatMut { data, rows, cols, ld }
+        MatMut { pointer: data.as_mut_ptr(), rows, cols, ld, lifetime: PhantomData }
+    }
+
+    /// The matrix whose first element is at `pointer`.
+    ///
+    /// # Safety
+    /// For `'a`, the `cols` elements from `pointer + i * ld` on, for every row `i`, are valid and nobody else's.
+    #[track_caller]
+    pub(crate) unsafe fn from_pointer(pointer: *mut T, rows: usize, cols: usize, ld: usize) -> Self {
+        assert!(ld >= cols, "leading dimension {ld} is less than {cols} columns");
+        MatMut { pointer, rows, cols, ld, lifetime: PhantomData }
+    }
+
+    /// Row `i`.
+    fn row(&mut self, i: usize) -> &mut [T] {
+        assert!(i < self.rows, "row {i} of {}", self.rows);
+        // SAFETY: both constructors promise the elements of every row.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.add(i * self.ld), self.cols) }
     }
 }
 
@@ -93,9 +114,8 @@ pub fn gemm<T: Element>(accum: Accum, alpha: T, a: Mat<'_, T>, b: Mat<'_, T>, c:
     }
     if a.cols == 0 {
         if accum == Accum::Replace {
-            for row in c.data.chunks_mut(c.ld).take(c.rows) {
-                row[..c.cols].fill(T::zero());
-            }
+            let mut c = c;
+            (0..c.rows).for_each(|i| c.row(i).fill(T::zero()));
         }
         return;
     }
@@ -272,8 +292,8 @@ mod openblas {
                         cblas_sys::CBLAS_TRANSPOSE::CblasNoTrans
                     }
                 };
-                // SAFETY: `Mat::new` and `MatMut::new` checked that rows, columns and leading dimension stay inside
-                // the slices, `gemm` that the shapes fit together; C is borrowed exclusively, so it overlaps neither A nor B.
+                // SAFETY: `Mat::new` checked and `MatMut` promises that rows, columns and leading dimension stay inside
+                // the memory, `gemm` that the shapes fit together; C is borrowed exclusively, so it overlaps neither A nor B.
                 unsafe {
                     $cblas(
                         cblas_sys::CBLAS_LAYOUT::CblasRowMajor,
@@ -288,7 +308,7 @@ mod openblas {
                         b.data.as_ptr(),
                         size(b.ld),
                         beta,
-                        c.data.as_mut_ptr(),
+                        c.pointer,
                         size(c.ld),
                     );
                 }
@@ -320,8 +340,8 @@ mod openblas {
                 let RawGemm { alpha, a, b, beta, c } = call;
                 let strides = |transposed, ld: usize| if transposed { (1, ld as isize) } else { (ld as isize, 1) };
                 let ((ra, ca), (rb, cb)) = (strides(a.transposed, a.ld), strides(b.transposed, b.ld));
-                // SAFETY: `Mat::new` and `MatMut::new` checked that rows, columns and leading dimension stay inside
-                // the slices, `gemm` that the shapes fit together; C is borrowed exclusively, so it overlaps neither A nor B.
+                // SAFETY: `Mat::new` checked and `MatMut` promises that rows, columns and leading dimension stay inside
+                // the memory, `gemm` that the shapes fit together; C is borrowed exclusively, so it overlaps neither A nor B.
                 unsafe {
                     $product(
                         c.rows,
@@ -335,7 +355,7 @@ mod openblas {
                         rb,
                         cb,
                         beta,
-                        c.data.as_mut_ptr(),
+                        c.pointer,
                         c.ld as isize,
                         1,
                     );

@@ -95,6 +95,14 @@ impl<'a, T> Disjoint<'a, T> {
         self.len
     }
 
+    /// Pointer to the first of the elements `start .. start + len`, for a block of a matrix: to write through it, the
+    /// promise of [`Disjoint::slice`] is needed for the elements written.
+    #[track_caller]
+    pub(crate) fn pointer(&self, start: usize, len: usize) -> *mut T {
+        assert!(start + len <= self.len, "{start} + {len} is past the end, {}", self.len);
+        self.pointer.wrapping_add(start)
+    }
+
     /// The elements `start .. start + len`.
     ///
     /// # Safety

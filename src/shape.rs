@@ -62,7 +62,7 @@ impl Axis {
         window: usize,
         stride: usize,
         dilation: usize,
-        pad: Option<(usize, usize)>,
+        pad: AxisPadding,
     ) -> Result<Self> {
         for (what, value) in [("stride", stride), ("dilation", dilation), ("window", window), ("input", input)] {
             if value == 0 {
@@ -116,7 +116,11 @@ impl Axis {
     }
 }
 
-fn sides(padding: Padding) -> (Option<(usize, usize)>, Option<(usize, usize)>) {
+/// Pixels before and after an axis; `None` for 'same'.
+type AxisPadding = Option<(usize, usize)>;
+
+/// The padding of the vertical and of the horizontal axis.
+fn sides(padding: Padding) -> (AxisPadding, AxisPadding) {
     match padding {
         Padding::Valid => (Some((0, 0)), Some((0, 0))),
         Padding::Same => (None, None),
@@ -129,7 +133,8 @@ fn sides(padding: Padding) -> (Option<(usize, usize)>, Option<(usize, usize)>) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Algorithm {
     /// Winograd in `f32` where it is measured to be faster: 3x3 filters, stride 1, no dilation, one group, at least 16
-    /// channels and 16 filters, and output tiles of 4x4 that do not lie mostly beyond the edge. Otherwise im2col.
+    /// channels and 16 filters, 32 or more output tiles of 4x4 in the batch, which do not lie mostly beyond the edge.
+    /// Otherwise im2col.
     #[default]
     Auto,
     /// im2col and one product per tile. Works for everything.
@@ -230,7 +235,8 @@ impl Conv2dShape {
     pub fn algorithm_for<T>(&self) -> Algorithm {
         let single = size_of::<T>() == size_of::<f32>();
         let tiled = self.rows.output.next_multiple_of(4) * self.cols.output.next_multiple_of(4);
-        let worthwhile = self.channels >= 16 && self.filters >= 16 && 2 * self.out_plane() > tiled;
+        let enough = self.images * tiled >= 32 * 16;
+        let worthwhile = self.channels >= 16 && self.filters >= 16 && enough && 2 * self.out_plane() > tiled;
         match self.algorithm {
             Algorithm::Auto if single && worthwhile && self.fits_winograd() => Algorithm::Winograd,
             Algorithm::Auto => Algorithm::Im2col,
@@ -315,7 +321,7 @@ impl Pool2dShape {
     ///
     /// # Errors
     /// [`Error::Invalid`] for zero sizes, a window larger than the padded input, padding as large as the window
-    /// (a window could then lie in padding alone), or a window of more than 255 cells (the argmax is stored in a byte).
+    /// (a window could then lie in padding alone).
     pub fn new(x: [usize; 4], pool: &Pool2d) -> Result<Self> {
         let (pad_rows, pad_cols) = sides(pool.padding);
         let rows = Axis::new("pool2d", "height", x[2], pool.window.0, pool.stride.0, 1, pad_rows)?;

@@ -50,9 +50,11 @@ pub fn affine_product_into<T: Element>(shape: &AffineShape, x: &[T], w: &[T], ou
     }
     let work = samples * inputs * outputs;
     let out = Disjoint::new(out);
-    let columns = piece_len::<T>(outputs, work);
-    // Columns first: w is then read once in all. Many samples are cut too, so that a piece's rows of x stay in the cache.
-    let rows = if samples > 256 { 256 } else { samples };
+    // BLAS copies the rows of x and the columns of w that a piece reads: few samples are cut along the columns alone,
+    // so that w is read once; many in both directions, so that neither is copied often.
+    let rows = if samples >= 256 { samples.div_ceil(2) } else { samples };
+    let columns =
+        if rows == samples { piece_len::<T>(outputs, work) } else { piece_len::<T>(2 * outputs, work).min(outputs) };
     let (across, down) = (outputs.div_ceil(columns), samples.div_ceil(rows));
     for_each_piece(across * down, |piece| {
         let (column, row) = (piece % across * columns, piece / across * rows);
@@ -60,11 +62,11 @@ pub fn affine_product_into<T: Element>(shape: &AffineShape, x: &[T], w: &[T], ou
         let x = Mat::new(&x[row * inputs..], height, inputs, inputs);
         let w = Mat::new(&w[column..], inputs, width, outputs);
         let start = row * outputs + column;
-        let len = (height - 1) * outputs + width;
-        // SAFETY: a piece writes only its own columns of its own rows; the gaps between them are not touched.
-        let out = unsafe { out.slice(start, len) };
+        let block = out.pointer(start, (height - 1) * outputs + width);
+        // SAFETY: a piece has its own columns of its own rows.
+        let out = unsafe { MatMut::from_pointer(block, height, width, outputs) };
         // out[rows, columns] = x[rows, D] . w[D, columns]
-        gemm(Accum::Replace, T::one(), x, w, MatMut::new(out, height, width, outputs));
+        gemm(Accum::Replace, T::one(), x, w, out);
     });
 }
 
@@ -108,11 +110,12 @@ pub fn affine_backward_into<T: Element>(
         let dx = Disjoint::new(dx);
         for_each_piece(inputs.div_ceil(rows), |piece| {
             let (column, width) = (piece * rows, rows.min(inputs - piece * rows));
-            // SAFETY: a piece writes only its own columns; the gaps between them are not touched.
-            let dx = unsafe { dx.slice(column, (samples - 1) * inputs + width) };
+            let block = dx.pointer(column, (samples - 1) * inputs + width);
+            // SAFETY: a piece has its own columns.
+            let dx = unsafe { MatMut::from_pointer(block, samples, width, inputs) };
             // dx[N, columns] = dout[N, M] . w^T[M, columns]
             let w = Mat::new(&w[column * outputs..], width, outputs, outputs).t();
-            gemm(Accum::Replace, T::one(), dout_matrix, w, MatMut::new(dx, samples, width, inputs));
+            gemm(Accum::Replace, T::one(), dout_matrix, w, dx);
         });
     }
     if let Some(db) = db {

@@ -1,7 +1,7 @@
 //! `cargo bench`: naive against fast layers on CS231n's shapes, fast ones on the shapes of networks, whole training steps.
 //!
 //! Every result is compared with its naive twin before anything is timed; a difference ends the run. `cargo bench -- conv`
-//! runs what has `conv` in its name.
+//! runs what has `conv` in its name. Where the work is in FLOP, criterion's Gelem/s are GFLOP/s.
 
 mod batchnorm;
 mod common;

@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! The program; everything is in [`gemmnet::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    gemmnet::cli::main()
+}

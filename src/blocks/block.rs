@@ -246,6 +246,23 @@ impl Block {
         }
     }
 
+    /// Multiplies the weights `w` so that channel `c` of the product is `scale[c]` times what it was.
+    pub fn scale_outputs<T: Element>(&self, w: &mut [T], scale: &[T]) {
+        match self.kernel {
+            Kernel::None => {}
+            Kernel::Conv(shape) => {
+                for (filter, &scale) in w.chunks_exact_mut(shape.column()).zip(scale) {
+                    filter.iter_mut().for_each(|w| *w *= scale);
+                }
+            }
+            Kernel::Affine { outputs, .. } => {
+                for row in w.chunks_exact_mut(outputs) {
+                    row.iter_mut().zip(scale).for_each(|(w, &scale)| *w *= scale);
+                }
+            }
+        }
+    }
+
     /// Multiply-adds of one image's forward pass.
     pub fn multiply_adds(&self) -> usize {
         match self.kernel {

@@ -1,1 +1,201 @@
-//! Level 6. Command line.
+//! Level 6. The command line: arguments, dispatch, exit codes.
+//!
+//! | exit code | when |
+//! | --- | --- |
+//! | 0 | done |
+//! | 1 | something failed: a file, the network, a check, the training |
+//! | 2 | the arguments make no sense |
+//! | 130 | interrupted by Ctrl-C |
+//! | 141 | whoever read the output stopped reading |
+
+mod bench;
+mod data;
+mod doctor;
+mod eval;
+mod gradcheck;
+mod interrupt;
+mod output;
+mod predict;
+mod presets;
+mod progress;
+mod summary;
+mod train;
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::error::Error;
+use crate::{blas, parallel};
+use output::Output;
+
+const EXAMPLES: &str = "\
+Examples:
+  gemmnet train                              the three-layer network that passes 65 % on CIFAR-10
+  gemmnet train --preset deep --epochs 3     another recipe, shortened
+  gemmnet train --net '[conv32-relu-pool]x3-affine10' --init he
+  gemmnet eval --checkpoint gemmnet.safetensors
+  gemmnet bench                              naive against fast layers
+  gemmnet doctor                             what this machine offers";
+
+/// Convolutional networks on CPUs: trains, checks and measures them.
+#[derive(Debug, Parser)]
+#[command(name = "gemmnet", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+struct Global {
+    /// Number of threads [default: GEMMNET_NUM_THREADS, else one per core]. Results do not depend on it
+    #[arg(long, global = true, value_name = "N", help_heading = "Global options")]
+    threads: Option<usize>,
+    /// Print one JSON object as the last line of stdout, and everything else to stderr [default: off]
+    #[arg(long, global = true, help_heading = "Global options")]
+    json: bool,
+    /// Folder with CIFAR-10's binary batches [default: the first that has them of GEMMNET_DATA_DIR, ./data, and gemmnet in
+    /// the user's cache folder]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
+    data_dir: Option<PathBuf>,
+    /// Seed of all that is random: the same one gives the same results, to the bit [default: 0; with --resume the checkpoint's]
+    #[arg(long, global = true, value_name = "N", help_heading = "Global options")]
+    seed: Option<u64>,
+}
+
+impl Global {
+    fn seed(&self) -> u64 {
+        self.seed.unwrap_or(0)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Train(Box<train::TrainArgs>),
+    Eval(eval::EvalArgs),
+    Predict(predict::PredictArgs),
+    Gradcheck(gradcheck::GradcheckArgs),
+    Bench(bench::BenchArgs),
+    Summary(summary::SummaryArgs),
+    Data(data::DataArgs),
+    Doctor(doctor::DoctorArgs),
+}
+
+/// Why a command ended early or without success.
+#[derive(Debug)]
+enum Stop {
+    /// Something failed or was asked wrongly.
+    Error(Error),
+    /// What the command checked is not as it should be; one line that says what.
+    Check(String),
+    /// Ctrl-C; all is said.
+    Interrupted,
+    /// The report cannot be written.
+    Output(io::Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Stop::Error(error)
+    }
+}
+
+/// Where `train` puts the network, and `eval` and `predict` look for it.
+const CHECKPOINT: &str = "gemmnet.safetensors";
+
+/// Runs the program on the arguments of this process.
+pub fn main() -> ExitCode {
+    // First, because it may change the environment for a moment, and other threads could read it.
+    blas::setup();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(message) => {
+            // Help and version, which go to stdout, come this way too.
+            let code = if message.use_stderr() { 2 } else { 0 };
+            return if message.print().is_ok() { code.into() } else { BROKEN_PIPE.into() };
+        }
+    };
+    let out = Output::new(cli.global.json);
+    let result = run(&cli, &out);
+    out.finish_bar();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(stop) => report(&stop, &out).into(),
+    }
+}
+
+/// As if ended by SIGINT: 128 + 2.
+const INTERRUPTED: u8 = 130;
+/// As if ended by SIGPIPE: 128 + 13.
+const BROKEN_PIPE: u8 = 141;
+
+fn run(cli: &Cli, out: &Output) -> Result<(), Stop> {
+    let global = &cli.global;
+    let threads = parallel::thread_count(global.threads)?;
+    parallel::with_threads(threads, || match &cli.command {
+        Command::Train(args) => train::run(args, global, out),
+        Command::Eval(args) => eval::run(args, global, out),
+        Command::Predict(args) => predict::run(args, out),
+        Command::Gradcheck(args) => gradcheck::run(args, global, out),
+        Command::Bench(args) => bench::run(args, global, out),
+        Command::Summary(args) => summary::run(args, out),
+        Command::Data(args) => data::run(args, global, out),
+        Command::Doctor(args) => doctor::run(args, global, out),
+    })?
+}
+
+/// Says what went wrong and returns the exit code.
+fn report(stop: &Stop, out: &Output) -> u8 {
+    match stop {
+        Stop::Error(error) => {
+            out.note(format_args!("error: {error}"));
+            if let Some(pointer) = error.notation_pointer() {
+                out.note(pointer);
+            }
+            if error.is_usage() { 2 } else { 1 }
+        }
+        Stop::Check(problem) => {
+            out.note(format_args!("error: {problem}"));
+            1
+        }
+        Stop::Interrupted => INTERRUPTED,
+        Stop::Output(reason) if reason.kind() == io::ErrorKind::BrokenPipe => BROKEN_PIPE,
+        Stop::Output(reason) => {
+            out.note(format_args!("error: cannot write to stdout: {reason}; check where it leads"));
+            1
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    /// Every option says what it is and what it is without being given.
+    #[test]
+    fn every_option_is_explained() {
+        fn check(command: &clap::Command) {
+            assert!(command.get_about().is_some(), "{} has no description", command.get_name());
+            for arg in command.get_arguments().filter(|arg| !["help", "version"].contains(&arg.get_id().as_str())) {
+                let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+                let has_default = help.contains("[default: ") || !arg.get_default_values().is_empty();
+                assert!(!help.is_empty(), "{} {} has no help", command.get_name(), arg.get_id());
+                assert!(has_default || arg.is_required_set(), "{} {}: {help}", command.get_name(), arg.get_id());
+            }
+            command.get_subcommands().filter(|command| command.get_name() != "help").for_each(check);
+        }
+        check(&Cli::command());
+    }
+}

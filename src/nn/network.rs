@@ -20,7 +20,8 @@ use crate::workspace::{Buffer, Workspace};
 pub struct Network<T: Element> {
     spec: NetworkSpec,
     input: [usize; 3],
-    stages: Vec<Stage<T>>,
+    stages: Vec<Stage>,
+    states: Vec<BlockState<T>>,
     params: Params<T>,
     grads: Params<T>,
     statistics: Params<T>,
@@ -29,16 +30,15 @@ pub struct Network<T: Element> {
     ws: Workspace,
 }
 
-/// A block, its place in the parameters, and its memory.
+/// A block and its place in the parameters.
 #[derive(Debug)]
-struct Stage<T> {
-    layers: Vec<LayerSpec>,
-    block: Block,
+pub(super) struct Stage {
+    pub(super) layers: Vec<LayerSpec>,
+    pub(super) block: Block,
     /// Indices of the parameters, where the block has them.
-    places: Weights<Option<usize>>,
+    pub(super) places: Weights<Option<usize>>,
     /// Indices of the running mean and variance.
-    running: Option<(usize, usize)>,
-    state: BlockState<T>,
+    pub(super) running: Option<(usize, usize)>,
 }
 
 /// One line of [`Network::summary`].
@@ -100,10 +100,38 @@ impl<T: Element> Network<T> {
     /// [`Error::Invalid`] or [`Error::Shape`] where a layer does not fit the output of the one before it, or if the
     /// network does not end in one score per class.
     pub fn new(spec: &NetworkSpec, input: [usize; 3], init: Init, seed: u64) -> Result<Self> {
+        let mut network = Self::zeros(spec, into_blocks(&spec.layers), input)?;
+        let params = &mut network.params;
+        let declared: Vec<_> = params.iter().cloned().collect();
+        for (index, param) in declared.into_iter().enumerate() {
+            match param.kind {
+                ParamKind::Weight => {
+                    init.fill(
+                        &param.shape,
+                        &mut stream(seed, Purpose::Init, 0, index as u64),
+                        params.slice_mut(index),
+                    )?;
+                }
+                ParamKind::Scale => params.slice_mut(index).fill(T::one()),
+                ParamKind::Bias | ParamKind::Statistic => {}
+            }
+        }
+        for (_, variance) in network.stages.iter().filter_map(|stage| stage.running) {
+            network.statistics.slice_mut(variance).fill(T::one());
+        }
+        Ok(network)
+    }
+
+    /// A network of these blocks, all parameters and statistics 0.
+    pub(super) fn zeros(
+        spec: &NetworkSpec,
+        blocks: Vec<(BlockParts, Vec<LayerSpec>)>,
+        input: [usize; 3],
+    ) -> Result<Self> {
         let (mut layout, mut running_layout) = (Layout::default(), Layout::default());
         let (mut stages, mut size) = (Vec::new(), input);
         let (mut convolutions, mut affines, mut norms) = (0, 0, 0);
-        for (parts, layers) in into_blocks(&spec.layers) {
+        for (parts, layers) in blocks {
             let block = Block::new(parts, size)?;
             size = block.output();
             let shapes = block.weight_shapes();
@@ -132,7 +160,7 @@ impl<T: Element> Network<T> {
                     |name: &str| running_layout.push(format!("bn{norms}.{name}"), &shapes.gamma, ParamKind::Statistic);
                 (push("running_mean"), push("running_var"))
             });
-            stages.push(Stage { layers, block, places, running, state: BlockState::new() });
+            stages.push(Stage { layers, block, places, running });
         }
         if stages.is_empty() {
             return Err(Error::invalid("network", "it has no layers", "give at least one, such as affine10"));
@@ -144,32 +172,15 @@ impl<T: Element> Network<T> {
                 "end it with an affine layer, such as affine10, or with gap",
             ));
         }
-        let mut params = Params::zeros(layout);
-        let declared: Vec<_> = params.iter().cloned().collect();
-        for (index, param) in declared.into_iter().enumerate() {
-            match param.kind {
-                ParamKind::Weight => {
-                    init.fill(
-                        &param.shape,
-                        &mut stream(seed, Purpose::Init, 0, index as u64),
-                        params.slice_mut(index),
-                    )?;
-                }
-                ParamKind::Scale => params.slice_mut(index).fill(T::one()),
-                ParamKind::Bias | ParamKind::Statistic => {}
-            }
-        }
-        let mut statistics = Params::zeros(running_layout);
-        for (_, variance) in stages.iter().filter_map(|stage: &Stage<T>| stage.running) {
-            statistics.slice_mut(variance).fill(T::one());
-        }
+        let params = Params::zeros(layout);
         Ok(Network {
             spec: spec.clone(),
             input,
+            states: stages.iter().map(|_| BlockState::new()).collect(),
             stages,
             grads: params.zeros_like(),
             params,
-            statistics,
+            statistics: Params::zeros(running_layout),
             gradient: [Buffer::default(), Buffer::default()],
             ws: Workspace::new(),
         })
@@ -186,7 +197,7 @@ impl<T: Element> Network<T> {
 
     /// Number of classes: scores per image.
     pub fn classes(&self) -> usize {
-        last(&self.stages).block.output()[0]
+        self.stages[self.stages.len() - 1].block.output()[0]
     }
 
     /// The layers and the loss this network was built from.
@@ -239,8 +250,7 @@ impl<T: Element> Network<T> {
         for gradient in &mut self.gradient {
             gradient.reserve(images * largest);
         }
-        let last = last(&self.stages);
-        let scores = last.state.out(&last.block, images);
+        let scores = output(&self.stages, &self.states, images);
         let dscores = &mut self.gradient[0][..images * classes];
         let loss = match self.spec.loss {
             LossSpec::Softmax { smoothing } => softmax_cross_entropy_into(scores, y, classes, smoothing, dscores)?,
@@ -271,39 +281,25 @@ impl<T: Element> Network<T> {
     }
 
     fn forward(&mut self, images: usize, x: &[T], pass: impl Fn(u32) -> Pass) {
-        for i in 0..self.stages.len() {
-            let (before, rest) = self.stages.split_at_mut(i);
-            let input = before.last().map_or(x, |stage| stage.state.out(&stage.block, images));
-            let stage = &mut rest[0];
-            let weights = stage.places.values(&self.params);
-            let running = match stage.running {
-                Some((mean, var)) => {
-                    let [mean, var] = self.statistics.slices_mut([Some(mean), Some(var)]);
-                    (mean, var)
-                }
-                None => Default::default(),
-            };
-            stage.block.forward(images, input, weights, running, pass(i as u32), &mut stage.state, &self.ws);
-        }
+        forward(&self.stages, &mut self.states, &self.params, &mut self.statistics, images, x, pass, &self.ws);
     }
 
     /// Takes the gradient of the scores from `gradient[0]` back to the first block that has parameters.
     fn backward(&mut self, images: usize, x: &[T]) {
-        let trained = |stage: &Stage<T>| stage.places.w.is_some() || stage.places.gamma.is_some();
+        let trained = |stage: &Stage| stage.places.w.is_some() || stage.places.gamma.is_some();
         let Some(first) = self.stages.iter().position(trained) else { return };
         let [dout, dx] = &mut self.gradient;
         let (mut dout, mut dx) = (dout, dx);
-        for i in (first..self.stages.len()).rev() {
-            let (before, rest) = self.stages.split_at_mut(i);
-            let stage = &mut rest[0];
-            let input = before.last().map_or(x, |stage| stage.state.out(&stage.block, images));
+        for (i, stage) in self.stages.iter().enumerate().skip(first).rev() {
+            let (before, rest) = self.states.split_at_mut(i);
+            let input = if i == 0 { x } else { output(&self.stages[..i], before, images) };
             let weights = stage.places.values(&self.params);
             let Weights { w, b, gamma, beta } = stage.places;
             let [w, b, gamma, beta] = self.grads.slices_mut([w, b, gamma, beta]);
             let grads = Weights { w, b, gamma, beta };
             let dinput = (i > first).then(|| &mut dx[..input.len()]);
             let gradient = &mut dout[..images * stage.block.output_len()];
-            stage.block.backward(images, input, weights, gradient, dinput, grads, &mut stage.state, &self.ws);
+            stage.block.backward(images, input, weights, gradient, dinput, grads, &mut rest[0], &self.ws);
             std::mem::swap(&mut dout, &mut dx);
         }
     }
@@ -318,8 +314,7 @@ impl<T: Element> Network<T> {
         for (x, scores) in x.chunks(TEST_BATCH * image).zip(scores.chunks_mut(TEST_BATCH * classes)) {
             let images = scores.len() / classes;
             self.forward(images, x, |_| Pass::Test);
-            let last = last(&self.stages);
-            scores.copy_from_slice(last.state.out(&last.block, images));
+            scores.copy_from_slice(output(&self.stages, &self.states, images));
         }
         Ok(())
     }
@@ -337,9 +332,13 @@ impl<T: Element> Network<T> {
         Ok(scores)
     }
 
+    pub(super) fn stages(&self) -> &[Stage] {
+        &self.stages
+    }
+
     /// One line per block.
     pub fn summary(&self) -> Vec<LayerSummary> {
-        let line = |stage: &Stage<T>| {
+        let line = |stage: &Stage| {
             let Weights { w, b, gamma, beta } = stage.places;
             let [c, h, w_] = stage.block.output();
             LayerSummary {
@@ -353,13 +352,35 @@ impl<T: Element> Network<T> {
     }
 }
 
-fn last<T>(stages: &[Stage<T>]) -> &Stage<T> {
-    stages.last().expect("a network has at least one block")
+/// The last of these blocks' output for `images` images.
+pub(super) fn output<'a, T: Element>(stages: &[Stage], states: &'a [BlockState<T>], images: usize) -> &'a [T] {
+    let last = stages.len() - 1;
+    states[last].out(&stages[last].block, images)
+}
+
+/// Runs all blocks; [`output`] is then the scores. `pass` is asked with the index of each block.
+pub(super) fn forward<T: Element>(
+    stages: &[Stage],
+    states: &mut [BlockState<T>],
+    params: &Params<T>,
+    statistics: &mut Params<T>,
+    images: usize,
+    x: &[T],
+    pass: impl Fn(u32) -> Pass,
+    ws: &Workspace,
+) {
+    for (i, stage) in stages.iter().enumerate() {
+        let (before, rest) = states.split_at_mut(i);
+        let input = if i == 0 { x } else { output(&stages[..i], before, images) };
+        let [mean, var] = statistics.slices_mut([stage.running.map(|r| r.0), stage.running.map(|r| r.1)]);
+        let weights = stage.places.values(params);
+        stage.block.forward(images, input, weights, (mean, var), pass(i as u32), &mut rest[0], ws);
+    }
 }
 
 impl Weights<Option<usize>> {
     /// The values at these places; empty where there is none.
-    fn values<T: Element>(self, params: &Params<T>) -> Weights<&[T]> {
+    pub(super) fn values<T: Element>(self, params: &Params<T>) -> Weights<&[T]> {
         let slice = |index: Option<usize>| index.map_or(&[][..], |index| params.slice(index));
         Weights { w: slice(self.w), b: slice(self.b), gamma: slice(self.gamma), beta: slice(self.beta) }
     }

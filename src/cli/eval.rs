@@ -1,0 +1,112 @@
+//! Level 6. `gemmnet eval`: how good a saved network is.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde_json::json;
+
+use super::data::{Source, check_classes};
+use super::output::{Align, Output, Table, thousands};
+use super::{CHECKPOINT, Global, Stop};
+use crate::data::{Normalization, Split};
+use crate::element::Element;
+use crate::error::Error;
+use crate::train::{Trained, load_network, predict};
+
+/// Measure a saved network: accuracy and confusion matrix
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  gemmnet eval\n  gemmnet eval --checkpoint deep.safetensors --split validation")]
+pub(super) struct EvalArgs {
+    /// File that `gemmnet train` saved; its best network is measured
+    #[arg(long, value_name = "FILE", default_value = CHECKPOINT)]
+    checkpoint: PathBuf,
+    /// Images to measure on
+    #[arg(long, value_name = "NAME", default_value = "test-full")]
+    split: SplitName,
+    /// Images that go through the network at once; takes memory, changes no result
+    #[arg(long, value_name = "IMAGES", default_value_t = 500)]
+    batch_size: usize,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SplitName {
+    /// The last 2 % of the training batches: 1,000 images of CIFAR-10
+    Validation,
+    /// The first 1,000 images of the test batch, as in CS231n
+    Test,
+    /// The whole test batch: what published accuracies refer to
+    TestFull,
+}
+
+pub(super) fn run(args: &EvalArgs, global: &Global, out: &Output) -> Result<(), Stop> {
+    match load_any(&args.checkpoint)? {
+        Any::F32(trained) => eval(trained, args, global, out),
+        Any::F64(trained) => eval(trained, args, global, out),
+    }
+}
+
+/// A trained network of either type.
+pub(super) enum Any {
+    F32(Trained<f32>),
+    F64(Trained<f64>),
+}
+
+/// Loads a network of whichever type the file holds.
+pub(super) fn load_any(path: &Path) -> Result<Any, Error> {
+    // Mostly f32. If it is neither, the first error says why it is not what it most probably is.
+    load_network(path).map(Any::F32).or_else(|error| load_network(path).map(Any::F64).map_err(|_| error))
+}
+
+fn eval<T: Element>(mut trained: Trained<T>, args: &EvalArgs, global: &Global, out: &Output) -> Result<(), Stop> {
+    let source = Source::of_classes(&trained.class_names, global)?;
+    let (data, kind) = source.open(Normalization::MeanImage)?;
+    check_classes(&data, &source, &trained.class_names, &args.checkpoint)?;
+    let data = data.with_normalizer(trained.normalizer.clone());
+    data.notes().iter().for_each(|note| out.note(format_args!("note: {note}")));
+    let (split, split_name) = match args.split {
+        SplitName::Validation => (Split::Validation, "validation"),
+        SplitName::Test => (Split::Test, "test"),
+        SplitName::TestFull => (Split::TestFull, "test-full"),
+    };
+
+    let classes = data.classes();
+    let predicted = predict(&mut trained.network, &data, split, args.batch_size)?;
+    // Rows: what the images show; columns: what the network sees. Images without a class are in none of them.
+    let mut confusion = vec![vec![0_usize; classes]; classes];
+    for (index, class) in predicted.iter().enumerate() {
+        let shown = usize::from(data.record(split, index).1);
+        if let Some(seen) = class.filter(|&class| class < classes) {
+            confusion[shown][seen] += 1;
+        }
+    }
+    let correct: usize = (0..classes).map(|class| confusion[class][class]).sum();
+    let classified: usize = confusion.iter().flatten().sum();
+    let unclassified: usize = predicted.len() - classified;
+    let accuracy = correct as f64 / predicted.len() as f64;
+
+    let names = data.class_names();
+    let head = names.iter().map(|name| (name.as_str(), Align::Right));
+    let mut table = Table::new([("", Align::Left)].into_iter().chain(head).chain([("correct", Align::Right)]));
+    for (class, (name, row)) in names.iter().zip(&confusion).enumerate() {
+        let images = (0..predicted.len()).filter(|&i| usize::from(data.record(split, i).1) == class).count();
+        let correct =
+            if images == 0 { String::new() } else { format!("{:.1} %", 100.0 * row[class] as f64 / images as f64) };
+        table.row([name.clone()].into_iter().chain(row.iter().map(usize::to_string)).chain([correct]));
+    }
+    out.line(format_args!("Rows: what the images show; columns: what the network takes them for.\n{table}"))?;
+    if unclassified > 0 {
+        out.note(format_args!("note: for {unclassified} images the network gave no class of the data"));
+    }
+    out.line(format_args!("accuracy: {accuracy:.4} of {} images ({split_name})", thousands(predicted.len())))?;
+    out.json(&json!({
+        "accuracy": accuracy,
+        "split": split_name,
+        "images": predicted.len(),
+        "unclassified": unclassified,
+        "class_names": names,
+        "confusion": confusion,
+        "data": kind,
+        "data_dir": source.dir.display().to_string(),
+        "checkpoint": args.checkpoint.display().to_string(),
+    }))
+}

@@ -1,0 +1,136 @@
+//! Level 6. Recipes by name.
+
+use crate::data::{Augment, Normalization, Sampler};
+use crate::error::{Error, Result};
+
+/// A network and how to train it. What has a text form is text here, as on the command line.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Preset {
+    pub(super) name: &'static str,
+    /// One line about it.
+    pub(super) about: &'static str,
+    pub(super) net: &'static str,
+    pub(super) init: &'static str,
+    pub(super) epochs: usize,
+    pub(super) batch_size: usize,
+    pub(super) optimizer: &'static str,
+    pub(super) learning_rate: f64,
+    pub(super) schedule: &'static str,
+    pub(super) warmup_epochs: f64,
+    pub(super) l2: f64,
+    pub(super) sampler: Sampler,
+    pub(super) augment: Augment,
+    pub(super) normalization: Normalization,
+}
+
+impl Preset {
+    /// The options of `train` that say the same.
+    pub(super) fn arguments(&self) -> String {
+        let sampler = match self.sampler {
+            Sampler::ShuffledEpochs => "shuffle",
+            Sampler::WithReplacement => "replacement",
+        };
+        let normalization = match self.normalization {
+            Normalization::MeanImage => "mean-image",
+            Normalization::PerChannel => "per-channel",
+        };
+        format!(
+            "--net '{}' --init {} --epochs {} --batch-size {} --optimizer {} --learning-rate {} --schedule {} \
+             --warmup-epochs {} --l2 {} --sampler {sampler} --flip={} --shift {} --normalize {normalization}",
+            self.net,
+            self.init,
+            self.epochs,
+            self.batch_size,
+            self.optimizer,
+            self.learning_rate,
+            self.schedule,
+            self.warmup_epochs,
+            self.l2,
+            self.augment.flip,
+            self.augment.shift,
+        )
+    }
+}
+
+/// What `train` does if no preset is asked for.
+pub(super) const DEFAULT: &str = "three-layer-65";
+
+pub(super) const PRESETS: [Preset; 3] = [
+    Preset {
+        name: "three-layer",
+        about: "CS231n's three-layer network and its first training: one epoch, 45 % and more",
+        net: "conv32k7-relu-pool-affine500-relu-affine10",
+        init: "gaussian:0.001",
+        epochs: 1,
+        batch_size: 50,
+        optimizer: "adam",
+        learning_rate: 1e-3,
+        schedule: "constant",
+        warmup_epochs: 0.0,
+        l2: 0.001,
+        sampler: Sampler::ShuffledEpochs,
+        augment: Augment { flip: false, shift: 0 },
+        normalization: Normalization::MeanImage,
+    },
+    Preset {
+        name: "three-layer-65",
+        about: "the three-layer network with 64 filters of 3x3: passes 65 % in 8 epochs",
+        net: "conv64-relu-pool-affine500-relu-affine10",
+        init: "gaussian:0.001",
+        epochs: 8,
+        batch_size: 500,
+        optimizer: "adam",
+        learning_rate: 1e-3,
+        schedule: "exp:0.9",
+        warmup_epochs: 0.0,
+        l2: 0.0015,
+        sampler: Sampler::ShuffledEpochs,
+        augment: Augment { flip: false, shift: 0 },
+        normalization: Normalization::MeanImage,
+    },
+    Preset {
+        name: "deep",
+        about: "six convolutions with batchnorm, augmented data: passes 72 % in 5 epochs",
+        net: "[conv32-bn-relu-conv32-bn-relu-pool]x3-[affine256-bn-relu-dropout0.5]-affine10",
+        init: "he",
+        epochs: 5,
+        batch_size: 100,
+        optimizer: "adam",
+        learning_rate: 2e-3,
+        schedule: "onecycle",
+        warmup_epochs: 0.0,
+        l2: 0.0,
+        sampler: Sampler::ShuffledEpochs,
+        augment: Augment { flip: true, shift: 2 },
+        normalization: Normalization::PerChannel,
+    },
+];
+
+/// The preset of this name.
+pub(super) fn find(name: &str) -> Result<&'static Preset> {
+    PRESETS.iter().find(|preset| preset.name == name).ok_or_else(|| {
+        let names = PRESETS.map(|preset| preset.name).join(", ");
+        Error::invalid("preset", format!("`{name}` is not one"), format!("choose one of {names}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::init::Init;
+    use crate::nn::notation::NetworkSpec;
+    use crate::optim::{LearningRate, Schedule, UpdateRule};
+
+    #[test]
+    fn every_preset_can_be_read() {
+        for preset in PRESETS {
+            NetworkSpec::parse(preset.net).unwrap();
+            preset.init.parse::<Init>().unwrap();
+            preset.optimizer.parse::<UpdateRule>().unwrap();
+            let schedule: Schedule = preset.schedule.parse().unwrap();
+            LearningRate::new(preset.learning_rate, schedule, preset.warmup_epochs).unwrap();
+        }
+        assert_eq!(find(DEFAULT).unwrap().name, DEFAULT);
+        assert!(find("four-layer").unwrap_err().to_string().contains("three-layer, three-layer-65, deep"));
+    }
+}

@@ -1,0 +1,61 @@
+//! Level 6. `gemmnet summary`: the layers of a network.
+
+use clap::Args;
+use serde_json::json;
+
+use super::output::{Align, Output, Table, thousands};
+use super::{Stop, presets};
+use crate::data::{CHANNELS, SIDE};
+use crate::nn::init::Init;
+use crate::nn::network::Network;
+use crate::nn::notation::NetworkSpec;
+
+/// Layers of a network: output shapes, parameters, multiply-adds
+///
+/// For images of 3x32x32. Activations, pools and dropout are shown with the layer that they follow.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  gemmnet summary\n  gemmnet summary --preset deep\n  \
+                        gemmnet summary --net '[conv32-bn-relu-pool]x3-affine10'")]
+pub(super) struct SummaryArgs {
+    /// Network in notation, such as [conv32-relu-pool]x2-affine10 [default: the preset's]
+    #[arg(long, value_name = "NOTATION")]
+    net: Option<String>,
+    /// Recipe whose network to show: three-layer, three-layer-65 or deep
+    #[arg(long, value_name = "NAME", default_value = presets::DEFAULT)]
+    preset: String,
+}
+
+pub(super) fn run(args: &SummaryArgs, out: &Output) -> Result<(), Stop> {
+    let preset = presets::find(&args.preset)?;
+    let spec = NetworkSpec::parse(args.net.as_deref().unwrap_or(preset.net))?;
+    let network = Network::<f32>::new(&spec, [CHANNELS, SIDE, SIDE], Init::He, 0)?;
+    let layers = network.summary();
+    let (parameters, multiply_adds) = (network.params().count(), layers.iter().map(|layer| layer.macs).sum::<usize>());
+
+    use Align::{Left, Right};
+    let mut table = Table::new([("layer", Left), ("output", Right), ("parameters", Right), ("multiply-adds", Right)]);
+    for layer in &layers {
+        let shape: Vec<_> = layer.output.iter().map(usize::to_string).collect();
+        table.row([layer.name.clone(), shape.join("x"), thousands(layer.parameters), thousands(layer.macs)]);
+    }
+    table.row(["total".into(), String::new(), thousands(parameters), thousands(multiply_adds)]);
+    out.line(table)?;
+    out.line(format_args!("{} input, {} loss", [CHANNELS, SIDE, SIDE].map(|n| n.to_string()).join("x"), spec.loss))?;
+
+    let layers: Vec<_> = (layers.iter())
+        .map(|layer| {
+            json!({
+                "layer": layer.name,
+                "output": layer.output,
+                "parameters": layer.parameters,
+                "multiply_adds": layer.macs,
+            })
+        })
+        .collect();
+    out.json(&json!({
+        "network": spec.to_string(),
+        "layers": layers,
+        "parameters": parameters,
+        "multiply_adds": multiply_adds,
+    }))
+}

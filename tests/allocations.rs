@@ -1,0 +1,90 @@
+//! After the first step, a training step allocates nothing: not in the network, the batch, or the optimizer. Nor does a
+//! call of an inference session.
+//!
+//! One test in a file of its own, because the counter sees the whole process.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use gemmnet::data::{Augment, Dataset, Normalization, Split};
+use gemmnet::nn::init::Init;
+use gemmnet::nn::network::Network;
+use gemmnet::nn::notation::NetworkSpec;
+use gemmnet::nn::session::Session;
+use gemmnet::optim::{Optimizer, UpdateRule};
+use ndarray::Array4;
+
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to the system's allocator, unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Allocations of `steps` training steps after `first` ones.
+fn allocations(notation: &str, data: &Dataset, batch: usize, first: u64, steps: u64) -> usize {
+    let spec: NetworkSpec = notation.parse().unwrap();
+    let mut network = Network::<f32>::new(&spec, [3, 32, 32], Init::He, 0).unwrap();
+    let mut optimizer = Optimizer::new("adam".parse::<UpdateRule>().unwrap(), network.params().values().len()).unwrap();
+    let weights = network.params().weight_ranges();
+    let indices: Vec<usize> = (0..batch).collect();
+    let (mut x, mut y) = (vec![0.0; batch * 3072], vec![0; batch]);
+    let augment = Augment { flip: true, shift: 2 };
+    let mut step = |step: u64| {
+        data.fill_batch(Split::Train, &indices, Some(&augment), 0, step, &mut x, &mut y).unwrap();
+        network.loss(&x, &y, 0, step).unwrap();
+        let (params, grads) = network.params_and_grads();
+        optimizer.step(params.values_mut(), grads.values(), &weights, 1e-3, 1e-3);
+    };
+    (0..first).for_each(&mut step);
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    assert!(before > 0, "the counter counts");
+    (first..first + steps).for_each(&mut step);
+    ALLOCATIONS.load(Ordering::Relaxed) - before
+}
+
+/// Allocations of `calls` calls of a session.
+fn session_allocations(notation: &str, batch: usize, calls: usize) -> usize {
+    let spec: NetworkSpec = notation.parse().unwrap();
+    let network = Network::<f32>::new(&spec, [3, 32, 32], Init::He, 0).unwrap();
+    let session = Session::new(&network, batch).unwrap();
+    let (x, mut scores) = (vec![0.5; batch * 3072], vec![0.0; batch * 10]);
+    let mut scratch = session.scratch();
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    (0..calls).for_each(|_| session.run(&x, &mut scores, &mut scratch).unwrap());
+    ALLOCATIONS.load(Ordering::Relaxed) - before
+}
+
+#[test]
+fn a_step_allocates_nothing_after_the_first() {
+    let images = Array4::from_shape_fn((64, 3, 32, 32), |(n, c, i, j)| (n * 7 + c * 31 + i * 5 + j * 3) as u8);
+    let labels: Vec<u8> = (0..64).map(|n| n % 10).collect();
+    let labelled = || (images.view(), &labels[..]);
+    let data = Dataset::from_arrays(labelled(), labelled(), labelled(), Normalization::MeanImage).unwrap();
+    // Inside the pool, as the solver works: a call from outside hands the work over through a queue that allocates.
+    gemmnet::parallel::with_threads(2, || {
+        for notation in [
+            "conv8k7-relu-pool-affine20-relu-affine10", // the three-layer net
+            "[conv16-bn-relu-pool]x2-conv32-bn-relu-pool-[affine32-bn-relu-dropout0.5]-affine10", // im2col and Winograd
+            "conv16s2-silu-avgpool2-conv16g4-leaky-pool3s2-gap-affine10-svm", // the general paths
+        ] {
+            assert_eq!(allocations(notation, &data, 48, 1, 5), 0, "{notation}");
+            assert_eq!(session_allocations(notation, 16, 5), 0, "session of {notation}");
+        }
+    })
+    .unwrap();
+}

@@ -1,0 +1,76 @@
+//! Inference sessions against the network they were made from.
+
+mod common;
+
+use common::{assert_close, random_array};
+use gemmnet::nn::init::Init;
+use gemmnet::nn::network::Network;
+use gemmnet::nn::notation::NetworkSpec;
+use gemmnet::nn::session::Session;
+use ndarray::{Array2, Array4, s};
+
+/// A network whose batchnorms have seen some batches, so that folding them has something to do.
+fn trained(notation: &str) -> Network<f64> {
+    let mut network = Network::new(&notation.parse::<NetworkSpec>().unwrap(), [3, 12, 12], Init::He, 5).unwrap();
+    for step in 0..5 {
+        let x = random_array((8, 3, 12, 12), step) + 0.5;
+        network.regularized_loss(x.view(), &[0, 1, 2, 3, 0, 1, 2, 3], 0.0).unwrap();
+    }
+    network
+}
+
+const NETWORKS: [&str; 4] = [
+    "[conv6-bn-relu-conv6-bn-relu-pool]x2-[affine9-bn-relu-dropout0.5]-affine4",
+    "conv5-relu-pool-affine7-relu-affine4", // nothing to fold
+    "bn-conv5s2-silu-bn-gap",               // batchnorms without a product before them
+    "conv6g3-bn-gelu-pool3s2-affine4-bn",   // groups; batchnorm of the scores
+];
+
+#[test]
+fn a_session_scores_as_its_network_does() {
+    for notation in NETWORKS {
+        let mut network = trained(notation);
+        let x: Array4<f64> = random_array((7, 3, 12, 12), 9);
+        let want = network.predict(x.view()).unwrap();
+        let session = Session::new(&network, 7).unwrap();
+        let mut scratch = session.scratch();
+        for images in [7, 1, 3] {
+            let x = x.slice(s![..images, .., .., ..]);
+            let mut got = Array2::zeros((images, network.classes()));
+            session.run(x.as_slice().unwrap(), got.as_slice_mut().unwrap(), &mut scratch).unwrap();
+            assert_close(&got, &want.slice(s![..images, ..]).to_owned(), 1e-12, 1000, notation);
+        }
+    }
+}
+
+#[test]
+fn threads_share_a_session() {
+    let network = trained(NETWORKS[0]);
+    let session = Session::new(&network, 4).unwrap();
+    let run = |seed| {
+        let x: Array4<f64> = random_array((4, 3, 12, 12), seed);
+        let mut scores = vec![0.0; 16];
+        let mut scratch = session.scratch();
+        for _ in 0..20 {
+            session.run(x.as_slice().unwrap(), &mut scores, &mut scratch).unwrap();
+        }
+        scores
+    };
+    let alone: Vec<_> = (0..4).map(run).collect();
+    let together: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|seed| scope.spawn(|| run(seed))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(alone, together);
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let network = trained(NETWORKS[1]);
+    assert!(Session::new(&network, 0).is_err());
+    let session = Session::new(&network, 2).unwrap();
+    let (mut scratch, mut scores) = (session.scratch(), [0.0; 12]);
+    let error = session.run(&[0.0; 3 * 432], &mut scores, &mut scratch).unwrap_err();
+    assert!(error.to_string().contains("3 images, more than the 2"), "{error}");
+    assert!(session.run(&[0.0; 431], &mut scores[..4], &mut scratch).is_err());
+}

@@ -1,4 +1,80 @@
-//! gemmnet
+//! A CNN engine for CPUs: convolutions as BLAS matrix products, layers fused into blocks, training that repeats to the bit.
+//!
+//! ```
+//! use gemmnet::nn::init::Init;
+//! use gemmnet::nn::network::Network;
+//! use gemmnet::nn::notation::NetworkSpec;
+//! use gemmnet::optim::Optimizer;
+//!
+//! // 64 images of 16x16 pixels: vertical stripes are class 0, horizontal ones class 1; none begins where the last one did.
+//! let stripe = |image: usize, pixel: usize| {
+//!     let along = if image % 2 == 0 { pixel % 16 } else { pixel / 16 };
+//!     if (along + image / 2) / 3 % 2 == 0 { 1.0_f32 } else { -1.0 }
+//! };
+//! let x: Vec<f32> = (0..64).flat_map(|image| (0..256).map(move |pixel| stripe(image, pixel))).collect();
+//! let y: Vec<usize> = (0..64).map(|image| image % 2).collect();
+//!
+//! let spec: NetworkSpec = "conv8-relu-pool-affine32-relu-affine2".parse()?;
+//! let mut network = Network::<f32>::new(&spec, [1, 16, 16], Init::He, 0)?;
+//! let mut adam = Optimizer::new("adam".parse()?, network.params().values().len())?;
+//! let weights = network.params().weight_ranges();
+//!
+//! let first = network.loss(&x, &y, 0, 0)?;
+//! let mut last = first;
+//! for step in 1..=40 {
+//!     let (params, grads) = network.params_and_grads();
+//!     adam.step(params.values_mut(), grads.values(), &weights, 1e-4, 2e-3);
+//!     last = network.loss(&x, &y, 0, step)?;
+//! }
+//! assert!(last < 0.1 * first, "the loss was {first}, and is {last}");
+//! # Ok::<(), gemmnet::Error>(())
+//! ```
+//!
+//! With data in files, batches, accuracy and checkpoints that is [`train::Solver`]; from a shell it is `gemmnet train`.
+//!
+//! # The map of the house
+//! Data flows one way: bytes of a file → batches → network → blocks → operations → [`blas::gemm`] → scores → loss, and
+//! back through the same caches → gradients → optimizer → parameters → history. A module uses modules of lower levels
+//! only; `scripts/check-layering` sees to it.
+//!
+//! | level | modules | hold |
+//! | --- | --- | --- |
+//! | 0 | [`error`], [`element`], [`shape`] | errors as values; the scalar types, `f32` and `f64`; the sizes of convolutions and pools, the only place where an output size is computed |
+//! | 1 | [`blas`], [`parallel`], [`workspace`], [`random`], [`gradcheck`] | the matrix product, the only file that calls OpenBLAS; the one thread policy; memory that is asked for once; random streams; numeric gradients |
+//! | 2 | [`naive`], [`ops`] | every operation twice: nested loops to read, and the fast one to use, with the same signature; pure functions over array views |
+//! | 3 | [`blocks`] | a product and all that follows it, in as few passes over memory as its parts allow |
+//! | 4 | [`nn`], [`models`], [`optim`], [`data`] | networks with named parameters, their notation, initialisers; CS231n's networks; optimizers and schedules; CIFAR-10, batches, augmentation |
+//! | 5 | [`train`] | the solver: epochs, history, checkpoints |
+//! | 6 | `cli` | the `gemmnet` program |
+//!
+//! Images are `(N, C, H, W)`, filters `(F, C / groups, KH, KW)`, affine weights `(D, M)`; arrays are
+//! [`ndarray`](https://docs.rs/ndarray)'s. Where a choice was open, it is that of CS231n's notebooks, and the
+//! documentation of the function says what PyTorch does instead.
+//!
+//! # What it promises
+//! - *Every operation has a twin.* The fast one agrees with the naive one, with numeric gradients and with numbers from
+//!   PyTorch, and tests hold it to that.
+//! - *The same seed gives the same bits*, on one machine and one build, at any number of threads: work is cut into pieces
+//!   by its shape alone, sums are added in a fixed order, and every use of randomness has a stream of its own. Another
+//!   processor or another BLAS library rounds differently.
+//! - *A training step allocates nothing* after the first, and nothing is cached that is cheaper to compute again.
+//! - *A wrong input is a value*: [`Error`] says what came, what was expected, and what to do.
+//!
+//! # Threads
+//! There is one level of parallelism: the rayon pool that the caller is in. [`parallel::with_threads`] makes one; a program
+//! with a pool of its own calls from inside it. BLAS runs on one thread within each piece of work, and
+//! [`blas::setup`] sets that.
+//!
+//! # Features
+//! | feature | default | what |
+//! | --- | --- | --- |
+//! | `openblas-system` | yes | the system's OpenBLAS (package `libopenblas-dev` on Debian and Ubuntu) |
+//! | `openblas-static` | | OpenBLAS built from source; needs network access while building |
+//! | `cli` | yes | the `gemmnet` program, download of CIFAR-10 |
+//!
+//! Without either OpenBLAS feature products are [`matrixmultiply`](https://docs.rs/matrixmultiply)'s, pure Rust and slower,
+//! and there is no orthogonal initialisation. Do not choose both.
+
 pub mod blas;
 pub mod blocks;
 #[cfg(feature = "cli")]
@@ -18,5 +94,11 @@ pub mod shape;
 mod simd;
 pub mod train;
 pub mod workspace;
+
 pub use element::Element;
 pub use error::{Error, Result};
+
+/// The code of the README, so that it is compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -94,22 +94,11 @@ fn activate(activation: Option<Activation>, z: f64) -> f64 {
 }
 
 fn slope(activation: Option<Activation>, z: f64) -> f64 {
+    let kinked = |left| if z <= 0.0 { left } else { 1.0 };
     match activation {
         None => 1.0,
-        Some(Activation::Relu) => {
-            if z <= 0.0 {
-                0.0
-            } else {
-                1.0
-            }
-        }
-        Some(Activation::LeakyRelu { slope }) => {
-            if z <= 0.0 {
-                slope
-            } else {
-                1.0
-            }
-        }
+        Some(Activation::Relu) => kinked(0.0),
+        Some(Activation::LeakyRelu { slope }) => kinked(slope),
         Some(Activation::Silu) => {
             let s = 1.0 / (1.0 + (-z).exp());
             s * (1.0 + z * (1.0 - s))

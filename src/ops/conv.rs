@@ -73,7 +73,7 @@ impl Tiling {
         // Rows a multiple of 1 KiB apart fall into the same few sets of the L1 cache: shift them by a cache line.
         let line = 64 / size_of::<T>();
         let aligned = width.next_multiple_of(line);
-        let ld = if aligned % (1024 / size_of::<T>()) == 0 { aligned + line } else { aligned };
+        let ld = if aligned.is_multiple_of(1024 / size_of::<T>()) { aligned + line } else { aligned };
         Tiling { rows, tiles: shape.rows.output.div_ceil(rows), ld }
     }
 

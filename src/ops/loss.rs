@@ -95,7 +95,7 @@ pub fn svm_hinge_into<T: Element>(scores: &[T], labels: &[usize], classes: usize
         for (c, (ds, &s)) in dscores.iter_mut().zip(scores).enumerate() {
             let margin = s - scores[label] + T::one();
             // a NaN, such as the margin between two infinities, is a violation, so that it reaches the loss
-            let violated = c != label && !(margin <= T::zero());
+            let violated = c != label && (margin > T::zero() || margin.is_nan());
             *ds = if violated { scale } else { T::zero() };
             if violated {
                 loss += margin.f64();

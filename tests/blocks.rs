@@ -94,22 +94,11 @@ fn activate(activation: Option<Activation>, z: f64) -> f64 {
 }
 
 fn slope(activation: Option<Activation>, z: f64) -> f64 {
+    let kinked = |left| if z <= 0.0 { left } else { 1.0 };
     match activation {
         None => 1.0,
-        Some(Activation::Relu) => {
-            if z <= 0.0 {
-                0.0
-            } else {
-                1.0
-            }
-        }
-        Some(Activation::LeakyRelu { slope }) => {
-            if z <= 0.0 {
-                slope
-            } else {
-                1.0
-            }
-        }
+        Some(Activation::Relu) => kinked(0.0),
+        Some(Activation::LeakyRelu { slope }) => kinked(slope),
         Some(Activation::Silu) => {
             let s = 1.0 / (1.0 + (-z).exp());
             s * (1.0 + z * (1.0 - s))
@@ -682,6 +671,39 @@ fn blocks_that_cannot_be_are_errors() {
     assert!(error.contains("[3, 0, 6]"), "{error}");
 }
 
+/// A slice of another length than its shape panics, rather than being read or written in part.
+#[test]
+fn slices_of_the_wrong_length_panic() {
+    // Batchnorm has 2 channels here; without it, all is fused into the convolution.
+    for (norm, normed) in [(Some(BatchNorm::default()), 2), (None, 0)] {
+        let parts = BlockParts { core: conv(2, (3, 3), SAME), bias: true, norm, ..BlockParts::default() };
+        let block = &Block::new(parts, [1, 4, 4]).unwrap();
+        // x, w, b, gamma, beta, running mean and variance; dout, dx, dw, db, dgamma, dbeta.
+        let right = [16, 18, 2, normed, normed, normed, normed, 32, 16, 18, 2, normed, normed];
+        let runs = |lengths: [usize; 13]| {
+            let [x, w, b, gamma, beta, mut mean, mut var, mut dout, mut dx, mut dw, mut db, mut dgamma, mut dbeta] =
+                lengths.map(|len| vec![1.0_f32; len]);
+            std::panic::catch_unwind(move || {
+                let weights = Weights { w: &w[..], b: &b, gamma: &gamma, beta: &beta };
+                let grads = Weights { w: &mut dw[..], b: &mut db, gamma: &mut dgamma, beta: &mut dbeta };
+                let (mut state, ws) = (BlockState::new(), Workspace::new());
+                let pass = Pass::Train(DropoutKey { seed: 0, step: 0, layer: 0 });
+                block.forward(1, &x, weights, (&mut mean, &mut var), pass, &mut state, &ws);
+                block.backward(1, &x, weights, &mut dout, Some(&mut dx), grads, &mut state, &ws);
+            })
+            .is_ok()
+        };
+        assert!(runs(right));
+        for wrong in 0..right.len() {
+            for len in [0, right[wrong].saturating_sub(1), right[wrong] + 1] {
+                let mut lengths = right;
+                lengths[wrong] = len;
+                assert!(lengths == right || !runs(lengths), "{lengths:?} was accepted");
+            }
+        }
+    }
+}
+
 // ------------------------------------------------------------------------------- numeric gradients, the seed's acceptance
 
 /// A gradient at least this good; `kinks` says whether points beside a kink may be left out.
@@ -842,7 +864,7 @@ fn cascades_take_any_layout_and_refuse_what_does_not_fit() {
     let gamma = Array1::<f64>::ones(4);
     let three = Array1::<f64>::ones(3);
     let cache = || conv_relu_forward(x.view(), w.view(), b.view(), &conv).unwrap().1;
-    let mut bn = |x: &Array4<f64>, gamma: &Array1<f64>, running: &mut Statistics<f64>, mode, norm| {
+    let bn = |x: &Array4<f64>, gamma: &Array1<f64>, running: &mut Statistics<f64>, mode, norm| {
         conv_bn_relu_forward(x.view(), w.view(), b.view(), gamma.view(), b.view(), &conv, running, mode, &norm)
     };
     let (_, tested) = bn(&x, &gamma, &mut running, Mode::Test, norm).unwrap();

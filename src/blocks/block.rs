@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::ops::activation::Activation;
 use crate::ops::affine::{AffineShape, affine_backward_into, affine_product_into};
 use crate::ops::batchnorm::{
-    BatchNorm, ChannelGradient, Channels, gradient_sums, inverse_std, moments, train_backward_into, train_forward_into,
+    BatchNorm, ChannelGradient, Channels, batch_statistics, gradient_sums, inverse_std, moments, train_backward_into,
     update_running,
 };
 use crate::ops::conv::{self, PlaneRows, conv2d_backward_into, conv2d_forward_into};
@@ -263,6 +263,23 @@ impl Block {
         }
     }
 
+    /// Panics unless every parameter has the length of its shape.
+    fn assert_weights<T>(&self, weights: &Weights<impl AsRef<[T]>>) {
+        let per_channel = |there: bool| if there { self.product[0] } else { 0 };
+        let w = match self.kernel {
+            Kernel::None => 0,
+            Kernel::Conv(shape) => shape.w().iter().product(),
+            Kernel::Affine { inputs, outputs } => inputs * outputs,
+        };
+        let norm = per_channel(self.parts.norm.is_some());
+        let Weights { w: got, b, gamma, beta } = weights;
+        assert_eq!(
+            [got, b, gamma, beta].map(|slice| slice.as_ref().len()),
+            [w, per_channel(self.parts.bias && self.parts.core.is_some()), norm, norm],
+            "lengths of w, b, gamma, beta"
+        );
+    }
+
     /// Multiply-adds of one image's forward pass.
     pub fn multiply_adds(&self) -> usize {
         match self.kernel {
@@ -323,6 +340,9 @@ impl Block {
         ws: &Workspace,
     ) {
         assert_eq!(x.len(), images * self.input_len(), "x holds {images} images of {:?}", self.input);
+        self.assert_weights(&weights);
+        let statistics = [running.0.len(), running.1.len()];
+        assert_eq!(statistics, [weights.gamma.len(); 2], "running statistics have one element per channel");
         self.prepare(state, images, pass);
         self.set_maps(&weights, (running.0, running.1), pass, &mut state.maps);
         let BlockState { y, out, cell, mask, mean, var, maps, .. } = state;
@@ -475,7 +495,7 @@ impl Block {
         out: &mut [T],
     ) {
         if let Some(norm) = norm {
-            train_forward_into(of, y, weights.gamma, weights.beta, norm.eps, out, mean, var);
+            batch_statistics(of, y, mean, var);
             for (c, map) in maps.iter_mut().enumerate() {
                 let scale = weights.gamma[c] * inverse_std(var[c], norm.eps);
                 *map = ChannelMap { center: mean[c], scale, shift: weights.beta[c] };
@@ -508,7 +528,11 @@ impl Block {
         state: &mut BlockState<T>,
         ws: &Workspace,
     ) {
+        assert_eq!(x.len(), images * self.input_len(), "x holds {images} images of {:?}", self.input);
         assert_eq!(dout.len(), images * self.output_len(), "dout holds {images} images of {:?}", self.output);
+        assert!(dx.as_ref().is_none_or(|dx| dx.len() == x.len()), "dx has the length of x");
+        self.assert_weights(&weights);
+        self.assert_weights(&grads);
         let BlockState { y, out, dy, cell, mask, mean, var, maps } = state;
         let out = &out[..dout.len()];
         if let Some(p) = self.parts.dropout {

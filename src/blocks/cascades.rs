@@ -31,8 +31,8 @@ use crate::ops::dropout::DropoutKey;
 use crate::shape::{Conv2d, Pool2d};
 use crate::workspace::Workspace;
 
-/// What the backward pass of a cascade needs of its forward pass. `D` is the dimension of x and w: [`Ix2`] for affine
-/// cascades, [`Ix4`] for convolutions.
+/// What the backward pass of a cascade needs of its forward pass. `D` is the dimension of x and w: `Ix2` for affine
+/// cascades, `Ix4` for convolutions.
 #[derive(Debug)]
 pub struct Cache<T, D: Dimension> {
     block: Block,

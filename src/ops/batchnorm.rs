@@ -178,7 +178,7 @@ impl<T: Element> ChannelGradient<T> {
 const COLUMNS: usize = 64;
 
 /// Training-mode forward into the caller's buffers; also the batch's statistics. x and out `[N, C, plane]`.
-pub(crate) fn train_forward_into<T: Element>(
+fn train_forward_into<T: Element>(
     of: Channels,
     x: &[T],
     gamma: &[T],
@@ -194,7 +194,7 @@ pub(crate) fn train_forward_into<T: Element>(
 }
 
 /// Mean and variance of every channel.
-fn batch_statistics<T: Element>(of: Channels, x: &[T], mean: &mut [T], var: &mut [T]) {
+pub(crate) fn batch_statistics<T: Element>(of: Channels, x: &[T], mean: &mut [T], var: &mut [T]) {
     let (mean, var) = (Disjoint::new(mean), Disjoint::new(var));
     if of.plane == 1 {
         for_each_piece(of.channels.div_ceil(COLUMNS), |piece| {

@@ -2,7 +2,7 @@
 //!
 //! # How a product is cut
 //! A *tile* is a run of output rows of one image, small enough that its columns and its product stay in the L2 cache
-//! ([`Tiling`]). Forward, per image and group `g`:
+//! (`Tiling`). Forward, per image and group `g`:
 //!
 //! ```text
 //! out_g[F/G, tile] = w_g[F/G, K] . cols_g[K, tile]                      K = C/G KH KW

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! # How a tile is filled by block copies
-//! A stride is undone first: [`Phases`] deals the pixels of a plane out to `stride x stride` planes by their remainder,
+//! A stride is undone first: `Phases` deals the pixels of a plane out to `stride x stride` planes by their remainder,
 //! after which every window steps by one pixel. A row of `cols` is then a *block* of such a plane, moved by a few
 //! pixels. Where a phase's rows are as long as the output's (every 'same' convolution, and most others) the block is
 //! contiguous: one `memcpy`, then zeros over the few cells that slid across a row's end. With stride 1 the plane is the

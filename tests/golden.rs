@@ -86,18 +86,16 @@ fn conv2d_agrees_with_pytorch() {
 }
 
 fn check_conv2d<T: Element>() {
-    /// Winograd's transforms add numbers of different size: some ten times the roundings of im2col.
-    const WINOGRAD_SLACK: f64 = 16.0;
     let mut winograd_cases = 0;
     for case in golden("conv2d") {
         let shape = [case.array::<Ix4>("x").dim().into(), case.array::<Ix4>("w").dim().into()];
         for (twin, forward, backward) in conv2d_twins::<T>() {
-            check_conv2d_case(&case, twin, 1.0, &case.conv(), forward, backward);
+            check_conv2d_case(&case, twin, &case.conv(), forward, backward);
         }
         let winograd = Conv2d { algorithm: Algorithm::Winograd, ..case.conv() };
         if Conv2dShape::new(shape[0], shape[1], &winograd).is_ok() {
             let [_, (_, forward, backward)] = conv2d_twins::<T>();
-            check_conv2d_case(&case, "Winograd", WINOGRAD_SLACK, &winograd, forward, backward);
+            check_conv2d_case(&case, "Winograd", &winograd, forward, backward);
             winograd_cases += 1;
         }
     }
@@ -107,7 +105,6 @@ fn check_conv2d<T: Element>() {
 fn check_conv2d_case<T: Element>(
     case: &Golden,
     twin: &str,
-    slack: f64,
     conv: &Conv2d,
     forward: ConvForward<T>,
     backward: ConvBackward<T>,
@@ -120,12 +117,12 @@ fn check_conv2d_case<T: Element>(
     let filters = w.dim().0;
     let (filter, positions) = (w.len() / filters, dout.len() / filters);
     let out = forward(x.view(), w.view(), b.as_ref().map(|b| b.view()), conv).unwrap();
-    assert_golden(&out, &case.array("out"), slack, filter, &what("out"));
+    assert_golden(&out, &case.array("out"), 1.0, filter, &what("out"));
     let grads = backward(dout.view(), x.view(), w.view(), conv).unwrap();
-    assert_golden(&grads.dx, &case.array("dx"), slack, filter * filters, &what("dx"));
-    assert_golden(&grads.dw, &case.array("dw"), slack, positions, &what("dw"));
+    assert_golden(&grads.dx, &case.array("dx"), 1.0, filter * filters, &what("dx"));
+    assert_golden(&grads.dw, &case.array("dw"), 1.0, positions, &what("dw"));
     if b.is_some() {
-        assert_golden(&grads.db, &case.array("db"), slack, positions, &what("db"));
+        assert_golden(&grads.db, &case.array("db"), 1.0, positions, &what("db"));
     }
 }
 

@@ -9,6 +9,7 @@
 //! as in Dumoulin & Visin, *A guide to convolution arithmetic for deep learning* (2016). A row that does not fill a
 //! whole stride at the end is dropped.
 
+use crate::element::Element;
 use crate::error::{Error, Result};
 
 /// Zero padding around an image.
@@ -229,6 +230,18 @@ impl Conv2dShape {
     fn fits_winograd(&self) -> bool {
         let fits = |axis: Axis| axis.window == 3 && axis.stride == 1 && axis.dilation == 1;
         fits(self.rows) && fits(self.cols) && self.groups == 1
+    }
+
+    /// Whether the chosen algorithm may run for elements of type `T`: Winograd's would cost `f64` its digits.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if not.
+    pub fn check_algorithm<T: Element>(&self) -> Result<()> {
+        if self.algorithm == Algorithm::Winograd && size_of::<T>() > size_of::<f32>() {
+            let problem = format!("Winograd's algorithm would cost {} its digits", T::NAME);
+            return Err(Error::invalid("conv2d", problem, "choose Algorithm::Auto or Algorithm::Im2col"));
+        }
+        Ok(())
     }
 
     /// The algorithm that runs for elements of type `T`: [`Algorithm::Auto`] resolved.

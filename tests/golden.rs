@@ -93,10 +93,13 @@ fn check_conv2d<T: Element>() {
             check_conv2d_case(&case, twin, &case.conv(), forward, backward);
         }
         let winograd = Conv2d { algorithm: Algorithm::Winograd, ..case.conv() };
-        if Conv2dShape::new(shape[0], shape[1], &winograd).is_ok() {
-            let [_, (_, forward, backward)] = conv2d_twins::<T>();
-            check_conv2d_case(&case, "Winograd", &winograd, forward, backward);
+        if let Ok(shape) = Conv2dShape::new(shape[0], shape[1], &winograd) {
             winograd_cases += 1;
+            // f64 refuses it; its unit tests check it there
+            if shape.check_algorithm::<T>().is_ok() {
+                let [_, (_, forward, backward)] = conv2d_twins::<T>();
+                check_conv2d_case(&case, "Winograd", &winograd, forward, backward);
+            }
         }
     }
     assert!(winograd_cases >= 4, "only {winograd_cases} cases fit Winograd");

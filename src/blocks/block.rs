@@ -203,6 +203,17 @@ impl Block {
         Ok(Block { parts, kernel, tail, input, product, output: [channels, out_rows, out_cols] })
     }
 
+    /// Whether the algorithm of its convolution, if it has one, may run for elements of type `T`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if not.
+    pub fn check_algorithm<T: Element>(&self) -> Result<()> {
+        match self.kernel {
+            Kernel::Conv(shape) => shape.check_algorithm::<T>(),
+            Kernel::None | Kernel::Affine { .. } => Ok(()),
+        }
+    }
+
     /// What it consists of.
     pub fn parts(&self) -> &BlockParts {
         &self.parts

@@ -133,6 +133,7 @@ impl<T: Element> Network<T> {
         let (mut convolutions, mut affines, mut norms) = (0, 0, 0);
         for (parts, layers) in blocks {
             let block = Block::new(parts, size)?;
+            block.check_algorithm::<T>()?;
             size = block.output();
             let shapes = block.weight_shapes();
             let core = match parts.core {

@@ -28,7 +28,7 @@ use ndarray::{Array1, Array4, ArrayView1, ArrayView4};
 
 use crate::blas::{Accum, Mat, MatMut, gemm};
 use crate::element::Element;
-use crate::error::{Error, Result, check_shape};
+use crate::error::{Result, check_shape};
 use crate::naive::Conv2dGrads;
 use crate::ops::im2col::Phases;
 use crate::ops::winograd;
@@ -121,7 +121,7 @@ pub(crate) fn forward<T: Element>(
     sink: impl Fn(PlaneRows, &mut [T]) + Sync + Send,
 ) {
     if shape.algorithm_for::<T>() == Algorithm::Winograd {
-        assert!(check_algorithm::<T>(shape).is_ok(), "Winograd's algorithm is for f32");
+        assert!(shape.check_algorithm::<T>().is_ok(), "Winograd's algorithm is for f32");
         return winograd::forward(shape, x, w, ws, sink);
     }
     let (tiling, phases) = (Tiling::new::<T>(shape, row_multiple), Phases::new(shape));
@@ -176,7 +176,7 @@ pub(crate) fn backward<T: Element>(
     ws: &Workspace,
 ) {
     if shape.algorithm_for::<T>() == Algorithm::Winograd {
-        assert!(check_algorithm::<T>(shape).is_ok(), "Winograd's algorithm is for f32");
+        assert!(shape.check_algorithm::<T>().is_ok(), "Winograd's algorithm is for f32");
         return winograd::backward(shape, x, w, source, dx, dw, db, ws);
     }
     let (tiling, phases) = (Tiling::new::<T>(shape, row_multiple), Phases::new(shape));
@@ -356,15 +356,6 @@ pub fn conv2d_backward_into<T: Element>(
     backward(shape, 1, x, w, source, dx, dw, db, ws);
 }
 
-/// Winograd's rounding is bearable in `f32` only.
-fn check_algorithm<T: Element>(shape: &Conv2dShape) -> Result<()> {
-    if shape.algorithm == Algorithm::Winograd && size_of::<T>() > size_of::<f32>() {
-        let problem = format!("Winograd's algorithm would cost {} its digits", T::NAME);
-        return Err(Error::invalid("conv2d", problem, "choose Algorithm::Auto or Algorithm::Im2col"));
-    }
-    Ok(())
-}
-
 fn assert_lengths<T>(shape: &Conv2dShape, x: &[T], w: &[T], out: &[T]) {
     let len = |dim: [usize; 4]| dim.iter().product::<usize>();
     assert_eq!(
@@ -380,7 +371,7 @@ fn assert_lengths<T>(shape: &Conv2dShape, x: &[T], w: &[T], out: &[T]) {
 /// [`crate::naive::conv2d_forward`].
 ///
 /// # Errors
-/// As [`Conv2dShape::new`], [`Error::Shape`] if `b` does not have one element per filter, and [`Error::Invalid`] for
+/// As [`Conv2dShape::new`], [`crate::Error::Shape`] if `b` does not have one element per filter, and [`crate::Error::Invalid`] for
 /// Winograd's algorithm in `f64`.
 pub fn conv2d_forward<T: Element>(
     x: ArrayView4<'_, T>,
@@ -389,7 +380,7 @@ pub fn conv2d_forward<T: Element>(
     conv: &Conv2d,
 ) -> Result<Array4<T>> {
     let shape = Conv2dShape::new(x.dim().into(), w.dim().into(), conv)?;
-    check_algorithm::<T>(&shape)?;
+    shape.check_algorithm::<T>()?;
     if let Some(b) = &b {
         check_shape("conv2d", "b", b.shape(), &[shape.filters])?;
     }
@@ -410,7 +401,7 @@ pub fn conv2d_forward<T: Element>(
 /// [`crate::naive::conv2d_backward`].
 ///
 /// # Errors
-/// As [`conv2d_forward`], and [`Error::Shape`] if `dout` does not have the output's shape.
+/// As [`conv2d_forward`], and [`crate::Error::Shape`] if `dout` does not have the output's shape.
 pub fn conv2d_backward<T: Element>(
     dout: ArrayView4<'_, T>,
     x: ArrayView4<'_, T>,
@@ -418,7 +409,7 @@ pub fn conv2d_backward<T: Element>(
     conv: &Conv2d,
 ) -> Result<Conv2dGrads<T>> {
     let shape = Conv2dShape::new(x.dim().into(), w.dim().into(), conv)?;
-    check_algorithm::<T>(&shape)?;
+    shape.check_algorithm::<T>()?;
     check_shape("conv2d backward", "dout", dout.shape(), &shape.out())?;
     let (dout, x, w) = (dout.as_standard_layout(), x.as_standard_layout(), w.as_standard_layout());
     let (mut dx, mut dw, mut db) = (Array4::zeros(shape.x()), Array4::zeros(shape.w()), Array1::zeros(shape.filters));

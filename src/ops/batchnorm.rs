@@ -99,6 +99,10 @@ pub(crate) struct Channels {
 }
 
 impl Channels {
+    fn of([images, channels, h, w]: [usize; 4]) -> Self {
+        Channels { images, channels, plane: h * w }
+    }
+
     /// The planes of channel `c`, as ranges of the whole array.
     #[inline(always)]
     pub(crate) fn planes(self, c: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
@@ -368,6 +372,27 @@ fn check_parameters<T>(
     check_shape(op, "running variance", &[running.var.len()], &[channels])
 }
 
+/// Training mode, with the running statistics: those of the batch into `batch`.
+fn train<T: Element>(
+    of: Channels,
+    x: &[T],
+    gamma: &[T],
+    beta: &[T],
+    running: &mut Statistics<T>,
+    config: &BatchNorm,
+    out: &mut [T],
+    batch: &mut Statistics<T>,
+) -> Result<()> {
+    if of.images * of.plane == 0 {
+        return Err(Error::invalid("batchnorm", "a batch of 0 values has no statistics", "give at least one image"));
+    }
+    let Statistics { mean, var } = batch;
+    train_forward_into(of, x, gamma, beta, config.eps, out, mean, var);
+    update_running(&mut running.mean, mean, config.momentum);
+    update_running(&mut running.var, var, config.momentum);
+    Ok(())
+}
+
 fn forward<T: Element>(
     of: Channels,
     x: &[T],
@@ -383,19 +408,7 @@ fn forward<T: Element>(
     let (gamma, beta) = (gamma.as_slice().expect("standard layout"), beta.as_slice().expect("standard layout"));
     let mut statistics = running.clone();
     match mode {
-        Mode::Train => {
-            if of.images * of.plane == 0 {
-                return Err(Error::invalid(
-                    "batchnorm",
-                    "a batch of 0 values has no statistics",
-                    "give at least one image",
-                ));
-            }
-            let Statistics { mean, var } = &mut statistics;
-            train_forward_into(of, x, gamma, beta, config.eps, out, mean, var);
-            update_running(&mut running.mean, mean, config.momentum);
-            update_running(&mut running.var, var, config.momentum);
-        }
+        Mode::Train => train(of, x, gamma, beta, running, config, out, &mut statistics)?,
         Mode::Test => normalize_into(of, x, gamma, beta, config.eps, &statistics.mean, &statistics.var, out),
     }
     Ok(BatchNormCache { statistics, mode, config: *config })
@@ -479,6 +492,64 @@ pub fn batchnorm_backward<T: Element>(
     Ok(BatchNormGrads { dx, dgamma, dbeta })
 }
 
+/// Training mode of [`spatial_batchnorm_forward`] into the caller's buffers: `out`, and the statistics of the batch, which
+/// backward needs, into `batch`. Shapes: x and out `shape` = `[N, C, H, W]`, gamma and beta `[C]`, all row-major.
+/// Allocates nothing.
+///
+/// # Errors
+/// As [`spatial_batchnorm_forward`] for an empty batch and for the constants.
+///
+/// # Panics
+/// If a slice has not the length of its shape.
+pub fn spatial_batchnorm_forward_into<T: Element>(
+    shape: [usize; 4],
+    x: &[T],
+    gamma: &[T],
+    beta: &[T],
+    running: &mut Statistics<T>,
+    config: &BatchNorm,
+    out: &mut [T],
+    batch: &mut Statistics<T>,
+) -> Result<()> {
+    let of = Channels::of(shape);
+    assert_lengths(of, [x, out], [gamma, beta, &running.mean, &running.var, &batch.mean, &batch.var]);
+    config.check()?;
+    train(of, x, gamma, beta, running, config, out, batch)
+}
+
+/// Gradients of [`spatial_batchnorm_forward_into`] into the caller's buffers, all of them set, not added to; `batch` as
+/// forward left it. Shapes: x, dout and dx `shape` = `[N, C, H, W]`, gamma, dgamma and dbeta `[C]`. Allocates nothing.
+///
+/// # Panics
+/// If a slice has not the length of its shape.
+pub fn spatial_batchnorm_backward_into<T: Element>(
+    shape: [usize; 4],
+    dout: &[T],
+    x: &[T],
+    gamma: &[T],
+    batch: &Statistics<T>,
+    config: &BatchNorm,
+    dx: &mut [T],
+    dgamma: &mut [T],
+    dbeta: &mut [T],
+) {
+    let of = Channels::of(shape);
+    let Statistics { mean, var } = batch;
+    assert_lengths(of, [dout, x, dx], [gamma, mean, var, dgamma, dbeta]);
+    train_backward_into(of, dout, x, gamma, config.eps, mean, var, dx, dgamma, dbeta);
+}
+
+#[track_caller]
+fn assert_lengths<T, const A: usize, const B: usize>(of: Channels, images: [&[T]; A], vectors: [&[T]; B]) {
+    let len = of.images * of.channels * of.plane;
+    assert!(
+        images.iter().all(|a| a.len() == len) && vectors.iter().all(|v| v.len() == of.channels),
+        "arrays of {:?} and {:?} elements for {of:?}",
+        images.map(<[T]>::len),
+        vectors.map(<[T]>::len)
+    );
+}
+
 /// Spatial batchnorm of x `(N, C, H, W)` with gamma and beta `(C)`, statistics over N, H and W: `(N, C, H, W)`, and the
 /// cache for backward.
 ///
@@ -498,8 +569,7 @@ pub fn spatial_batchnorm_forward<T: Element>(
     let x = x.as_standard_layout();
     let mut out = Array4::zeros((images, channels, h, w));
     let (input, output) = (x.as_slice().expect("standard layout"), out.as_slice_mut().expect("freshly made"));
-    let cache =
-        forward(Channels { images, channels, plane: h * w }, input, gamma, beta, running, mode, config, output)?;
+    let cache = forward(Channels::of(x.dim().into()), input, gamma, beta, running, mode, config, output)?;
     Ok((out, cache))
 }
 
@@ -517,7 +587,7 @@ pub fn spatial_batchnorm_backward<T: Element>(
     check_shape("spatial_batchnorm backward", "dout", dout.shape(), x.shape())?;
     let (x, dout) = (x.as_standard_layout(), dout.as_standard_layout());
     let mut dx = Array4::zeros((images, channels, h, w));
-    let of = Channels { images, channels, plane: h * w };
+    let of = Channels::of(x.dim().into());
     let (x, dout) = (x.as_slice().expect("standard layout"), dout.as_slice().expect("standard layout"));
     let (dgamma, dbeta) = backward(of, dout, x, gamma, cache, dx.as_slice_mut().expect("freshly made"))?;
     Ok(BatchNormGrads { dx, dgamma, dbeta })

@@ -1,0 +1,268 @@
+#!/usr/bin/env python3
+"""Compares gemmnet with PyTorch on the CPU, side by side in one sitting.
+
+    scripts/compare_torch.py [--threads 2] [--rounds 5] [--only SUBSTRING] [--json FILE]
+
+Needs Rust and, in the Python that runs it, PyTorch (pip install torch). Builds benches/compare.rs, starts it and PyTorch
+as two processes, and lets them take turns on every case: one computes while the other waits for input. Ours checks its
+results before it is timed. The table has medians over all rounds; the ratio is PyTorch's median / ours, and `target` the
+ratio that this project promises. Shares are of the fastest matrix product of our BLAS on all threads; GFLOP/s count a
+convolution's multiplications by its definition, so algorithms that need fewer (Winograd) can exceed 100 %.
+
+Each side runs as its users get it. PyTorch: eager, f32 (f64 where the case says so), contiguous (N, C, H, W) tensors,
+results allocated by every call, fused Adam; inference in eval mode under torch.inference_mode, without torch.compile.
+Ours: results into buffers that are kept. --json writes rows of case, direction, ours_ms, torch_ms, ratio, target.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TURN_MS = 300  # how long one side computes before the other has its turn, about
+WARMUPS = 2  # calls at the start of a turn that are not timed
+PAUSE_S = 0.05  # between turns: threads that wait for more work spin for some milliseconds
+
+
+def conv(dtype, x, w, stride=1):
+    return {"op": "conv", "dtype": dtype, "x": x, "w": w, "stride": stride}
+
+
+def pool(dtype, x):
+    return {"op": "pool", "dtype": dtype, "x": x}
+
+
+def step(network, batch, **more):
+    return {"op": "step", "network": network, "batch": batch, **more}
+
+
+THREE_LAYER = "conv64-relu-pool-affine500-relu-affine10"
+VGG = "-".join(f"conv{f}-bn-relu-conv{f}-bn-relu-pool" for f in (64, 128, 256)) + "-affine10"
+VGG_STEP = "step, VGG-like 64-64-128-128-256-256 with batchnorm, batch 128"
+
+# Name, what is computed, and for each direction the ratio that we promise. Networks are for (3, 32, 32) images.
+CASES = [
+    ("seed conv f64", conv("f64", [100, 3, 31, 31], [25, 3, 3, 3], 2), {"forward": 2.5, "backward": 2.5}),
+    ("seed conv f32", conv("f32", [100, 3, 31, 31], [25, 3, 3, 3], 2), {"forward": 1.3, "backward": 3.0}),
+    ("seed pool f64", pool("f64", [100, 3, 32, 32]), {"forward": 5.0, "backward": 1.1}),
+    ("seed pool f32", pool("f32", [100, 3, 32, 32]), {"forward": 6.0, "backward": 1.0}),
+    ("3x3, N=500, 3→64 @32", conv("f32", [500, 3, 32, 32], [64, 3, 3, 3]), {"forward": 5.0, "backward": 4.0}),
+    ("3x3, N=100, 64→64 @32", conv("f32", [100, 64, 32, 32], [64, 64, 3, 3]), {"forward": 1.7, "backward": 1.7}),
+    ("3x3, N=100, 64→128 @16", conv("f32", [100, 64, 16, 16], [128, 64, 3, 3]), {"forward": 1.8, "backward": 1.6}),
+    ("3x3, N=100, 128→128 @16", conv("f32", [100, 128, 16, 16], [128, 128, 3, 3]), {"forward": 1.8, "backward": 1.6}),
+    ("3x3, N=100, 128→256 @8", conv("f32", [100, 128, 8, 8], [256, 128, 3, 3]), {"forward": 1.4, "backward": 1.3}),
+    ("3x3, N=100, 256→256 @8", conv("f32", [100, 256, 8, 8], [256, 256, 3, 3]), {"forward": 1.4, "backward": 1.3}),
+    ("spatial batchnorm (100,64,32,32)", {"op": "batchnorm", "x": [100, 64, 32, 32]}, {"forward": 1.5, "backward": 1.3}),
+    ("2x2 max pool (100,64,32,32)", pool("f32", [100, 64, 32, 32]), {"forward": 6.0, "backward": 1.0}),
+    ("step, three-layer net, batch 50", step(THREE_LAYER, 50), {"step": 2.2}),
+    ("step, three-layer net, batch 500", step(THREE_LAYER, 500), {"step": 3.0}),
+    (VGG_STEP, step(VGG, 128), {"step": 1.8}),
+    ("VGG-like, latency of batch 1", {"op": "inference", "network": VGG, "batch": 1}, {"inference": None}),
+    ("VGG-like, throughput of batch 256", {"op": "inference", "network": VGG, "batch": 256}, {"inference": None}),
+]
+
+
+# PyTorch's side: a process that answers the same requests as benches/compare.rs.
+
+
+def torch_network(notation):
+    """The network of our notation; convolutions before batchnorm have no bias, as in ours."""
+    from torch import nn
+
+    layers, channels, side, features = [], 3, 32, None
+    words = notation.split("-")
+    for word, following in zip(words, words[1:] + [""]):
+        kind, size = re.fullmatch(r"([a-z]+)(\d*)", word).groups()
+        if kind == "conv":
+            layers.append(nn.Conv2d(channels, int(size), 3, padding=1, bias=following != "bn"))
+            channels = int(size)
+        elif kind == "affine":
+            if features is None:
+                layers.append(nn.Flatten())
+            layers.append(nn.Linear(features or channels * side * side, int(size)))
+            features = int(size)
+        else:
+            layers.append({"bn": lambda: nn.BatchNorm2d(channels), "relu": nn.ReLU, "pool": lambda: nn.MaxPool2d(2)}[kind]())
+            side //= 2 if kind == "pool" else 1
+    return nn.Sequential(*layers)
+
+
+def torch_call(case):
+    """A function that runs the case once."""
+    import torch
+    from torch.nn import functional as F
+
+    aten, op, forward = torch.ops.aten, case["op"], case["direction"] == "forward"
+    dtype = torch.float64 if case.get("dtype") == "f64" else torch.float32
+    if op in ("step", "inference"):
+        net, batch = torch_network(case["network"]), case["batch"]
+        x, y = torch.randn(batch, 3, 32, 32), torch.arange(batch) % 10
+        if op == "inference":
+            return torch.inference_mode()(lambda net=net.eval(): net(x))
+        adam = torch.optim.Adam(net.parameters(), 1e-3, fused=True)
+
+        def train():
+            loss = F.cross_entropy(net(x), y)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+
+        return train
+    x = torch.randn(case["x"], dtype=dtype)
+    if op == "conv":
+        w, b = torch.randn(case["w"], dtype=dtype), torch.randn(case["w"][0], dtype=dtype)
+        stride = case["stride"]
+        dout = torch.randn_like(F.conv2d(x, w, b, stride, 1))
+        if forward:
+            return lambda: F.conv2d(x, w, b, stride, 1)
+        sizes = ([len(b)], [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1)
+        return lambda: aten.convolution_backward(dout, x, w, *sizes, [True] * 3)
+    if op == "pool":
+        out, index = F.max_pool2d(x, 2, 2, return_indices=True)
+        dout, sizes = torch.randn_like(out), ([2, 2], [2, 2], [0, 0], [1, 1], False)
+        if forward:
+            return lambda: F.max_pool2d(x, 2, 2, return_indices=True)
+        return lambda: aten.max_pool2d_with_indices_backward(dout, x, *sizes, index)
+    gamma, beta, mean, var = (torch.randn(x.shape[1]).abs() for _ in range(4))
+    normalize = lambda: aten.native_batch_norm(x, gamma, beta, mean, var, True, 0.1, 1e-5)
+    _, save_mean, save_inverse = normalize()
+    dout, saved = torch.randn_like(x), (mean, var, save_mean, save_inverse, True, 1e-5)
+    return normalize if forward else lambda: aten.native_batch_norm_backward(dout, x, gamma, *saved, [True] * 3)
+
+
+def serve_torch(threads):
+    import torch
+
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    print(json.dumps({"about": f"PyTorch {torch.__version__}, {threads} thread(s)"}), flush=True)
+    ready = call = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["case"] != ready:
+            call = None  # frees what it holds
+            ready, call = request["case"], torch_call(request["case"])
+        times = []
+        for _ in range(request["warmups"] + request["runs"]):
+            start = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - start) * 1e3)
+        print(json.dumps({"times_ms": times[request["warmups"]:]}), flush=True)
+
+
+# The referee.
+
+
+class Side:
+    """A process that waits until it is asked."""
+
+    def __init__(self, *command):
+        command = list(map(str, command))
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.about = self.answer()["about"]
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else sys.exit("one side ended early; its message is above")
+
+    def ask(self, case, warmups, runs):
+        self.process.stdin.write(json.dumps({"case": case, "warmups": warmups, "runs": runs}) + "\n")
+        answer = self.answer()
+        time.sleep(PAUSE_S)
+        return answer
+
+
+def alternate(turns, rounds):
+    """The median of each of `turns`, pairs of a side and a case, in milliseconds, and the FLOP of the first."""
+    first = [side.ask(case, 1, 1) for side, case in turns]
+    runs = [min(max(int(TURN_MS / answer["times_ms"][0]), 3), 100) for answer in first]
+    times = [[] for _ in turns]
+    for _ in range(rounds):
+        for (side, case), count, into in zip(turns, runs, times):
+            into += side.ask(case, WARMUPS, count)["times_ms"]
+    return [statistics.median(of_side) for of_side in times], first[0]["flop"]
+
+
+def build():
+    """Our bench's executable."""
+    command = ["cargo", "bench", "--locked", "--bench", "compare", "--no-run", "--message-format=json"]
+    result = subprocess.run(command, cwd=Path(__file__).resolve().parent.parent, stdout=subprocess.PIPE, text=True)
+    if result.returncode != 0:
+        sys.exit(f"cannot build: {' '.join(command)}")
+    messages = map(json.loads, result.stdout.splitlines())
+    return next(m["executable"] for m in messages if m.get("executable") and m["target"]["name"] == "compare")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Compares gemmnet with PyTorch on the CPU, side by side.")
+    parser.add_argument("--threads", type=int, default=2, help="of each side (2)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side on each case (5)")
+    parser.add_argument("--only", default="", metavar="SUBSTRING", help="cases with this in their name or direction")
+    parser.add_argument("--json", metavar="FILE", help="write the rows there")
+    parser.add_argument("--serve-torch", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve_torch:
+        return serve_torch(args.threads)
+    if args.threads < 1 or args.rounds < 1:
+        parser.error("--threads and --rounds start at 1")
+    if importlib.util.find_spec("torch") is None:
+        sys.exit(f"PyTorch is missing: {sys.executable} -m pip install torch")
+
+    bench, this = build(), [sys.executable, __file__, "--serve-torch"]
+    sides = [Side(bench, "--threads", args.threads), Side(*this, "--threads", args.threads)]
+    print(" against ".join(side.about for side in sides))
+    if (load := os.getloadavg()[0]) > 1:
+        print(f"warning: others keep {load:.1f} cores busy; PyTorch's threads wait for each other and suffer more than ours")
+    peak = {}
+    for dtype in ("f32", "f64"):
+        gemm = {"op": "gemm", "dtype": dtype, "size": 2048}
+        (ms,), flop = alternate([(sides[0], gemm)], args.rounds)
+        peak[dtype] = flop / ms / 1e6
+        print(f"gemm peak {dtype}: {peak[dtype]:.0f} GFLOP/s")
+
+    line = "| {:62} | {:9} | {:>8} | {:>8} | {:>6} | {:>6} | {:6} | {:>7} | {:>6} |".format
+    print("\n" + line("case", "direction", "ours ms", "torch ms", "ratio", "target", "", "GFLOP/s", "share"))
+    print(line(*["---"] * 9), flush=True)
+    rows = []
+
+    def report(name, direction, case, ours, torch, target, flop):
+        ratio, rate = torch / ours, flop and flop / ours / 1e6
+        rows.append(dict(case=name, direction=direction, ours_ms=ours, torch_ms=torch, ratio=ratio, target=target))
+        missed = "missed" if target and ratio < target else ""
+        speed = (f"{rate:.0f}", f"{rate / peak[case.get('dtype', 'f32')]:.0%}") if flop else ("", "")
+        target = f"{target:.1f}" if target else ""
+        print(line(name, direction, f"{ours:.3f}", f"{torch:.3f}", f"{ratio:.2f}", target, missed, *speed), flush=True)
+
+    for name, case, targets in CASES:
+        for direction, target in targets.items():
+            if args.only in f"{name} {direction}":
+                case = {**case, "direction": direction}
+                (ours, torch), flop = alternate([(side, case) for side in sides], args.rounds)
+                report(name, direction, case, ours, torch, target, flop)
+
+    if args.threads > 1 and args.only in "thread scaling":
+        case = {**step(VGG, 128), "direction": "step"}
+        single = [Side(bench, "--threads", 1), Side(*this, "--threads", 1)]
+        medians, flop = alternate([(side, case) for side in single + sides], args.rounds)
+        report(f"{VGG_STEP}, 1 thread", "step", case, *medians[:2], None, flop)
+        ours, torch = (medians[i] / medians[i + 2] for i in (0, 1))
+        print(f"\nthread scaling: {args.threads} threads make the last step {ours:.2f} times faster in gemmnet, {torch:.2f} in PyTorch")
+    if args.only in "denormals":
+        ordinary, tiny = (step(THREE_LAYER, 50, weight_scale=scale) for scale in (1.0, 1e-39))
+        (ours, slowed), _ = alternate([(sides[0], ordinary), (sides[0], tiny)], args.rounds)
+        print(f"\ndenormals: a three-layer step takes {ours:.1f} ms, with weights around 1e-40 {slowed:.1f} ms: {slowed / ours:.2f} times")
+
+    promised = [row for row in rows if row["target"]]
+    print(f"\n{sum(row['ratio'] >= row['target'] for row in promised)} of {len(promised)} targets reached")
+    if args.json:
+        Path(args.json).write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -40,7 +40,7 @@
 //! | level | modules | hold |
 //! | --- | --- | --- |
 //! | 0 | [`error`], [`element`], [`shape`] | errors as values; the scalar types, `f32` and `f64`; the sizes of convolutions and pools, the only place where an output size is computed |
-//! | 1 | [`blas`], [`parallel`], [`workspace`], [`random`], [`gradcheck`] | the matrix product, the only file that calls OpenBLAS; the one thread policy; memory that is asked for once; random streams; numeric gradients |
+//! | 1 | [`blas`], [`parallel`], [`workspace`], [`random`], [`profile`], [`gradcheck`] | the matrix product, the only file that calls OpenBLAS; the one thread policy; memory that is asked for once; random streams; where the time goes; numeric gradients |
 //! | 2 | [`naive`], [`ops`] | every operation twice: nested loops to read, and the fast one to use, with the same signature; pure functions over array views |
 //! | 3 | [`blocks`] | a product and all that follows it, in as few passes over memory as its parts allow |
 //! | 4 | [`nn`], [`models`], [`optim`], [`data`] | networks with named parameters, their notation, initialisers; CS231n's networks; optimizers and schedules; CIFAR-10, batches, augmentation |
@@ -89,6 +89,7 @@ pub mod nn;
 pub mod ops;
 pub mod optim;
 pub mod parallel;
+pub mod profile;
 pub mod random;
 pub mod shape;
 mod simd;

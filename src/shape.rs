@@ -133,9 +133,9 @@ fn sides(padding: Padding) -> (AxisPadding, AxisPadding) {
 /// How a convolution is computed: which product stands for it. All give the same result but for rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Algorithm {
-    /// Winograd in `f32` where it is measured to be faster: 3x3 filters, stride 1, no dilation, one group, at least 16
-    /// channels and 16 filters, 32 or more output tiles of 4x4 in the batch, which do not lie mostly beyond the edge.
-    /// Otherwise im2col.
+    /// [`Algorithm::Depthwise`] where every channel is a group of its own. Winograd in `f32` where it is measured to be
+    /// faster: 3x3 filters, stride 1, no dilation, one group, at least 16 channels and 16 filters, 32 or more output
+    /// tiles of 4x4 in the batch, which do not lie mostly beyond the edge. Otherwise im2col.
     #[default]
     Auto,
     /// im2col and one product per tile. Works for everything.
@@ -143,6 +143,8 @@ pub enum Algorithm {
     /// Winograd's F(4x4, 3x3) as 36 products with a quarter of the multiplications; 3x3 filters, stride 1, no dilation,
     /// one group, `f32`. See [`crate::ops::winograd`].
     Winograd,
+    /// Channel by channel, without any product; one channel per group. See [`crate::ops::depthwise`].
+    Depthwise,
 }
 
 /// What a convolution does besides its filters. `Conv2d::default()` is stride 1, no padding, dilation 1, one group.
@@ -223,6 +225,13 @@ impl Conv2dShape {
                 "choose Algorithm::Auto or Algorithm::Im2col",
             ));
         }
+        if conv.algorithm == Algorithm::Depthwise && group_channels != 1 {
+            return Err(Error::invalid(
+                "conv2d",
+                format!("the depthwise algorithm is for 1 channel per group, not for {group_channels}"),
+                "choose Algorithm::Auto or Algorithm::Im2col, or as many groups as channels",
+            ));
+        }
         Ok(shape)
     }
 
@@ -251,6 +260,7 @@ impl Conv2dShape {
         let enough = self.images * tiled >= 32 * 16;
         let worthwhile = self.channels >= 16 && self.filters >= 16 && enough && 2 * self.out_plane() > tiled;
         match self.algorithm {
+            Algorithm::Auto if self.groups > 1 && self.groups == self.channels => Algorithm::Depthwise,
             Algorithm::Auto if single && worthwhile && self.fits_winograd() => Algorithm::Winograd,
             Algorithm::Auto => Algorithm::Im2col,
             chosen => chosen,
@@ -434,6 +444,20 @@ mod tests {
     }
 
     #[test]
+    fn auto_takes_a_channel_per_group_for_depthwise() {
+        for (channels, group_channels, groups, want) in [
+            (32, 1, 32, Algorithm::Depthwise),
+            (32, 2, 16, Algorithm::Im2col),
+            (1, 1, 1, Algorithm::Im2col), // one channel and many filters: a product
+            (32, 32, 1, Algorithm::Winograd),
+        ] {
+            let conv = Conv2d { groups, padding: Padding::Same, ..Conv2d::default() };
+            let shape = Conv2dShape::new([8, channels, 16, 16], [32, group_channels, 3, 3], &conv).unwrap();
+            assert_eq!(shape.algorithm_for::<f32>(), want, "{channels} channels in {groups} groups");
+        }
+    }
+
+    #[test]
     fn what_does_not_fit_is_an_error_with_the_fix() {
         let conv = Conv2d { padding: Padding::All(1), ..Conv2d::default() };
         let error = Conv2dShape::new([1, 3, 4, 4], [8, 3, 7, 7], &conv).unwrap_err().to_string();
@@ -444,6 +468,9 @@ mod tests {
         assert!(matches!(Conv2dShape::new([1, 3, 8, 8], [8, 4, 3, 3], &conv), Err(Error::Shape { what: "w", .. })));
         assert!(Conv2dShape::new([1, 3, 8, 8], [8, 3, 3, 3], &Conv2d { stride: (0, 1), ..conv }).is_err());
         assert!(Conv2dShape::new([1, 3, 8, 8], [8, 3, 3, 3], &Conv2d { groups: 2, ..conv }).is_err());
+        let depthwise = Conv2d { groups: 2, algorithm: Algorithm::Depthwise, ..conv };
+        let error = Conv2dShape::new([1, 4, 8, 8], [8, 2, 3, 3], &depthwise).unwrap_err().to_string();
+        assert!(error.contains("1 channel per group, not for 2") && error.contains("Auto"), "{error}");
         assert!(Pool2dShape::new([1, 1, 4, 4], &Pool2d { padding: Padding::All(2), ..Pool2d::square(2) }).is_err());
     }
 }

@@ -38,6 +38,7 @@ impl Room {
         command.args(args.split_whitespace()).current_dir(self.0.path());
         command.env("HOME", self.0.path()).env("XDG_CACHE_HOME", self.path("cache"));
         command.env("GEMMNET_CIFAR10_URL", NOWHERE).env_remove("GEMMNET_DATA_DIR").env_remove("GEMMNET_NUM_THREADS");
+        command.env_remove("GEMMNET_PROFILE");
         command
     }
 
@@ -259,6 +260,53 @@ fn train_reports_as_json() {
     assert!(room.path("gemmnet.safetensors").is_file());
     // 98 of 100 pictures are for training: 4 batches of 20, 3 times.
     assert_eq!(report["steps"], 12);
+}
+
+/// Every operation of a step is in it, as often as it ran, with its own count of work; without being asked for it is not.
+#[test]
+fn train_says_where_the_time_went() {
+    let room = Room::new();
+    let net = "conv4-relu-pool-affine10";
+    let args = format!("train --data-dir pics --net {net} --batch-size 20 --epochs 2 --optimizer adam");
+    let plain = room.json(&args);
+    assert!(plain.get("profile").is_none(), "{plain}");
+    let done = room.run(&format!("{args} --profile --json")).succeeds();
+    let report = done.object();
+    let row = |operation: &str, phase: &str| {
+        let is_it = |row: &&Value| row["operation"] == operation && row["phase"] == phase;
+        let count = |row: &Value| ["calls", "flops", "bytes"].map(|key| row[key].as_u64().unwrap());
+        count(report["profile"].as_array().unwrap().iter().find(is_it).unwrap_or_else(|| panic!("{operation} {phase}")))
+    };
+    // 98 images: 4 batches of 20, twice. The kernel is 3x3, its input 3x32x32 and its output, pooled, 4x16x16.
+    let (steps, images, products, weights) = (8, 8 * 20, 2 * 27 * 4 * 1024, 27 * 4 + 4);
+    let (x, out, scores) = (3 * 1024, 4 * 256, 10);
+    let parameters = weights + out * scores + scores;
+    let conv = "1 conv4-relu-pool";
+    assert_eq!(row(conv, "forward"), [steps, images * products, 4 * (images * (x + out) + steps * weights)]);
+    // The first block makes no gradient of its input.
+    assert_eq!(row(conv, "backward"), [steps, images * products, 4 * (images * (x + out) + steps * 2 * weights)]);
+    let bytes = 4 * (images * (2 * out + scores) + steps * 2 * (out * scores + scores));
+    assert_eq!(row("2 affine10", "backward"), [steps, images * 4 * out * scores, bytes]);
+    assert_eq!(row("batch", "data"), [steps, 0, images * x * (1 + 4)]);
+    let [calls, flops, bytes] = row("adam", "optimizer");
+    assert!(calls == steps && flops == 0 && bytes >= steps * 7 * 4 * parameters, "{bytes} bytes");
+    assert!(row(conv, "test")[0] > 0);
+    let seconds: Vec<_> = report["profile"].as_array().unwrap().iter().map(|row| row["seconds"].as_f64()).collect();
+    assert!(seconds.is_sorted_by(|a, b| a >= b), "{seconds:?}");
+    // The table shows the same rows.
+    let lines = done.stderr.lines().filter(|line| line.starts_with(conv)).count();
+    assert_eq!(lines, 3, "{}", done.stderr);
+
+    let by_variable = |value| {
+        let output = room.std_command(&args).env("GEMMNET_PROFILE", value).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, text) = by_variable("1");
+    assert!(code == Some(0) && text.contains(conv), "{text}");
+    let (code, text) = by_variable("0");
+    assert!(code == Some(0) && !text.contains(conv), "{text}");
+    let (code, text) = by_variable("yes");
+    assert!(code == Some(2) && text.contains("`yes` is neither 0 nor 1"), "{text}");
 }
 
 #[test]

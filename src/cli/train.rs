@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::data::{Source, check_classes};
 use super::interrupt::Interrupt;
-use super::output::{Output, thousands};
+use super::output::{Align, Output, Table, thousands};
 use super::presets::{self, PRESETS};
 use super::progress::bar;
 use super::{CHECKPOINT, Global, Stop};
@@ -21,6 +21,7 @@ use crate::nn::init::Init;
 use crate::nn::network::Network;
 use crate::nn::notation::NetworkSpec;
 use crate::optim::{LearningRate, Schedule, UpdateRule};
+use crate::profile::{self, Row};
 use crate::train::{Checkpoint, Event, Log, Report, Solver, SolverOptions, accuracy};
 
 /// Train a network on CIFAR-10
@@ -101,6 +102,9 @@ pub(super) struct TrainArgs {
     /// No progress, only the result [default: off]
     #[arg(long)]
     quiet: bool,
+    /// Show at the end where the time of training went; GEMMNET_PROFILE=1 does too [default: off]
+    #[arg(long)]
+    profile: bool,
     /// Do not try to download CIFAR-10 [default: try]
     #[arg(long)]
     no_fetch: bool,
@@ -144,6 +148,7 @@ fn train<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -> Result<
     if args.print_every == 0 {
         return Err(Error::invalid("print-every", "every 0 iterations is not possible", "give 1 or more").into());
     }
+    let profiled = profile::wanted(args.profile)?;
     let checkpoint = args.checkpoint.as_ref().or(args.resume.as_ref()).map_or(Path::new(CHECKPOINT), PathBuf::as_path);
     let (mut solver, source, data_kind) = match &args.resume {
         None => start::<T>(args, global, out)?,
@@ -174,7 +179,16 @@ fn train<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -> Result<
             source.dir.display()
         ))?;
     }
-    let report = watch(&mut solver, args, global, checkpoint, out)?;
+    if profiled {
+        profile::start();
+    }
+    let watched = watch(&mut solver, args, global, checkpoint, out);
+    let rows = profiled.then(profile::stop);
+    // after Ctrl-C too
+    if let Some(rows) = &rows {
+        out.line(profile_table(rows))?;
+    }
+    let report = watched?;
 
     let mut measure = |split| accuracy(solver.network_mut(), &data, split, options.batch_size);
     let (test, test_full) = (measure(Split::Test)?, measure(Split::TestFull)?);
@@ -198,7 +212,7 @@ fn train<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -> Result<
         rayon::current_num_threads(),
         checkpoint.display()
     ))?;
-    out.json(&json!({
+    let mut object = json!({
         "best_val_accuracy": report.best_val_accuracy,
         "best_epoch": report.best_epoch,
         "final_val_accuracy": report.final_val_accuracy,
@@ -221,7 +235,53 @@ fn train<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -> Result<
         "data": data_kind,
         "data_dir": source.dir.display().to_string(),
         "checkpoint": checkpoint.display().to_string(),
-    }))
+    });
+    if let Some(rows) = &rows {
+        object["profile"] = rows.iter().map(profile_json).collect();
+    }
+    out.json(&object)
+}
+
+/// Where the time went; [`profile`] says how operations and bytes are counted.
+fn profile_table(rows: &[Row]) -> Table {
+    use Align::{Left, Right};
+    let mut table = Table::new([
+        ("operation", Left),
+        ("phase", Left),
+        ("seconds", Right),
+        ("share", Right),
+        ("calls", Right),
+        ("GFLOP/s", Right),
+        ("MB/call", Right),
+        ("GB/s", Right),
+    ]);
+    let total: f64 = rows.iter().map(|row| row.time.as_secs_f64()).sum();
+    for row in rows {
+        let (seconds, bytes) = (row.time.as_secs_f64(), row.bytes as f64);
+        table.row([
+            row.op.clone(),
+            row.phase.name().to_owned(),
+            format!("{seconds:.3}"),
+            format!("{:.1} %", 100.0 * seconds / total),
+            row.calls.to_string(),
+            if row.flops > 0 { format!("{:.1}", row.flops as f64 / seconds / 1e9) } else { String::new() },
+            format!("{:.2}", bytes / row.calls as f64 / 1e6),
+            format!("{:.1}", bytes / seconds / 1e9),
+        ]);
+    }
+    table.row(["total".into(), String::new(), format!("{total:.3}")].into_iter().chain(vec![String::new(); 5]));
+    table
+}
+
+fn profile_json(row: &Row) -> serde_json::Value {
+    json!({
+        "operation": row.op,
+        "phase": row.phase.name(),
+        "seconds": row.time.as_secs_f64(),
+        "calls": row.calls,
+        "flops": row.flops,
+        "bytes": row.bytes,
+    })
 }
 
 /// A solver with its data: where that is from, and what it is.

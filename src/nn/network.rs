@@ -11,6 +11,7 @@ use crate::nn::params::{Layout, ParamKind, Params};
 use crate::ops::batchnorm::BatchNorm;
 use crate::ops::dropout::DropoutKey;
 use crate::ops::loss::{softmax_cross_entropy_into, svm_hinge_into};
+use crate::profile::{self, Phase, Work};
 use crate::random::{Purpose, stream};
 use crate::simd::{dot, vectorized};
 use crate::workspace::{Buffer, Workspace};
@@ -34,11 +35,28 @@ pub struct Network<T: Element> {
 #[derive(Debug)]
 pub(super) struct Stage {
     pub(super) layers: Vec<LayerSpec>,
+    /// Its number, from 1, and its layers in notation, for the profile.
+    label: String,
     pub(super) block: Block,
     /// Indices of the parameters, where the block has them.
     pub(super) places: Weights<Option<usize>>,
     /// Indices of the running mean and variance.
     pub(super) running: Option<(usize, usize)>,
+}
+
+impl Stage {
+    /// One pass over `images` images, for the [`profile`]: in memory the input counts `inputs` times and the weights
+    /// `weights` times, because backward also has their gradients; there are as many products as inputs.
+    fn work<T>(&self, images: usize, values: Weights<&[T]>, inputs: usize, weights: usize) -> Work<'_> {
+        let Weights { w, b, gamma, beta } = values;
+        let parameters: usize = [w, b, gamma, beta].map(<[T]>::len).into_iter().sum();
+        let image = inputs * self.block.input().iter().product::<usize>() + self.block.output_len();
+        Work {
+            op: &self.label,
+            flops: inputs * 2 * self.block.multiply_adds() * images,
+            bytes: (images * image + weights * parameters) * size_of::<T>(),
+        }
+    }
 }
 
 /// One line of [`Network::summary`].
@@ -56,6 +74,11 @@ pub struct LayerSummary {
 
 /// Images that [`Network::scores`] takes at once.
 const TEST_BATCH: usize = 256;
+
+/// Layers joined as in the notation.
+fn notation(layers: &[LayerSpec]) -> String {
+    layers.iter().map(LayerSpec::to_string).collect::<Vec<_>>().join("-")
+}
 
 /// Cuts a list of layers into blocks: a layer joins the block before it as long as the order within blocks (product,
 /// batchnorm, activation, pool, dropout) allows.
@@ -161,7 +184,8 @@ impl<T: Element> Network<T> {
                     |name: &str| running_layout.push(format!("bn{norms}.{name}"), &shapes.gamma, ParamKind::Statistic);
                 (push("running_mean"), push("running_var"))
             });
-            stages.push(Stage { layers, block, places, running });
+            let label = format!("{} {}", stages.len() + 1, notation(&layers));
+            stages.push(Stage { layers, label, block, places, running });
         }
         if stages.is_empty() {
             return Err(Error::invalid("network", "it has no layers", "give at least one, such as affine10"));
@@ -300,6 +324,8 @@ impl<T: Element> Network<T> {
             let grads = Weights { w, b, gamma, beta };
             let dinput = (i > first).then(|| &mut dx[..input.len()]);
             let gradient = &mut dout[..images * stage.block.output_len()];
+            let inputs = if dinput.is_some() { 2 } else { 1 };
+            let _scope = profile::scope(Phase::Backward, || stage.work(images, weights, inputs, 2));
             stage.block.backward(images, input, weights, gradient, dinput, grads, &mut rest[0], &self.ws);
             std::mem::swap(&mut dout, &mut dx);
         }
@@ -343,7 +369,7 @@ impl<T: Element> Network<T> {
             let Weights { w, b, gamma, beta } = stage.places;
             let [c, h, w_] = stage.block.output();
             LayerSummary {
-                name: stage.layers.iter().map(LayerSpec::to_string).collect::<Vec<_>>().join("-"),
+                name: notation(&stage.layers),
                 output: if h * w_ == 1 { vec![c] } else { vec![c, h, w_] },
                 parameters: [w, b, gamma, beta].into_iter().flatten().map(|i| self.params.slice(i).len()).sum(),
                 macs: stage.block.multiply_adds(),
@@ -374,8 +400,10 @@ pub(super) fn forward<T: Element>(
         let (before, rest) = states.split_at_mut(i);
         let input = if i == 0 { x } else { output(&stages[..i], before, images) };
         let [mean, var] = statistics.slices_mut([stage.running.map(|r| r.0), stage.running.map(|r| r.1)]);
-        let weights = stage.places.values(params);
-        stage.block.forward(images, input, weights, (mean, var), pass(i as u32), &mut rest[0], ws);
+        let (weights, pass) = (stage.places.values(params), pass(i as u32));
+        let phase = if pass == Pass::Test { Phase::Test } else { Phase::Forward };
+        let _scope = profile::scope(phase, || stage.work(images, weights, 1, 1));
+        stage.block.forward(images, input, weights, (mean, var), pass, &mut rest[0], ws);
     }
 }
 

@@ -20,7 +20,8 @@
 //! The transposed products are chosen so that OpenBLAS transposes the smaller operand. `dw` is summed per *slot*, a
 //! fixed range of images, and the slots are summed in order: the same bits at any number of threads.
 //!
-//! A 1x1 convolution with stride 1 and no padding needs no columns: the image is the matrix.
+//! A 1x1 convolution with stride 1 and no padding needs no columns: the image is the matrix. Where
+//! [`Conv2dShape::algorithm_for`] says so, [`winograd`] or [`depthwise`] take the place of all this.
 
 use std::ops::Range;
 
@@ -31,7 +32,7 @@ use crate::element::Element;
 use crate::error::{Result, check_shape};
 use crate::naive::Conv2dGrads;
 use crate::ops::im2col::Phases;
-use crate::ops::winograd;
+use crate::ops::{depthwise, winograd};
 use crate::parallel::{Disjoint, for_each_chunk_mut, for_each_piece, piece_range};
 use crate::shape::{Algorithm, Conv2d, Conv2dShape};
 use crate::simd::{add_assign, sum, vectorized};
@@ -120,9 +121,11 @@ pub(crate) fn forward<T: Element>(
     ws: &Workspace,
     sink: impl Fn(PlaneRows, &mut [T]) + Sync + Send,
 ) {
-    if shape.algorithm_for::<T>() == Algorithm::Winograd {
-        assert!(shape.check_algorithm::<T>().is_ok(), "Winograd's algorithm is for f32");
-        return winograd::forward(shape, x, w, ws, sink);
+    assert!(shape.check_algorithm::<T>().is_ok(), "{:?} is not for {}", shape.algorithm, T::NAME);
+    match shape.algorithm_for::<T>() {
+        Algorithm::Winograd => return winograd::forward(shape, x, w, ws, sink),
+        Algorithm::Depthwise => return depthwise::forward(shape, x, w, ws, sink),
+        Algorithm::Auto | Algorithm::Im2col => {}
     }
     let (tiling, phases) = (Tiling::new::<T>(shape, row_multiple), Phases::new(shape));
     let (k, filters) = (shape.column(), shape.filters / shape.groups);
@@ -175,9 +178,11 @@ pub(crate) fn backward<T: Element>(
     db: Option<&mut [T]>,
     ws: &Workspace,
 ) {
-    if shape.algorithm_for::<T>() == Algorithm::Winograd {
-        assert!(shape.check_algorithm::<T>().is_ok(), "Winograd's algorithm is for f32");
-        return winograd::backward(shape, x, w, source, dx, dw, db, ws);
+    assert!(shape.check_algorithm::<T>().is_ok(), "{:?} is not for {}", shape.algorithm, T::NAME);
+    match shape.algorithm_for::<T>() {
+        Algorithm::Winograd => return winograd::backward(shape, x, w, source, dx, dw, db, ws),
+        Algorithm::Depthwise => return depthwise::backward(shape, x, w, source, dx, dw, db, ws),
+        Algorithm::Auto | Algorithm::Im2col => {}
     }
     let (tiling, phases) = (Tiling::new::<T>(shape, row_multiple), Phases::new(shape));
     let (k, filters, groups) = (shape.column(), shape.filters / shape.groups, shape.groups);

@@ -15,6 +15,7 @@ use crate::data::{Batches, Dataset, Split};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::nn::network::Network;
+use crate::profile::{self, Phase, Work};
 use crate::random::{Purpose, stream};
 
 /// Trains a network on a data set.
@@ -225,13 +226,20 @@ impl<T: Element> Solver<T> {
         let indices = &order[index * batches.size..][..batches.size];
         let Batch { x, y, .. } = &mut self.batch;
         let augment = options.augment.as_ref();
+        let bytes = x.len() * (size_of::<u8>() + size_of::<T>());
+        let drawing = profile::scope(Phase::Data, || Work { op: "batch", flops: 0, bytes });
         self.data.fill_batch(Split::Train, indices, augment, options.seed, epoch as u64, x, y)?;
+        drop(drawing);
 
         let mut loss = network.loss(x, y, options.seed, *step as u64)?.f64();
         let learning_rate = options.learning_rate.at(*step, batches.count, steps);
         // Without a loss the gradients are worth nothing: the parameters stay as they are.
         if loss.is_finite() {
             let (params, grads) = network.params_and_grads();
+            // The gradients are read, the parameters and the rule's own vectors read and written.
+            let vectors = 1 + 2 * (1 + optimizer.state().len());
+            let bytes = vectors * params.values().len() * size_of::<T>();
+            let _scope = profile::scope(Phase::Optimizer, || Work { op: optimizer.rule().name(), flops: 0, bytes });
             let half_squares =
                 optimizer.step(params.values_mut(), grads.values(), &self.weights, options.l2, learning_rate);
             loss += options.l2 * half_squares;

@@ -9,7 +9,6 @@
 //! as in Dumoulin & Visin, *A guide to convolution arithmetic for deep learning* (2016). A row that does not fill a
 //! whole stride at the end is dropped.
 
-use crate::element::Element;
 use crate::error::{Error, Result};
 
 /// Zero padding around an image.
@@ -245,9 +244,9 @@ impl Conv2dShape {
     ///
     /// # Errors
     /// [`Error::Invalid`] if not.
-    pub fn check_algorithm<T: Element>(&self) -> Result<()> {
+    pub fn check_algorithm<T>(&self) -> Result<()> {
         if self.algorithm == Algorithm::Winograd && size_of::<T>() > size_of::<f32>() {
-            let problem = format!("Winograd's algorithm would cost {} its digits", T::NAME);
+            let problem = format!("Winograd's algorithm would cost {} its digits", std::any::type_name::<T>());
             return Err(Error::invalid("conv2d", problem, "choose Algorithm::Auto or Algorithm::Im2col"));
         }
         Ok(())

@@ -207,7 +207,7 @@ impl Block {
     ///
     /// # Errors
     /// [`Error::Invalid`] if not.
-    pub fn check_algorithm<T: Element>(&self) -> Result<()> {
+    pub fn check_algorithm<T>(&self) -> Result<()> {
         match self.kernel {
             Kernel::Conv(shape) => shape.check_algorithm::<T>(),
             Kernel::None | Kernel::Affine { .. } => Ok(()),

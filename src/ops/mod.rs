@@ -1,4 +1,31 @@
-//! Level 2. The operations.
+//! Level 2. The operations, as they are to be used. Each has a twin in [`crate::naive`] that can be read.
+//!
+//! # The contract
+//! `name_forward_into(shape, inputs, parameters, &mut out, ..)` and `name_backward_into(shape, dout, .., &mut gradients)`
+//! work on slices that the caller owns; gradients are set, not added to; scratch comes from the caller's
+//! [`Workspace`](crate::workspace::Workspace). `name_forward` and `name_backward` are thin forms over arrays that make
+//! their own outputs.
+//!
+//! # Which path runs
+//! | operation | path | when |
+//! | --- | --- | --- |
+//! | convolution | [`winograd`]: 36 products with a quarter of the multiplications | `f32`, 3x3, stride 1, 16 channels and filters or more, enough tiles: [`Algorithm::Auto`](crate::shape::Algorithm::Auto) says it in full |
+//! | | [`depthwise`]: plane by plane, no product | every channel a group of its own |
+//! | | the image as the matrix, no columns | 1x1, stride 1, no padding |
+//! | | [`im2col`] tiles and one product each ([`conv`]) | everything else; always with `Algorithm::Im2col` |
+//! | max pooling | whole rows against whole rows | windows that tile the input |
+//! | | window by window | everything else |
+//! | batchnorm | channel by channel, planes kept in the cache | `(N, C, H, W)` |
+//! | | 64 columns at a time | `(N, D)` |
+//! | affine | pieces of the product along rows and columns | more than 2^18 multiply-adds; else one product |
+//!
+//! # Reading the convolution
+//! [`crate::shape`] (sizes) → [`conv`] (tiles, gradients) → [`im2col`] (columns) → [`crate::blas`] (product); for the
+//! other algorithms [`winograd`] or [`depthwise`] stands for the middle two.
+//!
+//! # Adding an operation
+//! A naive twin with its formula in `naive`; the fast one here, with the same signature; both into the tables of
+//! `tests/naive_vs_fast.rs` and, with numbers from PyTorch, `tests/golden.rs`; a numeric gradient in `tests/blocks.rs`.
 
 pub mod activation;
 pub mod affine;

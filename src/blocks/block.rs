@@ -435,7 +435,10 @@ impl Block {
             // SAFETY: the bands of all images and filters are disjoint, and so are their outputs.
             let (out, cell) =
                 unsafe { (out.slice(plane + start, len), cell.slice((plane + start).min(cell.len()), cells)) };
-            vectorized(|| self.tail.finish(maps[at.filter], product, out, cell));
+            vectorized(
+                #[inline(always)]
+                || self.tail.finish(maps[at.filter], product, out, cell),
+            );
         });
     }
 
@@ -470,26 +473,29 @@ impl Block {
             // SAFETY: a piece owns its channel.
             let (map, mean, var) = unsafe { (&mut maps.slice(c, 1)[0], mean.slice(c, 1), var.slice(c, 1)) };
             ws.scratch(of.plane, |z: &mut [T]| {
-                vectorized(|| {
-                    if let Some(norm) = norm {
-                        (mean[0], var[0]) = moments(of, c, y);
-                        let scale = weights.gamma[c] * inverse_std(var[0], norm.eps);
-                        *map = ChannelMap { center: mean[0], scale, shift: weights.beta[c] };
-                    }
-                    for (n, plane) in of.planes(c).enumerate() {
-                        let start = (n * of.channels + c) * out_plane;
-                        let cells = if self.tail.keeps_cells() { out_plane } else { 0 };
-                        // SAFETY: a piece owns the planes of its channel.
-                        let (out, cell) =
-                            unsafe { (out.slice(start, out_plane), cell.slice(start.min(cell.len()), cells)) };
-                        if self.tail.has_pool() {
-                            z.copy_from_slice(&y[plane]);
-                            self.tail.finish(*map, z, out, cell);
-                        } else {
-                            self.tail.map_activate(*map, &y[plane], out);
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        if let Some(norm) = norm {
+                            (mean[0], var[0]) = moments(of, c, y);
+                            let scale = weights.gamma[c] * inverse_std(var[0], norm.eps);
+                            *map = ChannelMap { center: mean[0], scale, shift: weights.beta[c] };
                         }
-                    }
-                });
+                        for (n, plane) in of.planes(c).enumerate() {
+                            let start = (n * of.channels + c) * out_plane;
+                            let cells = if self.tail.keeps_cells() { out_plane } else { 0 };
+                            // SAFETY: a piece owns the planes of its channel.
+                            let (out, cell) =
+                                unsafe { (out.slice(start, out_plane), cell.slice(start.min(cell.len()), cells)) };
+                            if self.tail.has_pool() {
+                                z.copy_from_slice(&y[plane]);
+                                self.tail.finish(*map, z, out, cell);
+                            } else {
+                                self.tail.map_activate(*map, &y[plane], out);
+                            }
+                        }
+                    },
+                );
             });
         });
     }
@@ -515,11 +521,14 @@ impl Block {
         let maps = &*maps;
         for_each_chunk_mut(out, of.channels, |n, out| {
             let y = &y[n * of.channels..][..of.channels];
-            vectorized(|| {
-                for ((out, &y), &map) in out.iter_mut().zip(y).zip(maps) {
-                    *out = self.tail.map_activate_one(map, y);
-                }
-            });
+            vectorized(
+                #[inline(always)]
+                || {
+                    for ((out, &y), &map) in out.iter_mut().zip(y).zip(maps) {
+                        *out = self.tail.map_activate_one(map, y);
+                    }
+                },
+            );
         });
     }
 
@@ -621,7 +630,10 @@ impl Block {
             let (start, len) = self.out_rows(at, dz.len());
             let here = plane + start..plane + start + len;
             let cell = if self.tail.keeps_cells() { &cell[here.clone()] } else { &[] };
-            vectorized(|| self.tail.backward(maps[at.filter], &dout[here.clone()], &out[here], cell, &[], dz));
+            vectorized(
+                #[inline(always)]
+                || self.tail.backward(maps[at.filter], &dout[here.clone()], &out[here], cell, &[], dz),
+            );
         };
         conv::backward(shape, band, x, w, source, dx, dw, db, ws);
     }
@@ -645,51 +657,54 @@ impl Block {
         let (y, dgamma, dbeta) = (Disjoint::new(y), Disjoint::new(dgamma), Disjoint::new(dbeta));
         for_each_piece(of.channels, |c| {
             ws.scratch(of.plane, |dz: &mut [T]| {
-                vectorized(|| {
-                    let dz_of = |n: usize, y: &[T], dz: &mut [T]| {
-                        let start = (n * of.channels + c) * out_plane;
-                        let here = start..start + out_plane;
-                        let cell = if self.tail.keeps_cells() { &cell[here.clone()] } else { &[] };
-                        self.tail.backward(maps[c], &dout[here.clone()], &out[here], cell, y, dz);
-                    };
-                    // SAFETY: a piece owns the planes of its channel.
-                    let y_of = |plane: std::ops::Range<usize>| unsafe { y.slice(plane.start, plane.len()) };
-                    let Some(norm) = self.parts.norm else {
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let dz_of = |n: usize, y: &[T], dz: &mut [T]| {
+                            let start = (n * of.channels + c) * out_plane;
+                            let here = start..start + out_plane;
+                            let cell = if self.tail.keeps_cells() { &cell[here.clone()] } else { &[] };
+                            self.tail.backward(maps[c], &dout[here.clone()], &out[here], cell, y, dz);
+                        };
+                        // SAFETY: a piece owns the planes of its channel.
+                        let y_of = |plane: std::ops::Range<usize>| unsafe { y.slice(plane.start, plane.len()) };
+                        let Some(norm) = self.parts.norm else {
+                            for (n, plane) in of.planes(c).enumerate() {
+                                let y = y_of(plane);
+                                dz_of(n, y, dz);
+                                y.copy_from_slice(dz);
+                            }
+                            return;
+                        };
+                        let inverse_std = inverse_std(var[c], norm.eps);
+                        let (mut total, mut total_xhat) = (0.0, 0.0);
                         for (n, plane) in of.planes(c).enumerate() {
                             let y = y_of(plane);
                             dz_of(n, y, dz);
-                            y.copy_from_slice(dz);
+                            let sums = gradient_sums(dz, y, mean[c], inverse_std);
+                            total += sums.0;
+                            total_xhat += sums.1;
                         }
-                        return;
-                    };
-                    let inverse_std = inverse_std(var[c], norm.eps);
-                    let (mut total, mut total_xhat) = (0.0, 0.0);
-                    for (n, plane) in of.planes(c).enumerate() {
-                        let y = y_of(plane);
-                        dz_of(n, y, dz);
-                        let sums = gradient_sums(dz, y, mean[c], inverse_std);
-                        total += sums.0;
-                        total_xhat += sums.1;
-                    }
-                    let gradient = ChannelGradient {
-                        mean: mean[c],
-                        inverse_std,
-                        gamma: gamma[c],
-                        dout: T::of(total / of.count()),
-                        dout_xhat: T::of(total_xhat / of.count()),
-                    };
-                    for (n, plane) in of.planes(c).enumerate() {
-                        let y = y_of(plane);
-                        // made again: cheaper than keeping it
-                        dz_of(n, y, dz);
-                        y.iter_mut().zip(&*dz).for_each(|(y, &dz)| *y = gradient.dx(dz, *y));
-                    }
-                    // SAFETY: a piece owns its channel.
-                    unsafe {
-                        dgamma.slice(c, 1)[0] = T::of(total_xhat);
-                        dbeta.slice(c, 1)[0] = T::of(total);
-                    }
-                });
+                        let gradient = ChannelGradient {
+                            mean: mean[c],
+                            inverse_std,
+                            gamma: gamma[c],
+                            dout: T::of(total / of.count()),
+                            dout_xhat: T::of(total_xhat / of.count()),
+                        };
+                        for (n, plane) in of.planes(c).enumerate() {
+                            let y = y_of(plane);
+                            // made again: cheaper than keeping it
+                            dz_of(n, y, dz);
+                            y.iter_mut().zip(&*dz).for_each(|(y, &dz)| *y = gradient.dx(dz, *y));
+                        }
+                        // SAFETY: a piece owns its channel.
+                        unsafe {
+                            dgamma.slice(c, 1)[0] = T::of(total_xhat);
+                            dbeta.slice(c, 1)[0] = T::of(total);
+                        }
+                    },
+                );
             });
         });
     }
@@ -709,11 +724,15 @@ impl Block {
         if self.tail.activation().is_some() {
             for_each_chunk_mut(dout, of.channels, |n, dout| {
                 let row = n * of.channels..(n + 1) * of.channels;
-                vectorized(|| {
-                    for (((dout, &out), &y), &map) in dout.iter_mut().zip(&out[row.clone()]).zip(&y[row]).zip(maps) {
-                        *dout *= self.tail.slope_of(map, y, out);
-                    }
-                });
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for (((dout, &out), &y), &map) in dout.iter_mut().zip(&out[row.clone()]).zip(&y[row]).zip(maps)
+                        {
+                            *dout *= self.tail.slope_of(map, y, out);
+                        }
+                    },
+                );
             });
         }
         if let Some(norm) = self.parts.norm {

@@ -299,7 +299,12 @@ impl<T: Element> Network<T> {
         let l2 = T::of(l2);
         for range in self.params.weight_ranges() {
             let (weights, grads) = (&self.params.values()[range.clone()], &mut self.grads.values_mut()[range]);
-            loss += T::of(0.5) * l2 * vectorized(|| dot(weights, weights));
+            loss += T::of(0.5)
+                * l2
+                * vectorized(
+                    #[inline(always)]
+                    || dot(weights, weights),
+                );
             grads.iter_mut().zip(weights).for_each(|(grad, &weight)| *grad += l2 * weight);
         }
         Ok(loss)

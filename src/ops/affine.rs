@@ -120,7 +120,10 @@ pub fn affine_backward_into<T: Element>(
     }
     if let Some(db) = db {
         db.fill(T::zero());
-        vectorized(|| dout.chunks_exact(outputs.max(1)).for_each(|row| add_assign(db, row)));
+        vectorized(
+            #[inline(always)]
+            || dout.chunks_exact(outputs.max(1)).for_each(|row| add_assign(db, row)),
+        );
     }
 }
 

@@ -106,7 +106,10 @@ fn columns<'a, T: Element>(
         return Mat::new(&image[start..], shape.column(), width, shape.in_plane());
     }
     let channels = group_channels * phases.channel();
-    vectorized(|| phases.im2col(&image[group * channels..][..channels], tile, cols, ld));
+    vectorized(
+        #[inline(always)]
+        || phases.im2col(&image[group * channels..][..channels], tile, cols, ld),
+    );
     Mat::new(cols, shape.column(), width, ld)
 }
 
@@ -144,7 +147,10 @@ pub(crate) fn forward<T: Element>(
             let image = if phases_len == 0 {
                 image
             } else {
-                vectorized(|| phases.split(image, split));
+                vectorized(
+                    #[inline(always)]
+                    || phases.split(image, split),
+                );
                 split
             };
             for tile in first_tile..first_tile + tiles_per_piece {
@@ -218,7 +224,10 @@ pub(crate) fn backward<T: Element>(
                 for n in piece_range(shape.images, slots, slot) {
                     let image = &x[n * image_len..][..image_len];
                     let image = if split {
-                        vectorized(|| phases.split(image, x_phases));
+                        vectorized(
+                            #[inline(always)]
+                            || phases.split(image, x_phases),
+                        );
                         &*x_phases
                     } else {
                         image
@@ -238,7 +247,10 @@ pub(crate) fn backward<T: Element>(
                         let width = rows.len() * shape.cols.output;
                         for (f, dout) in dout.chunks_mut(tiling.ld).enumerate() {
                             source(PlaneRows { image: n, filter: f, row: rows.start }, &mut dout[..width]);
-                            db[f] += vectorized(|| sum(&dout[..width]));
+                            db[f] += vectorized(
+                                #[inline(always)]
+                                || sum(&dout[..width]),
+                            );
                         }
                         for group in 0..groups {
                             let dout = Mat::new(&dout[group * filters * tiling.ld..], filters, width, tiling.ld);
@@ -257,13 +269,19 @@ pub(crate) fn backward<T: Element>(
                                 gemm(Accum::Replace, T::one(), wt, dout, MatMut::new(cols, k, width, tiling.ld));
                                 let channels = shape.channels / groups * phases.channel();
                                 let sums = &mut sums[group * channels..][..channels];
-                                vectorized(|| phases.col2im_add(cols, rows.clone(), sums, tiling.ld));
+                                vectorized(
+                                    #[inline(always)]
+                                    || phases.col2im_add(cols, rows.clone(), sums, tiling.ld),
+                                );
                             }
                         }
                         accum = Accum::Add;
                     }
                     if let Some((sums, Some(dx))) = dx_phases {
-                        vectorized(|| phases.merge(sums, dx));
+                        vectorized(
+                            #[inline(always)]
+                            || phases.merge(sums, dx),
+                        );
                     }
                 }
             });
@@ -292,11 +310,14 @@ pub(crate) fn sum_slots<T: Element>(slots: &mut [T], slot_len: usize) {
     let (total, rest) = slots.split_at_mut(slot_len);
     let rest = &*rest;
     for_each_chunk_mut(total, CHUNK, |chunk, total| {
-        vectorized(|| {
-            for slot in rest.chunks_exact(slot_len) {
-                add_assign(total, &slot[chunk * CHUNK..]);
-            }
-        });
+        vectorized(
+            #[inline(always)]
+            || {
+                for slot in rest.chunks_exact(slot_len) {
+                    add_assign(total, &slot[chunk * CHUNK..]);
+                }
+            },
+        );
     });
 }
 
@@ -330,7 +351,10 @@ pub fn conv2d_forward_into<T: Element>(
         // SAFETY: the tiles of all images and filters are disjoint.
         let out = unsafe { out.slice(start, product.len()) };
         let b = b.map_or(T::zero(), |b| b[at.filter]);
-        vectorized(|| out.iter_mut().zip(&*product).for_each(|(out, &product)| *out = product + b));
+        vectorized(
+            #[inline(always)]
+            || out.iter_mut().zip(&*product).for_each(|(out, &product)| *out = product + b),
+        );
     });
 }
 

@@ -267,10 +267,16 @@ pub fn im2col<T: Element>(x: ArrayView4<'_, T>, kernel: (usize, usize), conv: &C
             let source = if Phases::is_image(&shape) {
                 x
             } else {
-                vectorized(|| phases.split(x, split));
+                vectorized(
+                    #[inline(always)]
+                    || phases.split(x, split),
+                );
                 split
             };
-            vectorized(|| phases.im2col(source, 0..shape.rows.output, tile, plane));
+            vectorized(
+                #[inline(always)]
+                || phases.im2col(source, 0..shape.rows.output, tile, plane),
+            );
             for (k, row) in tile.chunks_exact(plane).enumerate() {
                 // SAFETY: image n owns columns n * plane .. (n + 1) * plane of every row.
                 unsafe { out.slice(k * total + n * plane, plane) }.copy_from_slice(row);
@@ -305,8 +311,14 @@ pub fn col2im<T: Element>(
                 row.copy_from_slice(&cols[k * total + n * plane..][..plane]);
             }
             split.fill(T::zero());
-            vectorized(|| phases.col2im_add(tile, 0..shape.rows.output, split, plane));
-            vectorized(|| phases.merge(split, dx));
+            vectorized(
+                #[inline(always)]
+                || phases.col2im_add(tile, 0..shape.rows.output, split, plane),
+            );
+            vectorized(
+                #[inline(always)]
+                || phases.merge(split, dx),
+            );
         });
     });
     Ok(dx)

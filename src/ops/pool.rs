@@ -222,11 +222,14 @@ pub fn max_pool2d_forward_into<T: Element>(shape: &Pool2dShape, x: &[T], out: &m
         // SAFETY: a piece owns the outputs of its planes.
         let (out, cell) = unsafe { (out.slice(start, len), cell.slice(start, len)) };
         let x = x[range.start * plane..range.end * plane].chunks_exact(plane);
-        vectorized(|| {
-            for ((x, out), cell) in x.zip(out.chunks_exact_mut(out_plane)).zip(cell.chunks_exact_mut(out_plane)) {
-                max_pool_plane(shape, x, out, cell);
-            }
-        });
+        vectorized(
+            #[inline(always)]
+            || {
+                for ((x, out), cell) in x.zip(out.chunks_exact_mut(out_plane)).zip(cell.chunks_exact_mut(out_plane)) {
+                    max_pool_plane(shape, x, out, cell);
+                }
+            },
+        );
     });
     Ok(())
 }
@@ -246,11 +249,14 @@ pub fn max_pool2d_backward_into<T: Element>(shape: &Pool2dShape, dout: &[T], cel
     for_each_chunk_mut(dx, together * plane, |piece, dx| {
         let start = piece * together * out_plane;
         let (dout, cell) = (dout[start..].chunks_exact(out_plane), cell[start..].chunks_exact(out_plane));
-        vectorized(|| {
-            for ((dx, dout), cell) in dx.chunks_exact_mut(plane).zip(dout).zip(cell) {
-                max_pool_plane_backward(shape, dout, cell, dx);
-            }
-        });
+        vectorized(
+            #[inline(always)]
+            || {
+                for ((dx, dout), cell) in dx.chunks_exact_mut(plane).zip(dout).zip(cell) {
+                    max_pool_plane_backward(shape, dout, cell, dx);
+                }
+            },
+        );
     });
 }
 
@@ -345,7 +351,10 @@ pub fn global_avg_pool_forward<T: Element>(x: ArrayView4<'_, T>) -> Array2<T> {
 
 /// Mean of one plane.
 pub(crate) fn global_avg_plane<T: Element>(x: &[T]) -> T {
-    vectorized(|| sum(x)) / T::of(x.len() as f64)
+    vectorized(
+        #[inline(always)]
+        || sum(x),
+    ) / T::of(x.len() as f64)
 }
 
 /// Spreads every element of dout `(N, C)` evenly over its channel of an input of shape `x`. The twin of

@@ -330,41 +330,47 @@ fn copy_rows<T: Element>(from: &[T], from_pitch: usize, to: &mut [T], to_pitch: 
 fn transform_filters<T: Element>(filters: usize, channels: usize, w: &[T], u: &mut [T]) {
     let u = Disjoint::new(u);
     for_each_piece(filters, |f| {
-        vectorized(|| {
-            let mut g = [[T::zero(); LANES]; 9];
-            let mut out = [[T::zero(); LANES]; PRODUCTS];
-            for c in (0..channels).step_by(LANES) {
-                let count = LANES.min(channels - c);
-                for (lane, filter) in w[(f * channels + c) * 9..].chunks_exact(9).take(count).enumerate() {
-                    (0..9).for_each(|i| g[i][lane] = filter[i]);
+        vectorized(
+            #[inline(always)]
+            || {
+                let mut g = [[T::zero(); LANES]; 9];
+                let mut out = [[T::zero(); LANES]; PRODUCTS];
+                for c in (0..channels).step_by(LANES) {
+                    let count = LANES.min(channels - c);
+                    for (lane, filter) in w[(f * channels + c) * 9..].chunks_exact(9).take(count).enumerate() {
+                        (0..9).for_each(|i| g[i][lane] = filter[i]);
+                    }
+                    transform_2d(&g, &mut out, filter_1d);
+                    for (q, out) in out.iter().enumerate() {
+                        // SAFETY: a piece owns row f of each of the 36 matrices.
+                        unsafe { u.slice((q * filters + f) * channels + c, count) }.copy_from_slice(&out[..count]);
+                    }
                 }
-                transform_2d(&g, &mut out, filter_1d);
-                for (q, out) in out.iter().enumerate() {
-                    // SAFETY: a piece owns row f of each of the 36 matrices.
-                    unsafe { u.slice((q * filters + f) * channels + c, count) }.copy_from_slice(&out[..count]);
-                }
-            }
-        });
+            },
+        );
     });
 }
 
 /// `dw = G^T dU G`: the adjoint of [`transform_filters`].
 fn transform_filters_adjoint<T: Element>(filters: usize, channels: usize, du: &[T], dw: &mut [T]) {
     for_each_chunk_mut(dw, channels * 9, |f, dw| {
-        vectorized(|| {
-            let mut d = [[T::zero(); LANES]; PRODUCTS];
-            let mut out = [[T::zero(); LANES]; 9];
-            for c in (0..channels).step_by(LANES) {
-                let count = LANES.min(channels - c);
-                for (q, d) in d.iter_mut().enumerate() {
-                    d[..count].copy_from_slice(&du[(q * filters + f) * channels + c..][..count]);
+        vectorized(
+            #[inline(always)]
+            || {
+                let mut d = [[T::zero(); LANES]; PRODUCTS];
+                let mut out = [[T::zero(); LANES]; 9];
+                for c in (0..channels).step_by(LANES) {
+                    let count = LANES.min(channels - c);
+                    for (q, d) in d.iter_mut().enumerate() {
+                        d[..count].copy_from_slice(&du[(q * filters + f) * channels + c..][..count]);
+                    }
+                    transform_2d(&d, &mut out, filter_adjoint_1d);
+                    for (lane, dw) in dw[c * 9..].chunks_exact_mut(9).take(count).enumerate() {
+                        (0..9).for_each(|i| dw[i] = out[i][lane]);
+                    }
                 }
-                transform_2d(&d, &mut out, filter_adjoint_1d);
-                for (lane, dw) in dw[c * 9..].chunks_exact_mut(9).take(count).enumerate() {
-                    (0..9).for_each(|i| dw[i] = out[i][lane]);
-                }
-            }
-        });
+            },
+        );
     });
 }
 
@@ -382,14 +388,17 @@ fn transform_images<T: Element>(
     let rows = shape.rows.input.min(height - shape.rows.before);
     let cols = shape.cols.input.min(pitch - shape.cols.before);
     for c in 0..shape.channels {
-        vectorized(|| {
-            for (image, padded) in images.clone().zip(planes.chunks_exact_mut(height * pitch)) {
-                let from = &x[(image * shape.channels + c) * plane..][..plane];
-                let to = &mut padded[shape.rows.before * pitch + shape.cols.before..];
-                copy_rows(from, shape.cols.input, to, pitch, rows, cols);
-            }
-            plan.input(images.len(), c, planes, v);
-        });
+        vectorized(
+            #[inline(always)]
+            || {
+                for (image, padded) in images.clone().zip(planes.chunks_exact_mut(height * pitch)) {
+                    let from = &x[(image * shape.channels + c) * plane..][..plane];
+                    let to = &mut padded[shape.rows.before * pitch + shape.cols.before..];
+                    copy_rows(from, shape.cols.input, to, pitch, rows, cols);
+                }
+                plan.input(images.len(), c, planes, v);
+            },
+        );
     }
 }
 
@@ -424,7 +433,10 @@ pub(crate) fn forward<T: Element>(
                     gemm(Accum::Replace, T::one(), u, v, MatMut::new(&mut m[q * f * plan.ld..], f, tiles, plan.ld));
                 }
                 for filter in 0..f {
-                    vectorized(|| plan.output(images.len(), filter, m, planes));
+                    vectorized(
+                        #[inline(always)]
+                        || plan.output(images.len(), filter, m, planes),
+                    );
                     for (image, plane) in images.clone().zip(planes.chunks_exact_mut(tile_rows * tile_cols)) {
                         // close the gaps that tiles beyond the edge leave
                         if tile_cols != out_cols {
@@ -484,12 +496,18 @@ pub(crate) fn backward<T: Element>(
                     for filter in 0..f {
                         for (image, planes) in images.clone().zip(planes.chunks_exact_mut(tile_rows * tile_cols)) {
                             source(PlaneRows { image, filter, row: 0 }, dout);
-                            vectorized(|| {
-                                db[filter] += sum(dout);
-                                copy_rows(dout, out_cols, planes, tile_cols, out_rows, out_cols);
-                            });
+                            vectorized(
+                                #[inline(always)]
+                                || {
+                                    db[filter] += sum(dout);
+                                    copy_rows(dout, out_cols, planes, tile_cols, out_rows, out_cols);
+                                },
+                            );
                         }
-                        vectorized(|| plan.output_adjoint(images.len(), filter, planes, dm));
+                        vectorized(
+                            #[inline(always)]
+                            || plan.output_adjoint(images.len(), filter, planes, dm),
+                        );
                     }
                     planes.fill(T::zero());
                     transform_images(shape, &plan, images.clone(), x, planes, v);
@@ -517,10 +535,13 @@ pub(crate) fn backward<T: Element>(
                     let rows = shape.rows.input.min(height - shape.rows.before);
                     let cols = shape.cols.input.min(pitch - shape.cols.before);
                     for channel in 0..c {
-                        vectorized(|| {
-                            planes.fill(T::zero());
-                            plan.input_adjoint(images.len(), channel, v, planes);
-                        });
+                        vectorized(
+                            #[inline(always)]
+                            || {
+                                planes.fill(T::zero());
+                                plan.input_adjoint(images.len(), channel, v, planes);
+                            },
+                        );
                         for (image, planes) in images.clone().zip(planes.chunks_exact(height * pitch)) {
                             // SAFETY: the image belongs to this slot alone.
                             let dx = unsafe { dx.slice((image * c + channel) * plane, plane) };
@@ -528,7 +549,10 @@ pub(crate) fn backward<T: Element>(
                                 dx.fill(T::zero());
                             }
                             let from = &planes[shape.rows.before * pitch + shape.cols.before..];
-                            vectorized(|| copy_rows(from, pitch, dx, shape.cols.input, rows, cols));
+                            vectorized(
+                                #[inline(always)]
+                                || copy_rows(from, pitch, dx, shape.cols.input, rows, cols),
+                            );
                         }
                     }
                 }

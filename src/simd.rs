@@ -6,8 +6,8 @@
 
 use crate::element::Element;
 
-/// Runs `work`, compiled for the widest vectors this processor has. What it calls must be inlined into it
-/// (`#[inline(always)]`), or stays as it was compiled.
+/// Runs `work`, compiled for the widest vectors this processor has. `work` itself and all that it calls must be inlined
+/// here (`#[inline(always)]`, on the closure too): what is not stays as it was compiled, for the baseline.
 #[inline(always)]
 pub(crate) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A product would have one row and `KH KW` columns: im2col moves each pixel `KH KW` times to use it once. Instead a
-//! channel is copied into a plane with its padding, and [`Phases`] undo the stride. Output `o` (a row times the plane's
+//! channel is copied into a plane with its padding, and `Phases` (see [`crate::ops::im2col`]) undo the stride. Output `o` (a row times the plane's
 //! pitch plus a column) then reads element `o + shift` of a phase, with one phase and shift per cell of the filter (a
 //! *tap*), no edges, and a plane is one long run of vectors. Between two rows of the run lie as many elements as the
 //! largest horizontal shift: what is computed there is of no use, and is dropped.
@@ -324,8 +324,10 @@ mod tests {
         Array4::from_shape_simple_fn(shape, || rng.random_range(-1.0..1.0))
     }
 
-    /// x, kernel, filters per channel, and the rest; what each case is there for.
-    fn cases() -> Vec<(&'static str, [usize; 4], (usize, usize), usize, Conv2d)> {
+    /// Why it stands here, x, kernel, filters per channel, convolution.
+    type Case = (&'static str, [usize; 4], (usize, usize), usize, Conv2d);
+
+    fn cases() -> Vec<Case> {
         let plain = Conv2d::default();
         let same = Conv2d { padding: Padding::Same, ..plain };
         let stride = |stride, conv| Conv2d { stride, ..conv };

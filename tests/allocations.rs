@@ -1,7 +1,9 @@
 //! After the first step, a training step allocates nothing: not in the network, the batch, or the optimizer. Nor does a
 //! call of an inference session.
 //!
-//! One test in a file of its own, because the counter sees the whole process.
+//! One test in a file of its own, because the counter sees the whole process. With BLAS only: the pure-Rust product
+//! (`matrixmultiply`) allocates the memory that it packs its operands into, at every call.
+#![cfg(feature = "blas")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -57,7 +57,8 @@
 //! - *The same seed gives the same bits*, on one machine and one build, at any number of threads: work is cut into pieces
 //!   by its shape alone, sums are added in a fixed order, and every use of randomness has a stream of its own. Another
 //!   processor or another BLAS library rounds differently.
-//! - *A training step allocates nothing* after the first, and nothing is cached that is cheaper to compute again.
+//! - *A training step allocates nothing* after the first (with OpenBLAS), and nothing is cached that is cheaper to compute
+//!   again.
 //! - *A wrong input is a value*: [`Error`] says what came, what was expected, and what to do.
 //!
 //! # Threads

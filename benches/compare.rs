@@ -1,5 +1,5 @@
-//! Our side of `scripts/compare_torch.py`: a process that measures what it is asked for, so that the script can let it and
-//! PyTorch take turns.
+//! Our side of `scripts/compare_torch.py`: a process that measures what it is asked for, so that the script can let it
+//! and PyTorch take turns.
 //!
 //! One request per line of standard input, one answer per line of standard output:
 //!
@@ -53,8 +53,8 @@ enum Case {
     Pool { dtype: Dtype, x: [usize; 4], direction: Direction },
     /// Spatial, in training mode, f32.
     Batchnorm { x: [usize; 4], direction: Direction },
-    /// Forward, backward and Adam, in f32 on 32x32 images in 3 channels. With `weight_scale`, every step begins with the
-    /// initial weights times that.
+    /// Forward, backward and Adam, in f32 on 32x32 images in 3 channels. With `weight_scale`, every step begins with
+    /// the initial weights times that.
     Step { network: String, batch: usize, weight_scale: Option<f32> },
     /// Scores, in f32 on 32x32 images in 3 channels.
     Inference { network: String, batch: usize },

@@ -3,11 +3,12 @@
 
     scripts/compare_torch.py [--threads 2] [--rounds 5] [--only SUBSTRING] [--json FILE]
 
-Needs Rust and, in the Python that runs it, PyTorch (pip install torch). Builds benches/compare.rs, starts it and PyTorch
-as two processes, and lets them take turns on every case: one computes while the other waits for input. Ours checks its
-results before it is timed. The table has medians over all rounds; the ratio is PyTorch's median / ours, and `target` the
-ratio that this project promises. Shares are of the fastest matrix product of our BLAS on all threads; GFLOP/s count a
-convolution's multiplications by its definition, so algorithms that need fewer (Winograd) can exceed 100 %.
+Needs Rust and, in the Python that runs it, PyTorch (pip install torch). Builds benches/compare.rs, starts it and
+PyTorch as two processes, and lets them take turns on every case: one computes while the other waits for input. Ours
+checks its results before it is timed. The table has medians over all rounds; the ratio is PyTorch's median / ours, and
+`target` the ratio that this project promises. Shares are of the fastest matrix product of our BLAS on all threads;
+GFLOP/s count a convolution's multiplications by its definition, so algorithms that need fewer (Winograd) can exceed
+100 %.
 
 Each side runs as its users get it. PyTorch: eager, f32 (f64 where the case says so), contiguous (N, C, H, W) tensors,
 results allocated by every call, fused Adam; inference in eval mode under torch.inference_mode, without torch.compile.
@@ -38,6 +39,10 @@ def pool(dtype, x):
     return {"op": "pool", "dtype": dtype, "x": x}
 
 
+def batchnorm(x):
+    return {"op": "batchnorm", "x": x}
+
+
 def step(network, batch, **more):
     return {"op": "step", "network": network, "batch": batch, **more}
 
@@ -58,7 +63,7 @@ CASES = [
     ("3x3, N=100, 128→128 @16", conv("f32", [100, 128, 16, 16], [128, 128, 3, 3]), {"forward": 1.8, "backward": 1.6}),
     ("3x3, N=100, 128→256 @8", conv("f32", [100, 128, 8, 8], [256, 128, 3, 3]), {"forward": 1.4, "backward": 1.3}),
     ("3x3, N=100, 256→256 @8", conv("f32", [100, 256, 8, 8], [256, 256, 3, 3]), {"forward": 1.4, "backward": 1.3}),
-    ("spatial batchnorm (100,64,32,32)", {"op": "batchnorm", "x": [100, 64, 32, 32]}, {"forward": 1.5, "backward": 1.3}),
+    ("spatial batchnorm (100,64,32,32)", batchnorm([100, 64, 32, 32]), {"forward": 1.5, "backward": 1.3}),
     ("2x2 max pool (100,64,32,32)", pool("f32", [100, 64, 32, 32]), {"forward": 6.0, "backward": 1.0}),
     ("step, three-layer net, batch 50", step(THREE_LAYER, 50), {"step": 2.2}),
     ("step, three-layer net, batch 500", step(THREE_LAYER, 500), {"step": 3.0}),
@@ -88,7 +93,7 @@ def torch_network(notation):
             layers.append(nn.Linear(features or channels * side * side, int(size)))
             features = int(size)
         else:
-            layers.append({"bn": lambda: nn.BatchNorm2d(channels), "relu": nn.ReLU, "pool": lambda: nn.MaxPool2d(2)}[kind]())
+            layers.append({"bn": nn.BatchNorm2d(channels), "relu": nn.ReLU(), "pool": nn.MaxPool2d(2)}[kind])
             side //= 2 if kind == "pool" else 1
     return nn.Sequential(*layers)
 
@@ -218,7 +223,7 @@ def main():
     sides = [Side(bench, "--threads", args.threads), Side(*this, "--threads", args.threads)]
     print(" against ".join(side.about for side in sides))
     if (load := os.getloadavg()[0]) > 1:
-        print(f"warning: others keep {load:.1f} cores busy; PyTorch's threads wait for each other and suffer more than ours")
+        print(f"warning: the load is {load:.1f}: busy cores slow PyTorch down more than us, so these ratios flatter us")
     peak = {}
     for dtype in ("f32", "f64"):
         gemm = {"op": "gemm", "dtype": dtype, "size": 2048}
@@ -252,11 +257,12 @@ def main():
         medians, flop = alternate([(side, case) for side in single + sides], args.rounds)
         report(f"{VGG_STEP}, 1 thread", "step", case, *medians[:2], None, flop)
         ours, torch = (medians[i] / medians[i + 2] for i in (0, 1))
-        print(f"\nthread scaling: {args.threads} threads make the last step {ours:.2f} times faster in gemmnet, {torch:.2f} in PyTorch")
+        print(f"\nthread scaling, 1 to {args.threads} threads: gemmnet {ours:.2f} times faster, PyTorch {torch:.2f}")
     if args.only in "denormals":
         ordinary, tiny = (step(THREE_LAYER, 50, weight_scale=scale) for scale in (1.0, 1e-39))
         (ours, slowed), _ = alternate([(sides[0], ordinary), (sides[0], tiny)], args.rounds)
-        print(f"\ndenormals: a three-layer step takes {ours:.1f} ms, with weights around 1e-40 {slowed:.1f} ms: {slowed / ours:.2f} times")
+        print(f"\ndenormals, three-layer step: weights around 1e-40 {slowed:.1f} ms, ordinary ones {ours:.1f} ms, "
+              f"ratio {slowed / ours:.2f}")
 
     promised = [row for row in rows if row["target"]]
     print(f"\n{sum(row['ratio'] >= row['target'] for row in promised)} of {len(promised)} targets reached")

@@ -17,8 +17,8 @@
 //! dcols_g[K, tile] = w_g^T[K, F/G] . dout_g[F/G, tile];   dx += col2im(dcols)
 //! ```
 //!
-//! The transposed products are chosen so that OpenBLAS transposes the smaller operand. `dw` is summed per *slot*, a
-//! fixed range of images, and the slots are summed in order: the same bits at any number of threads.
+//! The transposed products are chosen so that OpenBLAS transposes the smaller operand. `dw` is summed by
+//! [`Slots`]: the same bits at any number of threads.
 //!
 //! A 1x1 convolution with stride 1 and no padding needs no columns: the image is the matrix. Where
 //! [`Conv2dShape::algorithm_for`] says so, [`winograd`] or [`depthwise`] take the place of all this.
@@ -32,10 +32,11 @@ use crate::element::Element;
 use crate::error::{Result, check_shape};
 use crate::naive::Conv2dGrads;
 use crate::ops::im2col::Phases;
+use crate::ops::slots::Slots;
 use crate::ops::{depthwise, winograd};
-use crate::parallel::{Disjoint, for_each_chunk_mut, for_each_piece, piece_range};
+use crate::parallel::{Disjoint, for_each_piece};
 use crate::shape::{Algorithm, Conv2d, Conv2dShape};
-use crate::simd::{add_assign, sum, vectorized};
+use crate::simd::{sum, vectorized};
 use crate::workspace::Workspace;
 
 /// Rows of one output plane: what a sink receives and a source delivers.
@@ -198,30 +199,25 @@ pub(crate) fn backward<T: Element>(
     let dphases_len = if dx.is_some() { phases_len } else { 0 };
     let cols_len = if pointwise { 0 } else { k * tiling.ld };
     let dw_len = shape.filters * k;
-    let slot_len = (dw_len + shape.filters).next_multiple_of(64 / size_of::<T>());
-    let slots = slot_count::<T>(shape.images, slot_len);
+    let slots = Slots::new::<T>(shape.images, dw_len + shape.filters);
     let dx = dx.map(|dx| Disjoint::new(&mut dx[..shape.images * image_len]));
-    ws.shared(dw_len + slots * slot_len, |shared: &mut [T]| {
+    ws.shared(dw_len + slots.len(), |shared: &mut [T]| {
         let (wt, slot_data) = shared.split_at_mut(dw_len);
         // w_g^T[K, F/G], once, so that no product has to transpose it
         for (w, wt) in w.chunks_exact(filters * k).zip(wt.chunks_exact_mut(filters * k)) {
             transpose(w, filters, k, wt);
         }
         let wt = &*wt;
-        for_each_chunk_mut(slot_data, slot_len, |slot, sums| {
+        let sums = slots.sum(slot_data, |images, sums| {
             let (dwt, db) = sums.split_at_mut(dw_len);
             db.fill(T::zero());
-            if shape.images == 0 {
-                // no product replaces what was in memory
-                dwt.fill(T::zero());
-            }
             let mut accum = Accum::Replace;
             let scratch_len = phases_len + dphases_len + cols_len + shape.filters * tiling.ld;
             ws.scratch(scratch_len, |scratch: &mut [T]| {
                 let (x_phases, scratch) = scratch.split_at_mut(phases_len);
                 let (dx_phases, scratch) = scratch.split_at_mut(dphases_len);
                 let (cols, dout) = scratch.split_at_mut(cols_len);
-                for n in piece_range(shape.images, slots, slot) {
+                for n in images {
                     let image = &x[n * image_len..][..image_len];
                     let image = if split {
                         vectorized(
@@ -286,38 +282,13 @@ pub(crate) fn backward<T: Element>(
                 }
             });
         });
-        sum_slots(slot_data, slot_len);
-        let (dwt, sums) = slot_data[..slot_len].split_at(dw_len);
+        let (dwt, db_sums) = sums.split_at(dw_len);
         for (dwt, dw) in dwt.chunks_exact(filters * k).zip(dw.chunks_exact_mut(filters * k)) {
             transpose(dwt, k, filters, dw);
         }
         if let Some(db) = db {
-            db.copy_from_slice(&sums[..shape.filters]);
+            db.copy_from_slice(&db_sums[..shape.filters]);
         }
-    });
-}
-
-/// In how many partial sums `images` images are added up: enough for many threads, few enough that the sums stay small.
-/// Depends on sizes alone.
-pub(crate) fn slot_count<T>(images: usize, slot_len: usize) -> usize {
-    const BYTES: usize = 16 << 20;
-    (BYTES / (slot_len * size_of::<T>()).max(1)).clamp(4, 32).min(images).max(1)
-}
-
-/// Adds all slots to the first, in order.
-pub(crate) fn sum_slots<T: Element>(slots: &mut [T], slot_len: usize) {
-    const CHUNK: usize = 4096;
-    let (total, rest) = slots.split_at_mut(slot_len);
-    let rest = &*rest;
-    for_each_chunk_mut(total, CHUNK, |chunk, total| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for slot in rest.chunks_exact(slot_len) {
-                    add_assign(total, &slot[chunk * CHUNK..]);
-                }
-            },
-        );
     });
 }
 

@@ -18,9 +18,10 @@
 //! ```
 
 use crate::element::Element;
-use crate::ops::conv::{PlaneRows, slot_count, sum_slots};
+use crate::ops::conv::PlaneRows;
 use crate::ops::im2col::Phases;
-use crate::parallel::{Disjoint, for_each_chunk_mut, for_each_piece, piece_range};
+use crate::ops::slots::Slots;
+use crate::parallel::{Disjoint, for_each_piece, piece_range};
 use crate::shape::{Axis, Conv2dShape};
 use crate::simd::{dot, sum, vectorized};
 use crate::workspace::Workspace;
@@ -239,11 +240,10 @@ pub(crate) fn backward<T: Element>(
     let dphases_len = if dx.is_some() { plan.phases.channel() } else { 0 };
     let dpadded_len = if dx.is_some() && plan.split { padded_len } else { 0 };
     let scratch_len = padded_len + phases_len + dout_len + dphases_len + dpadded_len + shape.out_plane();
-    let slot_len = (filters * (cells + 1)).next_multiple_of(64 / size_of::<T>());
-    let slots = slot_count::<T>(shape.images, slot_len);
+    let slots = Slots::new::<T>(shape.images, filters * (cells + 1));
     let dx = dx.map(|dx| Disjoint::new(&mut dx[..shape.images * channels * in_plane]));
-    ws.shared(slots * slot_len, |slot_data: &mut [T]| {
-        for_each_chunk_mut(slot_data, slot_len, |slot, sums| {
+    ws.shared(slots.len(), |slot_data: &mut [T]| {
+        let sums = slots.sum(slot_data, |images, sums| {
             sums.fill(T::zero());
             let (dw, db) = sums.split_at_mut(filters * cells);
             ws.scratch(scratch_len, |scratch: &mut [T]| {
@@ -253,8 +253,7 @@ pub(crate) fn backward<T: Element>(
                 let (dout, scratch) = scratch.split_at_mut(dout_len);
                 let (dphases, scratch) = scratch.split_at_mut(dphases_len);
                 let (dpadded, rows) = scratch.split_at_mut(dpadded_len);
-                let range = piece_range(shape.images, slots, slot);
-                for (image, c) in range.flat_map(|image| (0..channels).map(move |c| (image, c))) {
+                for (image, c) in images.flat_map(|image| (0..channels).map(move |c| (image, c))) {
                     let start = (image * channels + c) * in_plane;
                     let x = vectorized(
                         #[inline(always)]
@@ -299,9 +298,8 @@ pub(crate) fn backward<T: Element>(
                 }
             });
         });
-        sum_slots(slot_data, slot_len);
-        let (sums, db_sums) = slot_data[..filters * (cells + 1)].split_at(filters * cells);
-        dw.copy_from_slice(sums);
+        let (dw_sums, db_sums) = sums[..filters * (cells + 1)].split_at(filters * cells);
+        dw.copy_from_slice(dw_sums);
         if let Some(db) = db {
             db.copy_from_slice(db_sums);
         }

@@ -36,4 +36,5 @@ pub mod dropout;
 pub mod im2col;
 pub mod loss;
 pub mod pool;
+pub(crate) mod slots;
 pub mod winograd;

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! V = B^T d B   per tile and channel          U = G g G^T   per filter and channel
-//! M_q[F, tiles] = U_q[F, C] . V_q[C, tiles]   for each of the 36 elements q
+//! M_q[tiles, F] = V_q[tiles, C] . U_q[C, F]   for each of the 36 elements q
 //! y = A^T M A   per tile and filter
 //! ```
 //!
@@ -13,9 +13,14 @@
 //! Backward is the adjoint, step by step, and shares the transform of `dy` between both gradients:
 //!
 //! ```text
-//! dM = A dy A^T       dU_q[F, C] += dM_q[F, tiles] . V_q^T[tiles, C]       dg = G^T dU G
-//!                     dV_q[C, tiles] = U_q^T[C, F] . dM_q[F, tiles]        dx += B dV B^T, tiles overlapping by 2
+//! dM = A dy A^T       dU_q[C, F] += V_q^T[C, tiles] . dM_q[tiles, F]       dg = G^T dU G
+//!                     dV_q[tiles, C] = dM_q[tiles, F] . U_q^T[F, C]        dx += B dV B^T, tiles overlapping by 2
 //! ```
+//!
+//! # Channels side by side
+//! A transform takes the same sums of differently placed pixels. [`LANES`] channels are transformed at once: their planes
+//! are dealt out so that a pixel is a vector of channels ([`planes_to_lanes`]), and from then on every load and store,
+//! also of the rows of `V` and `M`, is a whole vector.
 //!
 //! The error in `f32` is about 1e-6 to 1e-5 relative (im2col: 2e-7), because the transforms add and subtract numbers of
 //! different size; in `f64` nobody wants that, so [`crate::shape::Algorithm::Auto`] never chooses it there.
@@ -24,10 +29,11 @@ use std::ops::Range;
 
 use crate::blas::{Accum, Mat, MatMut, gemm};
 use crate::element::Element;
-use crate::ops::conv::{PlaneRows, slot_count, sum_slots};
+use crate::ops::conv::PlaneRows;
+use crate::ops::slots::Slots;
 use crate::parallel::{Disjoint, for_each_chunk_mut, for_each_piece, piece_range};
 use crate::shape::Conv2dShape;
-use crate::simd::{sum, vectorized};
+use crate::simd::{LANES, Lanes, lanes_to_planes, planes_to_lanes, sum, vectorized};
 use crate::workspace::Workspace;
 
 /// Side of an output tile, and of the pixels it sees.
@@ -35,13 +41,8 @@ const TILE: usize = 4;
 const SPAN: usize = 6;
 /// Elements of a transformed tile: the number of products.
 const PRODUCTS: usize = SPAN * SPAN;
-/// Tiles transformed side by side: one AVX-512 vector of `f32`.
-const LANES: usize = 16;
-/// Tiles that one group of images should have: enough columns for the products, few enough for the cache.
+/// Tiles that one group of images should have: enough rows for the products, few enough for the cache.
 const GROUP_TILES: usize = 64;
-
-/// One number for each of `LANES` tiles.
-type Lanes<T> = [T; LANES];
 
 /// `B^T d`
 #[inline(always)]
@@ -107,299 +108,332 @@ fn filter_adjoint_1d<T: Element>(u: [T; 6]) -> [T; 3] {
     [quarter * u[0] - sixth * s12 + twenty_fourth * s34, sixth * d21 + twelfth * d34, sixth * (s34 - s12) + u[5]]
 }
 
-/// Applies a one-dimensional transform to the columns, then to the rows, of `I x I` matrices: `O x O`.
+/// Applies a one-dimensional transform to the columns, then to the rows, of an `I x I` matrix of vectors whose element
+/// (i, j) is `load(i, j)`, and hands element (i, j) of the `O x O` result to `store`.
 #[inline(always)]
 fn transform_2d<T: Element, const I: usize, const O: usize>(
-    from: &[Lanes<T>],
-    to: &mut [Lanes<T>],
+    load: impl Fn(usize, usize) -> Lanes<T>,
     transform: impl Fn([T; I]) -> [T; O],
+    mut store: impl FnMut(usize, usize, Lanes<T>),
 ) {
     let mut half = [[[T::zero(); LANES]; SPAN]; SPAN];
     for j in 0..I {
+        let column: [Lanes<T>; I] = std::array::from_fn(
+            #[inline(always)]
+            |i| load(i, j),
+        );
         for lane in 0..LANES {
-            let column = transform(std::array::from_fn(|i| from[i * I + j][lane]));
+            let transformed = transform(std::array::from_fn(
+                #[inline(always)]
+                |i| column[i][lane],
+            ));
             for i in 0..O {
-                half[i][j][lane] = column[i];
+                half[i][j][lane] = transformed[i];
             }
         }
     }
     for i in 0..O {
+        let mut row = [[T::zero(); LANES]; O];
         for lane in 0..LANES {
-            let row = transform(std::array::from_fn(|j| half[i][j][lane]));
+            let transformed = transform(std::array::from_fn(
+                #[inline(always)]
+                |j| half[i][j][lane],
+            ));
             for j in 0..O {
-                to[i * O + j][lane] = row[j];
+                row[j][lane] = transformed[j];
             }
         }
+        for j in 0..O {
+            store(i, j, row[j]);
+        }
     }
+}
+
+/// `PRODUCTS` matrices of the same shape, one after the other.
+#[derive(Clone, Copy, Debug)]
+struct Stack {
+    rows: usize,
+    cols: usize,
+    /// Elements from one row to the next: an odd number of vectors, lest the rows of a matrix, a power of two apart,
+    /// share a few sets of the L1 cache.
+    ld: usize,
+    /// Elements from one matrix to the next: not a multiple of 4 KiB either.
+    matrix: usize,
+}
+
+impl Stack {
+    fn new(rows: usize, cols: usize) -> Self {
+        let ld = (cols.div_ceil(LANES) | 1) * LANES;
+        Stack { rows, cols, ld, matrix: (rows * ld / LANES | 1) * LANES }
+    }
+
+    fn len(&self) -> usize {
+        PRODUCTS * self.matrix
+    }
+
+    /// The first `rows` rows of matrix `q`.
+    fn mat<'a, T>(&self, data: &'a [T], q: usize, rows: usize) -> Mat<'a, T> {
+        Mat::new(&data[q * self.matrix..][..self.matrix], rows, self.cols, self.ld)
+    }
+
+    /// The first `rows` rows of matrix `q`.
+    fn mat_mut<'a, T>(&self, data: &'a mut [T], q: usize, rows: usize) -> MatMut<'a, T> {
+        MatMut::new(&mut data[q * self.matrix..][..self.matrix], rows, self.cols, self.ld)
+    }
+
+    /// Index of the vector from column `col` of row `row` on, in matrix (i, j).
+    #[inline(always)]
+    fn at(&self, i: usize, j: usize, row: usize, col: usize) -> usize {
+        (i * SPAN + j) * self.matrix + row * self.ld + col
+    }
+}
+
+/// The vector at `start`.
+#[inline(always)]
+fn lanes<T: Element>(data: &[T], start: usize) -> Lanes<T> {
+    data[start..][..LANES].try_into().expect("as many as there are lanes")
 }
 
 /// The tiles of an image, and how images go through in groups.
 #[derive(Clone, Copy, Debug)]
 struct Plan {
-    channels: usize,
-    filters: usize,
     /// Tiles of an image, vertically and horizontally.
     tiles: (usize, usize),
     /// Images of the largest group.
     group: usize,
-    /// Elements from one row of `V_q` and `M_q` to the next.
-    ld: usize,
+    /// `V` and `dV`: tiles x channels.
+    v: Stack,
+    /// `M` and `dM`: tiles x filters.
+    m: Stack,
     /// Rows and columns of an image with its padding, filled up to whole tiles.
     padded: (usize, usize),
+    /// Rows and columns of the output, filled up to whole tiles.
+    whole: (usize, usize),
 }
 
 impl Plan {
     fn new(shape: &Conv2dShape, group: usize) -> Self {
         let tiles = (shape.rows.output.div_ceil(TILE), shape.cols.output.div_ceil(TILE));
+        let whole = (tiles.0 * TILE, tiles.1 * TILE);
+        let rows = group * tiles.0 * tiles.1;
         Plan {
-            channels: shape.channels,
-            filters: shape.filters,
             tiles,
             group,
-            ld: (group * tiles.0 * tiles.1).next_multiple_of(LANES),
-            padded: (tiles.0 * TILE + 2, tiles.1 * TILE + 2),
+            v: Stack::new(rows, shape.channels),
+            m: Stack::new(rows, shape.filters),
+            padded: (whole.0 + SPAN - TILE, whole.1 + SPAN - TILE),
+            whole,
         }
     }
 
-    /// Groups that `images` images are cut into: about [`GROUP_TILES`] tiles each, and a number that several threads
-    /// can share evenly.
-    fn groups(shape: &Conv2dShape, images: usize) -> usize {
+    /// Images of about [`GROUP_TILES`] tiles.
+    fn together(shape: &Conv2dShape) -> usize {
         let tiles = shape.rows.output.div_ceil(TILE) * shape.cols.output.div_ceil(TILE);
-        let together = (GROUP_TILES / tiles).max(1);
-        images.div_ceil(together).next_multiple_of(4).min(images).max(1)
+        (GROUP_TILES / tiles).max(1)
     }
 
-    fn v_len(&self) -> usize {
-        PRODUCTS * self.channels * self.ld
+    fn tiles(&self, images: usize) -> usize {
+        images * self.tiles.0 * self.tiles.1
     }
 
-    fn m_len(&self) -> usize {
-        PRODUCTS * self.filters * self.ld
+    /// Elements of the pixels of one block of channels or filters, for a whole group.
+    fn pixels_len(&self) -> usize {
+        self.group * self.padded.0 * self.padded.1 * LANES
     }
 
-    /// Elements of one channel's padded planes, for a whole group.
-    fn planes_len(&self) -> usize {
-        self.group * self.padded.0 * self.padded.1
-    }
-
-    /// Calls `chunk(first tile, offsets)` for every `LANES` tiles of `images` images: for each tile the index of its
-    /// first pixel in planes of `size` rows and columns.
+    /// Calls `tile(index, first)` for every tile of `images` images, with the index of its first pixel where images have
+    /// `size` rows and columns.
     #[inline(always)]
-    fn for_each_chunk(&self, images: usize, size: (usize, usize), mut chunk: impl FnMut(usize, &[usize])) {
-        let (mut offsets, mut count, mut first) = ([0; LANES], 0, 0);
-        let total = images * self.tiles.0 * self.tiles.1;
+    fn for_each_tile(&self, images: usize, size: (usize, usize), mut tile: impl FnMut(usize, usize)) {
+        let mut index = 0;
         for image in 0..images {
             for i in 0..self.tiles.0 {
                 for j in 0..self.tiles.1 {
-                    offsets[count] = (image * size.0 + i * TILE) * size.1 + j * TILE;
-                    count += 1;
-                    // one place to call it from, so that it is inlined, and compiled for the vectors, once
-                    if count == LANES || first + count == total {
-                        chunk(first, &offsets[..count]);
-                        (first, count) = (first + count, 0);
-                    }
+                    tile(index, (image * size.0 + i * TILE) * size.1 + j * TILE);
+                    index += 1;
                 }
             }
         }
     }
 
-    /// `V = B^T d B` of one channel: `planes` holds its padded images, `v` its row of every `V_q`.
+    /// `V = B^T d B` of the channels from `channel` on: `pixels` holds their padded images.
     #[inline(always)]
-    fn input<T: Element>(&self, images: usize, channel: usize, planes: &[T], v: &mut [T]) {
-        let mut d = [[T::zero(); LANES]; PRODUCTS];
-        let mut out = [[T::zero(); LANES]; PRODUCTS];
-        self.for_each_chunk(
+    fn input<T: Element>(&self, images: usize, channel: usize, pixels: &[Lanes<T>], v: &mut [T]) {
+        self.for_each_tile(
             images,
             self.padded,
             #[inline(always)]
-            |first, offsets| {
-                for (lane, &offset) in offsets.iter().enumerate() {
-                    for i in 0..SPAN {
-                        let row = &planes[offset + i * self.padded.1..][..SPAN];
-                        for j in 0..SPAN {
-                            d[i * SPAN + j][lane] = row[j];
-                        }
-                    }
-                }
-                transform_2d(&d, &mut out, input_1d);
-                store(&out, v, self.channels, channel, first, self.ld);
+            |tile, first| {
+                transform_2d(
+                    #[inline(always)]
+                    |i, j| pixels[first + i * self.padded.1 + j],
+                    input_1d,
+                    #[inline(always)]
+                    |i, j, vector| v[self.v.at(i, j, tile, channel)..][..LANES].copy_from_slice(&vector),
+                );
             },
         );
     }
 
-    /// `d = B dV B^T` of one channel, added to its padded images: the adjoint of [`Plan::input`].
+    /// `d = B dV B^T` of the channels from `channel` on, added to their padded images: the adjoint of [`Plan::input`].
     #[inline(always)]
-    fn input_adjoint<T: Element>(&self, images: usize, channel: usize, dv: &[T], planes: &mut [T]) {
-        let mut d = [[T::zero(); LANES]; PRODUCTS];
-        let mut out = [[T::zero(); LANES]; PRODUCTS];
-        self.for_each_chunk(
+    fn input_adjoint<T: Element>(&self, images: usize, channel: usize, dv: &[T], pixels: &mut [Lanes<T>]) {
+        self.for_each_tile(
             images,
             self.padded,
             #[inline(always)]
-            |first, offsets| {
-                load(dv, &mut d, self.channels, channel, first, self.ld);
-                transform_2d(&d, &mut out, input_adjoint_1d);
-                for (lane, &offset) in offsets.iter().enumerate() {
-                    for i in 0..SPAN {
-                        let row = &mut planes[offset + i * self.padded.1..][..SPAN];
-                        for j in 0..SPAN {
-                            row[j] += out[i * SPAN + j][lane];
+            |tile, first| {
+                transform_2d(
+                    #[inline(always)]
+                    |i, j| lanes(dv, self.v.at(i, j, tile, channel)),
+                    input_adjoint_1d,
+                    #[inline(always)]
+                    |i, j, vector| {
+                        let pixel = &mut pixels[first + i * self.padded.1 + j];
+                        for lane in 0..LANES {
+                            pixel[lane] += vector[lane];
                         }
-                    }
-                }
+                    },
+                );
             },
         );
     }
 
-    /// `y = A^T M A` of one filter, into planes of whole tiles.
+    /// `y = A^T M A` of the filters from `filter` on, into the pixels of whole tiles.
     #[inline(always)]
-    fn output<T: Element>(&self, images: usize, filter: usize, m: &[T], planes: &mut [T]) {
-        let size = (self.tiles.0 * TILE, self.tiles.1 * TILE);
-        let mut d = [[T::zero(); LANES]; PRODUCTS];
-        let mut out = [[T::zero(); LANES]; TILE * TILE];
-        self.for_each_chunk(
+    fn output<T: Element>(&self, images: usize, filter: usize, m: &[T], pixels: &mut [Lanes<T>]) {
+        self.for_each_tile(
             images,
-            size,
+            self.whole,
             #[inline(always)]
-            |first, offsets| {
-                load(m, &mut d, self.filters, filter, first, self.ld);
-                transform_2d(&d, &mut out, output_1d);
-                for (lane, &offset) in offsets.iter().enumerate() {
-                    for i in 0..TILE {
-                        let row = &mut planes[offset + i * size.1..][..TILE];
-                        for j in 0..TILE {
-                            row[j] = out[i * TILE + j][lane];
-                        }
-                    }
-                }
+            |tile, first| {
+                transform_2d(
+                    #[inline(always)]
+                    |i, j| lanes(m, self.m.at(i, j, tile, filter)),
+                    output_1d,
+                    #[inline(always)]
+                    |i, j, vector| pixels[first + i * self.whole.1 + j] = vector,
+                );
             },
         );
     }
 
-    /// `dM = A dy A^T` of one filter, from planes of whole tiles: the adjoint of [`Plan::output`].
+    /// `dM = A dy A^T` of the filters from `filter` on, from the pixels of whole tiles: the adjoint of [`Plan::output`].
     #[inline(always)]
-    fn output_adjoint<T: Element>(&self, images: usize, filter: usize, planes: &[T], dm: &mut [T]) {
-        let size = (self.tiles.0 * TILE, self.tiles.1 * TILE);
-        let mut d = [[T::zero(); LANES]; TILE * TILE];
-        let mut out = [[T::zero(); LANES]; PRODUCTS];
-        self.for_each_chunk(
+    fn output_adjoint<T: Element>(&self, images: usize, filter: usize, pixels: &[Lanes<T>], dm: &mut [T]) {
+        self.for_each_tile(
             images,
-            size,
+            self.whole,
             #[inline(always)]
-            |first, offsets| {
-                for (lane, &offset) in offsets.iter().enumerate() {
-                    for i in 0..TILE {
-                        let row = &planes[offset + i * size.1..][..TILE];
-                        for j in 0..TILE {
-                            d[i * TILE + j][lane] = row[j];
-                        }
-                    }
-                }
-                transform_2d(&d, &mut out, output_adjoint_1d);
-                store(&out, dm, self.filters, filter, first, self.ld);
+            |tile, first| {
+                transform_2d(
+                    #[inline(always)]
+                    |i, j| pixels[first + i * self.whole.1 + j],
+                    output_adjoint_1d,
+                    #[inline(always)]
+                    |i, j, vector| dm[self.m.at(i, j, tile, filter)..][..LANES].copy_from_slice(&vector),
+                );
             },
         );
     }
-}
 
-/// Writes 36 vectors to row `row` of the 36 matrices of `rows` rows.
-#[inline(always)]
-fn store<T: Element>(from: &[Lanes<T>; PRODUCTS], to: &mut [T], rows: usize, row: usize, first: usize, ld: usize) {
-    for (q, from) in from.iter().enumerate() {
-        to[(q * rows + row) * ld + first..][..LANES].copy_from_slice(from);
+    /// The pixels of images of `size`, each a run per row: `rows` rows of `cols` pixels from `corner` on.
+    fn runs<'a, P>(
+        pixels: &'a mut [P],
+        size: (usize, usize),
+        corner: (usize, usize),
+        (rows, cols): (usize, usize),
+    ) -> impl Iterator<Item = impl Iterator<Item = &'a mut [P]>> {
+        pixels.chunks_exact_mut(size.0 * size.1).map(move |image| {
+            image.chunks_exact_mut(size.1).skip(corner.0).take(rows).map(move |row| &mut row[corner.1..][..cols])
+        })
+    }
+
+    /// `V` of `images`. `pixels` is scratch.
+    fn transform_images<T: Element>(
+        &self,
+        shape: &Conv2dShape,
+        images: Range<usize>,
+        x: &[T],
+        pixels: &mut [Lanes<T>],
+        v: &mut [T],
+    ) {
+        let (plane, cols) = (shape.in_plane(), shape.cols.input);
+        let (corner, size) = ((shape.rows.before, shape.cols.before), (shape.rows.input, cols));
+        // the padding, which stays as it is
+        pixels.fill([T::zero(); LANES]);
+        for channel in (0..shape.channels).step_by(LANES) {
+            let count = LANES.min(shape.channels - channel);
+            for (image, rows) in images.clone().zip(Self::runs(pixels, self.padded, corner, size)) {
+                let x = &x[(image * shape.channels + channel) * plane..];
+                rows.enumerate().for_each(|(y, row)| planes_to_lanes(&x[y * cols..], plane, count, row));
+            }
+            vectorized(
+                #[inline(always)]
+                || self.input(images.len(), channel, pixels, v),
+            );
+        }
     }
 }
 
-/// Reads what [`store`] writes.
-#[inline(always)]
-fn load<T: Element>(from: &[T], to: &mut [Lanes<T>; PRODUCTS], rows: usize, row: usize, first: usize, ld: usize) {
-    for (q, to) in to.iter_mut().enumerate() {
-        to.copy_from_slice(&from[(q * rows + row) * ld + first..][..LANES]);
-    }
-}
-
-/// Copies `[rows, cols]` into a plane of `pitch` columns, or out of it.
-#[inline(always)]
-fn copy_rows<T: Element>(from: &[T], from_pitch: usize, to: &mut [T], to_pitch: usize, rows: usize, cols: usize) {
-    for i in 0..rows {
-        to[i * to_pitch..][..cols].copy_from_slice(&from[i * from_pitch..][..cols]);
-    }
-}
-
-/// `U_q[F, C]` of the filters w `[F, C, 3, 3]`.
-fn transform_filters<T: Element>(filters: usize, channels: usize, w: &[T], u: &mut [T]) {
+/// `U_q` of the filters w `[F, C, 3, 3]`: in matrices `[C, F]` if `stack` has as many columns as there are filters and
+/// `by_channel`, else `[F, C]`.
+fn transform_filters<T: Element>(shape: &Conv2dShape, by_channel: bool, w: &[T], u: &mut [T]) -> Stack {
+    let (filters, channels) = (shape.filters, shape.channels);
+    let (stack, row_step, col_step) = if by_channel {
+        (Stack::new(channels, filters), 9, channels * 9)
+    } else {
+        (Stack::new(filters, channels), channels * 9, 9)
+    };
     let u = Disjoint::new(u);
-    for_each_piece(filters, |f| {
+    for_each_piece(stack.rows, |row| {
         vectorized(
             #[inline(always)]
             || {
-                let mut g = [[T::zero(); LANES]; 9];
-                let mut out = [[T::zero(); LANES]; PRODUCTS];
-                for c in (0..channels).step_by(LANES) {
-                    let count = LANES.min(channels - c);
-                    for (lane, filter) in w[(f * channels + c) * 9..].chunks_exact(9).take(count).enumerate() {
+                for col in (0..stack.cols).step_by(LANES) {
+                    let mut g = [[T::zero(); LANES]; 9];
+                    for lane in 0..LANES.min(stack.cols - col) {
+                        let filter = &w[row * row_step + (col + lane) * col_step..][..9];
                         (0..9).for_each(|i| g[i][lane] = filter[i]);
                     }
-                    transform_2d(&g, &mut out, filter_1d);
-                    for (q, out) in out.iter().enumerate() {
-                        // SAFETY: a piece owns row f of each of the 36 matrices.
-                        unsafe { u.slice((q * filters + f) * channels + c, count) }.copy_from_slice(&out[..count]);
-                    }
+                    transform_2d(
+                        #[inline(always)]
+                        |i, j| g[i * 3 + j],
+                        filter_1d,
+                        #[inline(always)]
+                        // SAFETY: a piece owns one row of each of the matrices; rows are whole vectors long.
+                        |i, j, vector| unsafe { u.slice(stack.at(i, j, row, col), LANES) }.copy_from_slice(&vector),
+                    );
                 }
             },
         );
     });
+    stack
 }
 
-/// `dw = G^T dU G`: the adjoint of [`transform_filters`].
-fn transform_filters_adjoint<T: Element>(filters: usize, channels: usize, du: &[T], dw: &mut [T]) {
-    for_each_chunk_mut(dw, channels * 9, |f, dw| {
+/// `dw = G^T dU G`, dU `[C, F]`: the adjoint of [`transform_filters`].
+fn transform_filters_adjoint<T: Element>(stack: &Stack, du: &[T], dw: &mut [T]) {
+    let channels = stack.rows;
+    for_each_chunk_mut(dw, LANES * channels * 9, |block, dw| {
         vectorized(
             #[inline(always)]
             || {
-                let mut d = [[T::zero(); LANES]; PRODUCTS];
-                let mut out = [[T::zero(); LANES]; 9];
-                for c in (0..channels).step_by(LANES) {
-                    let count = LANES.min(channels - c);
-                    for (q, d) in d.iter_mut().enumerate() {
-                        d[..count].copy_from_slice(&du[(q * filters + f) * channels + c..][..count]);
-                    }
-                    transform_2d(&d, &mut out, filter_adjoint_1d);
-                    for (lane, dw) in dw[c * 9..].chunks_exact_mut(9).take(count).enumerate() {
-                        (0..9).for_each(|i| dw[i] = out[i][lane]);
-                    }
+                for c in 0..channels {
+                    transform_2d(
+                        #[inline(always)]
+                        |i, j| lanes(du, stack.at(i, j, c, block * LANES)),
+                        filter_adjoint_1d,
+                        #[inline(always)]
+                        |i, j, vector| {
+                            for (filter, &value) in dw.chunks_exact_mut(channels * 9).zip(&vector) {
+                                filter[c * 9 + i * 3 + j] = value;
+                            }
+                        },
+                    );
                 }
             },
         );
     });
-}
-
-/// Transforms all channels of `images`: `planes` is scratch whose padding is zero and stays so.
-fn transform_images<T: Element>(
-    shape: &Conv2dShape,
-    plan: &Plan,
-    images: Range<usize>,
-    x: &[T],
-    planes: &mut [T],
-    v: &mut [T],
-) {
-    let (plane, (height, pitch)) = (shape.in_plane(), plan.padded);
-    // rows and columns beyond the last tile are seen by no output
-    let rows = shape.rows.input.min(height - shape.rows.before);
-    let cols = shape.cols.input.min(pitch - shape.cols.before);
-    for c in 0..shape.channels {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (image, padded) in images.clone().zip(planes.chunks_exact_mut(height * pitch)) {
-                    let from = &x[(image * shape.channels + c) * plane..][..plane];
-                    let to = &mut padded[shape.rows.before * pitch + shape.cols.before..];
-                    copy_rows(from, shape.cols.input, to, pitch, rows, cols);
-                }
-                plan.input(images.len(), c, planes, v);
-            },
-        );
-    }
 }
 
 /// As [`crate::ops::conv::forward`], whose sink gets whole planes here.
@@ -410,40 +444,41 @@ pub(crate) fn forward<T: Element>(
     ws: &Workspace,
     sink: impl Fn(PlaneRows, &mut [T]) + Sync + Send,
 ) {
-    let groups = Plan::groups(shape, shape.images);
+    // a number of groups that several threads can share evenly
+    let groups = shape.images.div_ceil(Plan::together(shape)).next_multiple_of(4).min(shape.images).max(1);
     let plan = Plan::new(shape, shape.images.div_ceil(groups));
-    let (c, f) = (shape.channels, shape.filters);
-    let (out_rows, out_cols) = (shape.rows.output, shape.cols.output);
-    let (tile_rows, tile_cols) = (plan.tiles.0 * TILE, plan.tiles.1 * TILE);
-    ws.shared(PRODUCTS * f * c, |u: &mut [T]| {
-        transform_filters(f, c, w, u);
+    let (filters, out_plane, size) = (shape.filters, shape.out_plane(), (shape.rows.output, shape.cols.output));
+    ws.shared(Stack::new(shape.channels, filters).len(), |u: &mut [T]| {
+        let u_stack = transform_filters(shape, true, w, u);
         let u = &*u;
         for_each_piece(groups, |group| {
             let images = piece_range(shape.images, groups, group);
-            ws.scratch(plan.v_len() + plan.m_len() + plan.planes_len(), |scratch: &mut [T]| {
-                let (v, scratch) = scratch.split_at_mut(plan.v_len());
-                let (m, planes) = scratch.split_at_mut(plan.m_len());
-                planes.fill(T::zero());
-                transform_images(shape, &plan, images.clone(), x, planes, v);
-                let tiles = images.len() * plan.tiles.0 * plan.tiles.1;
+            let scratch_len = plan.v.len() + plan.m.len() + plan.pixels_len() + LANES * out_plane;
+            ws.scratch(scratch_len, |scratch: &mut [T]| {
+                let (v, scratch) = scratch.split_at_mut(plan.v.len());
+                let (m, scratch) = scratch.split_at_mut(plan.m.len());
+                let (pixels, planes) = scratch.split_at_mut(plan.pixels_len());
+                let (pixels, _) = pixels.as_chunks_mut::<LANES>();
+                plan.transform_images(shape, images.clone(), x, pixels, v);
+                let tiles = plan.tiles(images.len());
                 for q in 0..PRODUCTS {
-                    // M_q[F, tiles] = U_q[F, C] . V_q[C, tiles]
-                    let u = Mat::new(&u[q * f * c..], f, c, c);
-                    let v = Mat::new(&v[q * c * plan.ld..], c, tiles, plan.ld);
-                    gemm(Accum::Replace, T::one(), u, v, MatMut::new(&mut m[q * f * plan.ld..], f, tiles, plan.ld));
+                    // M_q[tiles, F] = V_q[tiles, C] . U_q[C, F]
+                    let (v, u) = (plan.v.mat(v, q, tiles), u_stack.mat(u, q, shape.channels));
+                    gemm(Accum::Replace, T::one(), v, u, plan.m.mat_mut(m, q, tiles));
                 }
-                for filter in 0..f {
+                for filter in (0..filters).step_by(LANES) {
+                    let count = LANES.min(filters - filter);
                     vectorized(
                         #[inline(always)]
-                        || plan.output(images.len(), filter, m, planes),
+                        || plan.output(images.len(), filter, m, pixels),
                     );
-                    for (image, plane) in images.clone().zip(planes.chunks_exact_mut(tile_rows * tile_cols)) {
-                        // close the gaps that tiles beyond the edge leave
-                        if tile_cols != out_cols {
-                            (1..out_rows)
-                                .for_each(|i| plane.copy_within(i * tile_cols..i * tile_cols + out_cols, i * out_cols));
+                    for (image, rows) in images.clone().zip(Plan::runs(pixels, plan.whole, (0, 0), size)) {
+                        for (i, row) in rows.enumerate() {
+                            lanes_to_planes(row, count, &mut planes[i * size.1..], out_plane);
                         }
-                        sink(PlaneRows { image, filter, row: 0 }, &mut plane[..out_rows * out_cols]);
+                        for (f, plane) in planes.chunks_exact_mut(out_plane).enumerate().take(count) {
+                            sink(PlaneRows { image, filter: filter + f, row: 0 }, plane);
+                        }
                     }
                 }
             });
@@ -462,107 +497,88 @@ pub(crate) fn backward<T: Element>(
     db: Option<&mut [T]>,
     ws: &Workspace,
 ) {
-    let (c, f, plane) = (shape.channels, shape.filters, shape.in_plane());
-    let (out_rows, out_cols, out_plane) = (shape.rows.output, shape.cols.output, shape.out_plane());
-    let slot_len = (PRODUCTS * f * c + f).next_multiple_of(LANES);
-    let slots = slot_count::<T>(shape.images, slot_len);
-    let in_slot = shape.images.div_ceil(slots);
-    let groups = Plan::groups(shape, in_slot).min(in_slot);
-    let plan = Plan::new(shape, in_slot.div_ceil(groups));
-    let (tile_rows, tile_cols) = (plan.tiles.0 * TILE, plan.tiles.1 * TILE);
-    let dx = dx.map(|dx| Disjoint::new(&mut dx[..shape.images * c * plane]));
-    let u_len = if dx.is_some() { PRODUCTS * f * c } else { 0 };
-    ws.shared(u_len + slots * slot_len, |shared: &mut [T]| {
+    let (channels, filters, out_plane) = (shape.channels, shape.filters, shape.out_plane());
+    let (in_plane, in_cols) = (shape.in_plane(), shape.cols.input);
+    let (in_size, out_size) = ((shape.rows.input, in_cols), (shape.rows.output, shape.cols.output));
+    let corner = (shape.rows.before, shape.cols.before);
+    let du_stack = Stack::new(channels, filters);
+    let slots = Slots::new::<T>(shape.images, du_stack.len() + filters);
+    let groups = slots.images().div_ceil(Plan::together(shape)).max(1);
+    let plan = Plan::new(shape, slots.images().div_ceil(groups));
+    let dx = dx.map(|dx| Disjoint::new(&mut dx[..shape.images * channels * in_plane]));
+    let u_len = if dx.is_some() { Stack::new(filters, channels).len() } else { 0 };
+    ws.shared(u_len + slots.len(), |shared: &mut [T]| {
         let (u, slot_data) = shared.split_at_mut(u_len);
-        if dx.is_some() {
-            transform_filters(f, c, w, u);
-        }
+        let dx = dx.as_ref().map(|dx| (dx, transform_filters(shape, false, w, u)));
         let u = &*u;
-        for_each_chunk_mut(slot_data, slot_len, |slot, sums| {
-            let (du, db) = sums.split_at_mut(PRODUCTS * f * c);
+        let sums = slots.sum(slot_data, |slot_images, sums| {
+            let (du, db) = sums.split_at_mut(du_stack.len());
             db.fill(T::zero());
-            let slot_images = piece_range(shape.images, slots, slot);
-            let scratch_len = plan.v_len() + plan.m_len() + plan.planes_len() + out_plane;
+            let scratch_len = plan.v.len() + plan.m.len() + plan.pixels_len() + LANES * out_plane;
             ws.scratch(scratch_len, |scratch: &mut [T]| {
-                let (v, scratch) = scratch.split_at_mut(plan.v_len());
-                let (dm, scratch) = scratch.split_at_mut(plan.m_len());
-                let (planes, dout) = scratch.split_at_mut(plan.planes_len());
+                let (v, scratch) = scratch.split_at_mut(plan.v.len());
+                let (dm, scratch) = scratch.split_at_mut(plan.m.len());
+                let (pixels, planes) = scratch.split_at_mut(plan.pixels_len());
+                let (pixels, _) = pixels.as_chunks_mut::<LANES>();
                 for group in 0..groups {
                     let within = piece_range(slot_images.len(), groups, group);
                     let images = slot_images.start + within.start..slot_images.start + within.end;
-                    let tiles = images.len() * plan.tiles.0 * plan.tiles.1;
+                    let tiles = plan.tiles(images.len());
                     // dM = A dy A^T; what tiles beyond the edge would see is zero
-                    planes.fill(T::zero());
-                    for filter in 0..f {
-                        for (image, planes) in images.clone().zip(planes.chunks_exact_mut(tile_rows * tile_cols)) {
-                            source(PlaneRows { image, filter, row: 0 }, dout);
-                            vectorized(
-                                #[inline(always)]
-                                || {
-                                    db[filter] += sum(dout);
-                                    copy_rows(dout, out_cols, planes, tile_cols, out_rows, out_cols);
-                                },
-                            );
+                    pixels.fill([T::zero(); LANES]);
+                    for filter in (0..filters).step_by(LANES) {
+                        let count = LANES.min(filters - filter);
+                        for (image, rows) in images.clone().zip(Plan::runs(pixels, plan.whole, (0, 0), out_size)) {
+                            for (f, plane) in planes.chunks_exact_mut(out_plane).enumerate().take(count) {
+                                source(PlaneRows { image, filter: filter + f, row: 0 }, plane);
+                                db[filter + f] += vectorized(
+                                    #[inline(always)]
+                                    || sum(plane),
+                                );
+                            }
+                            for (i, row) in rows.enumerate() {
+                                planes_to_lanes(&planes[i * out_size.1..], out_plane, count, row);
+                            }
                         }
                         vectorized(
                             #[inline(always)]
-                            || plan.output_adjoint(images.len(), filter, planes, dm),
+                            || plan.output_adjoint(images.len(), filter, pixels, dm),
                         );
                     }
-                    planes.fill(T::zero());
-                    transform_images(shape, &plan, images.clone(), x, planes, v);
+                    plan.transform_images(shape, images.clone(), x, pixels, v);
                     let accum = if group == 0 { Accum::Replace } else { Accum::Add };
                     for q in 0..PRODUCTS {
-                        // dU_q[F, C] += dM_q[F, tiles] . V_q^T[tiles, C]               because M_q = U_q . V_q
-                        let dm = Mat::new(&dm[q * f * plan.ld..], f, tiles, plan.ld);
-                        let v = Mat::new(&v[q * c * plan.ld..], c, tiles, plan.ld).t();
-                        gemm(accum, T::one(), dm, v, MatMut::new(&mut du[q * f * c..], f, c, c));
+                        // dU_q[C, F] += V_q^T[C, tiles] . dM_q[tiles, F]               because M_q = V_q . U_q
+                        let (v, dm) = (plan.v.mat(v, q, tiles), plan.m.mat(dm, q, tiles));
+                        gemm(accum, T::one(), v.t(), dm, du_stack.mat_mut(du, q, channels));
                     }
-                    let Some(dx) = &dx else { continue };
+                    let Some((dx, u_stack)) = &dx else { continue };
                     for q in 0..PRODUCTS {
-                        // dV_q[C, tiles] = U_q^T[C, F] . dM_q[F, tiles], in the place of V
-                        let u = Mat::new(&u[q * f * c..], f, c, c).t();
-                        let dm = Mat::new(&dm[q * f * plan.ld..], f, tiles, plan.ld);
-                        gemm(
-                            Accum::Replace,
-                            T::one(),
-                            u,
-                            dm,
-                            MatMut::new(&mut v[q * c * plan.ld..], c, tiles, plan.ld),
-                        );
+                        // dV_q[tiles, C] = dM_q[tiles, F] . U_q^T[F, C], in the place of V
+                        let (dm, u) = (plan.m.mat(dm, q, tiles), u_stack.mat(u, q, filters));
+                        gemm(Accum::Replace, T::one(), dm, u, plan.v.mat_mut(v, q, tiles));
                     }
-                    let (height, pitch) = plan.padded;
-                    let rows = shape.rows.input.min(height - shape.rows.before);
-                    let cols = shape.cols.input.min(pitch - shape.cols.before);
-                    for channel in 0..c {
+                    for channel in (0..channels).step_by(LANES) {
+                        let count = LANES.min(channels - channel);
+                        pixels.fill([T::zero(); LANES]);
                         vectorized(
                             #[inline(always)]
-                            || {
-                                planes.fill(T::zero());
-                                plan.input_adjoint(images.len(), channel, v, planes);
-                            },
+                            || plan.input_adjoint(images.len(), channel, v, pixels),
                         );
-                        for (image, planes) in images.clone().zip(planes.chunks_exact(height * pitch)) {
+                        for (image, rows) in images.clone().zip(Plan::runs(pixels, plan.padded, corner, in_size)) {
                             // SAFETY: the image belongs to this slot alone.
-                            let dx = unsafe { dx.slice((image * c + channel) * plane, plane) };
-                            if rows * cols < plane {
-                                dx.fill(T::zero());
+                            let dx = unsafe { dx.slice((image * channels + channel) * in_plane, count * in_plane) };
+                            for (y, row) in rows.enumerate() {
+                                lanes_to_planes(row, count, &mut dx[y * in_cols..], in_plane);
                             }
-                            let from = &planes[shape.rows.before * pitch + shape.cols.before..];
-                            vectorized(
-                                #[inline(always)]
-                                || copy_rows(from, pitch, dx, shape.cols.input, rows, cols),
-                            );
                         }
                     }
                 }
             });
         });
-        sum_slots(slot_data, slot_len);
-        let (du, sums) = slot_data[..slot_len].split_at(PRODUCTS * f * c);
-        transform_filters_adjoint(f, c, du, dw);
+        transform_filters_adjoint(&du_stack, sums, dw);
         if let Some(db) = db {
-            db.copy_from_slice(&sums[..f]);
+            db.copy_from_slice(&sums[du_stack.len()..][..filters]);
         }
     });
 }

@@ -164,8 +164,8 @@ struct Blocks {
 impl Blocks {
     /// Multiply-adds up to which OpenBLAS does not pack: `interface/gemm.c` and `kernel/x86_64/*_small_kernel_permit*`.
     const IN_PLACE: usize = 1_000_000;
-    /// Elements of C up to which it does not if B is transposed, and the terms that make that worth while.
-    const IN_PLACE_TRANSPOSED: (usize, Range<usize>) = (1200, 256..800);
+    /// Elements of C up to which it does not if B is transposed; then it pays from 256 terms on.
+    const IN_PLACE_TRANSPOSED: usize = 1200;
     /// Terms of a sum that leave room for blocks of a useful width.
     const TERMS: usize = 640;
     /// The same if A is transposed: every term is then in another row of A, often on another page.
@@ -180,31 +180,26 @@ impl Blocks {
     fn new<T>(a: Mat<'_, T>, b: Mat<'_, T>) -> Self {
         let (m, n, k) = (a.rows, b.cols, a.cols);
         let whole = Blocks { m, n, k };
-        if !multiplies_in_place() {
+        if !multiplies_in_place() || (!b.transposed && m * n * k <= Self::IN_PLACE) {
             return whole;
         }
-        let parts = k.div_ceil(if a.transposed { Self::TERMS_TRANSPOSED } else { Self::TERMS });
-        let cached = k * n * size_of::<T>() <= Self::B_BYTES * if a.transposed { 1 } else { parts };
-        if b.transposed {
-            let (elements, terms) = Self::IN_PLACE_TRANSPOSED;
-            let n = n.min(16);
-            return if !a.transposed && cached && terms.contains(&k) {
-                Blocks { m: elements / n, n, k }
-            } else {
-                whole
-            };
-        }
-        if m * n * k <= Self::IN_PLACE || !cached || parts > if a.transposed { 1 } else { Self::PARTS } {
-            return whole;
-        }
+        let parts = if a.transposed { 1 } else { k.div_ceil(Self::TERMS) };
         let k = k.div_ceil(parts);
-        let columns = Self::COLUMNS.min(n);
-        let rows = m.min(64);
-        let wide = Self::IN_PLACE / (rows * k) / columns * columns;
-        if wide > 0 {
-            return Blocks { m: rows, n: wide, k };
+        if parts > Self::PARTS || k * n * size_of::<T>() > Self::B_BYTES {
+            return whole;
         }
-        Blocks { m: (Self::IN_PLACE / (columns * k) / 8 * 8).max(1), n: columns, k }
+        if b.transposed {
+            let n = n.min(16);
+            return if a.transposed || k < 256 { whole } else { Blocks { m: Self::IN_PLACE_TRANSPOSED / n, n, k } };
+        }
+        if a.transposed && k > Self::TERMS_TRANSPOSED {
+            return whole;
+        }
+        // Blocks of even height, as wide as may be.
+        let columns = Self::COLUMNS.min(n);
+        let rows = (Self::IN_PLACE / (columns * k)).min(64);
+        let rows = m.div_ceil(m.div_ceil(rows)).next_multiple_of(8).min(rows);
+        Blocks { m: rows, n: Self::IN_PLACE / (rows * k) / columns * columns, k }
     }
 
     /// `0..len` in runs of `block`.

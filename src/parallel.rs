@@ -10,6 +10,7 @@
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::simd::finish_streaming;
 
 /// Runs `work` inside a pool of `threads` threads.
 ///
@@ -54,6 +55,7 @@ pub fn for_each_piece(pieces: usize, piece: impl Fn(usize) + Sync + Send) {
     (0..pieces).into_par_iter().with_max_len(1).for_each(|i| {
         let _guard = FlushToZero::on();
         piece(i);
+        finish_streaming();
     });
 }
 
@@ -62,6 +64,7 @@ pub fn for_each_chunk_mut<T: Send>(data: &mut [T], chunk: usize, piece: impl Fn(
     data.par_chunks_mut(chunk.max(1)).with_max_len(1).enumerate().for_each(|(i, chunk)| {
         let _guard = FlushToZero::on();
         piece(i, chunk);
+        finish_streaming();
     });
 }
 

@@ -86,6 +86,80 @@ pub(crate) fn add_assign<T: Element>(a: &mut [T], b: &[T]) {
     }
 }
 
+/// Bytes of an output that will not be in a core's cache any more when it is read.
+const LEAVES_CACHE: usize = 8 << 20;
+
+/// How the elements of an operation's output are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Write {
+    /// As ever: the cache fetches a line from memory before it changes it.
+    Cached,
+    /// Past the cache, in whole lines, which are not fetched before: half the traffic for an output that is larger than
+    /// the caches. Only within a piece of [`crate::parallel`], whose end makes such writes visible to other threads.
+    Streamed,
+}
+
+impl Write {
+    /// For an output of `len` elements in all.
+    pub(crate) fn of<T>(len: usize) -> Self {
+        if cfg!(target_arch = "x86_64") && len * size_of::<T>() >= LEAVES_CACHE { Write::Streamed } else { Write::Cached }
+    }
+
+    /// `out[i] = value(a[i], b[i])`
+    #[inline(always)]
+    pub(crate) fn map<T: Element>(self, out: &mut [T], a: &[T], b: &[T], value: impl Fn(T, T) -> T) {
+        let (a, b) = (&a[..out.len()], &b[..out.len()]);
+        if self == Write::Cached {
+            return map(out, a, b, &value);
+        }
+        let head = out.as_ptr().align_offset(64).min(out.len());
+        let lines = (out.len() - head) / LANES * LANES + head;
+        map(&mut out[..head], &a[..head], &b[..head], &value);
+        for ((out, a), b) in out[head..lines]
+            .chunks_exact_mut(LANES)
+            .zip(a[head..lines].chunks_exact(LANES))
+            .zip(b[head..lines].chunks_exact(LANES))
+        {
+            let mut values = [T::zero(); LANES];
+            map(&mut values, a, b, &value);
+            stream(out, &values);
+        }
+        map(&mut out[lines..], &a[lines..], &b[lines..], &value);
+    }
+}
+
+#[inline(always)]
+fn map<T: Element>(out: &mut [T], a: &[T], b: &[T], value: &impl Fn(T, T) -> T) {
+    out.iter_mut().zip(a.iter().zip(b)).for_each(|(out, (&a, &b))| *out = value(a, b));
+}
+
+/// Writes a vector to whole cache lines past the cache.
+#[inline(always)]
+fn stream<T: Element>(out: &mut [T], values: &Lanes<T>) {
+    assert!(out.len() == LANES && out.as_ptr().addr().is_multiple_of(64), "whole lines");
+    #[cfg(target_arch = "x86_64")]
+    for quarter in 0..size_of::<Lanes<T>>() / 16 {
+        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
+        // SAFETY: SSE2 is part of x86_64; both have LANES elements, `out` begins at a cache line by the assertion. The
+        // fence that the contract of `_mm_stream_si128` asks for is at the end of the piece: see `Write::Streamed`.
+        unsafe {
+            let values = _mm_loadu_si128(values.as_ptr().cast::<__m128i>().add(quarter));
+            _mm_stream_si128(out.as_mut_ptr().cast::<__m128i>().add(quarter), values);
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    out.copy_from_slice(values);
+}
+
+/// Makes what [`Write::Streamed`] wrote visible to other threads before anything that this thread does afterwards.
+pub(crate) fn finish_streaming() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of x86_64.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+}
+
 /// The pixels of up to [`LANES`] planes side by side: `to[p][c] = planes[c * pitch + p]` for `c` below `channels`.
 pub(crate) fn planes_to_lanes<T: Element>(planes: &[T], pitch: usize, channels: usize, to: &mut [Lanes<T>]) {
     let pixels = to.len();

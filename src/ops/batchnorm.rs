@@ -21,7 +21,7 @@ use crate::element::Element;
 use crate::error::{Error, Result, check_shape};
 use crate::naive::BatchNormGrads;
 use crate::parallel::{Disjoint, for_each_piece};
-use crate::simd::{dot, sum, sum_squared_deviations, vectorized};
+use crate::simd::{Write, dot, sum, sum_squared_deviations, vectorized};
 
 /// Constants of batch normalisation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -249,7 +249,7 @@ fn normalize_into<T: Element>(
     out: &mut [T],
 ) {
     let normalize = |x: T, c: usize| gamma[c] * ((x - mean[c]) * inverse_std(var[c], eps)) + beta[c];
-    let out = Disjoint::new(out);
+    let (write, out) = (Write::of::<T>(out.len()), Disjoint::new(out));
     if of.plane == 1 {
         for_each_piece(of.images, |n| {
             // SAFETY: a piece owns its row.
@@ -269,9 +269,8 @@ fn normalize_into<T: Element>(
                     for plane in of.planes(c) {
                         // SAFETY: a piece owns the planes of its channel.
                         let out = unsafe { out.slice(plane.start, plane.len()) };
-                        out.iter_mut()
-                            .zip(&x[plane])
-                            .for_each(|(out, &x)| *out = gamma * ((x - mean) * inverse) + beta);
+                        let x = &x[plane];
+                        write.map(out, x, x, |x, _| gamma * ((x - mean) * inverse) + beta);
                     }
                 },
             );
@@ -292,6 +291,7 @@ pub(crate) fn train_backward_into<T: Element>(
     dgamma: &mut [T],
     dbeta: &mut [T],
 ) {
+    let write = Write::of::<T>(dx.len());
     let (dx, dgamma, dbeta) = (Disjoint::new(dx), Disjoint::new(dgamma), Disjoint::new(dbeta));
     let scale = 1.0 / of.count();
     if of.plane == 1 {
@@ -358,7 +358,7 @@ pub(crate) fn train_backward_into<T: Element>(
                         // SAFETY: a piece owns the planes of its channel.
                         let dx = unsafe { dx.slice(plane.start, plane.len()) };
                         let (dout, x) = (&dout[plane.clone()], &x[plane]);
-                        dx.iter_mut().zip(dout).zip(x).for_each(|((dx, &dout), &x)| *dx = gradient.dx(dout, x));
+                        write.map(dx, dout, x, |dout, x| gradient.dx(dout, x));
                     }
                     // SAFETY: a piece owns its channel.
                     unsafe {

@@ -36,7 +36,7 @@ use crate::ops::slots::Slots;
 use crate::ops::{depthwise, winograd};
 use crate::parallel::{Disjoint, for_each_piece};
 use crate::shape::{Algorithm, Conv2d, Conv2dShape};
-use crate::simd::{sum, vectorized};
+use crate::simd::{Write, sum, vectorized};
 use crate::workspace::Workspace;
 
 /// Rows of one output plane: what a sink receives and a source delivers.
@@ -316,7 +316,7 @@ pub fn conv2d_forward_into<T: Element>(
 ) {
     assert_lengths(shape, x, w, out);
     assert!(b.is_none_or(|b| b.len() == shape.filters), "b has one element per filter");
-    let out = Disjoint::new(out);
+    let (write, out) = (Write::of::<T>(out.len()), Disjoint::new(out));
     forward(shape, 1, x, w, ws, |at, product| {
         let start = (at.image * shape.filters + at.filter) * shape.out_plane() + at.row * shape.cols.output;
         // SAFETY: the tiles of all images and filters are disjoint.
@@ -324,7 +324,7 @@ pub fn conv2d_forward_into<T: Element>(
         let b = b.map_or(T::zero(), |b| b[at.filter]);
         vectorized(
             #[inline(always)]
-            || out.iter_mut().zip(&*product).for_each(|(out, &product)| *out = product + b),
+            || write.map(out, product, product, |product, _| product + b),
         );
     });
 }

@@ -21,7 +21,7 @@ use crate::element::Element;
 use crate::error::{Error, Result, check_shape};
 use crate::naive::BatchNormGrads;
 use crate::parallel::{Disjoint, for_each_piece};
-use crate::simd::{Write, dot, sum, sum_squared_deviations, vectorized};
+use crate::simd::{Write, sum, sum_and_dot_centred, sum_squared_deviations, vectorized};
 
 /// Constants of batch normalisation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -148,25 +148,9 @@ pub(crate) struct ChannelGradient<T> {
 /// `sum(dout)` and `sum(dout xhat)` of one plane.
 #[inline(always)]
 pub(crate) fn gradient_sums<T: Element>(dout: &[T], x: &[T], mean: T, inverse_std: T) -> (f64, f64) {
-    let total = sum(dout);
-    // sum(dout (x - mean)): subtracting the mean first keeps the digits that a large mean would cost
-    let x = &x[..dout.len()];
-    let centred = dot_centred(dout, x, mean);
+    // subtracting the mean first keeps the digits that a large mean would cost
+    let (total, centred) = sum_and_dot_centred(dout, x, mean);
     (total.f64(), (centred * inverse_std).f64())
-}
-
-#[inline(always)]
-fn dot_centred<T: Element>(dout: &[T], x: &[T], mean: T) -> T {
-    const BLOCK: usize = 256;
-    let mut centred = [T::zero(); BLOCK];
-    let mut total = T::zero();
-    for (dout, x) in dout.chunks(BLOCK).zip(x.chunks(BLOCK)) {
-        for (centred, &x) in centred.iter_mut().zip(x) {
-            *centred = x - mean;
-        }
-        total += dot(dout, &centred);
-    }
-    total
 }
 
 impl<T: Element> ChannelGradient<T> {

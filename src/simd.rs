@@ -243,6 +243,126 @@ pub(crate) fn lanes_to_planes<T: Element>(from: &[Lanes<T>], channels: usize, pl
     }
 }
 
+/// `even[i] = from[2 i]`, `odd[i] = from[2 i + 1]`.
+#[inline(always)]
+pub(crate) fn deal_two<T: Element>(from: &[T; 2 * LANES], even: &mut Lanes<T>, odd: &mut Lanes<T>) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        let (from, even, odd) = (from.as_ptr(), even.as_mut_ptr(), odd.as_mut_ptr());
+        // SAFETY: AVX2 is there; the references are to as many elements, which are f32 or f64 (`Element` is sealed).
+        unsafe {
+            return match size_of::<T>() {
+                4 => pairs::deal_f32(from.cast(), even.cast(), odd.cast()),
+                _ => pairs::deal_f64(from.cast(), even.cast(), odd.cast()),
+            };
+        }
+    }
+    for i in 0..LANES {
+        even[i] = from[2 * i];
+        odd[i] = from[2 * i + 1];
+    }
+}
+
+/// `to[2 i] = even[i]`, `to[2 i + 1] = odd[i]`: the inverse of [`deal_two`].
+#[inline(always)]
+pub(crate) fn gather_two<T: Element>(even: &Lanes<T>, odd: &Lanes<T>, to: &mut [T; 2 * LANES]) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        let (even, odd, to) = (even.as_ptr(), odd.as_ptr(), to.as_mut_ptr());
+        // SAFETY: as in `deal_two`.
+        unsafe {
+            return match size_of::<T>() {
+                4 => pairs::gather_f32(even.cast(), odd.cast(), to.cast()),
+                _ => pairs::gather_f64(even.cast(), odd.cast(), to.cast()),
+            };
+        }
+    }
+    for i in 0..LANES {
+        to[2 * i] = even[i];
+        to[2 * i + 1] = odd[i];
+    }
+}
+
+/// [`deal_two`] and [`gather_two`] by shuffles of vectors: of the plain loops the compiler makes scalar code. All of them
+/// need AVX2, and pointers to [`LANES`] elements, or twice as many.
+#[cfg(target_arch = "x86_64")]
+mod pairs {
+    use std::arch::x86_64::{
+        __m256d, _mm256_castpd_ps, _mm256_castps_pd, _mm256_loadu_pd, _mm256_loadu_ps, _mm256_permute2f128_pd,
+        _mm256_permute2f128_ps, _mm256_permute4x64_pd, _mm256_shuffle_ps, _mm256_storeu_pd, _mm256_storeu_ps,
+        _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpacklo_ps,
+    };
+
+    use super::LANES;
+
+    /// Quarters 0, 2, 1, 3: shuffles work on each half of a vector by itself, and leave them in this order.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn in_order(halves: __m256d) -> __m256d {
+        _mm256_permute4x64_pd::<0b11_01_10_00>(halves)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn deal_f32(from: *const f32, even: *mut f32, odd: *mut f32) {
+        for i in (0..LANES).step_by(8) {
+            // SAFETY: i + 8 <= LANES.
+            unsafe {
+                let (a, b) = (_mm256_loadu_ps(from.add(2 * i)), _mm256_loadu_ps(from.add(2 * i + 8)));
+                let evens = _mm256_castps_pd(_mm256_shuffle_ps::<0b10_00_10_00>(a, b));
+                let odds = _mm256_castps_pd(_mm256_shuffle_ps::<0b11_01_11_01>(a, b));
+                _mm256_storeu_ps(even.add(i), _mm256_castpd_ps(in_order(evens)));
+                _mm256_storeu_ps(odd.add(i), _mm256_castpd_ps(in_order(odds)));
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn deal_f64(from: *const f64, even: *mut f64, odd: *mut f64) {
+        for i in (0..LANES).step_by(4) {
+            // SAFETY: i + 4 <= LANES.
+            unsafe {
+                let (a, b) = (_mm256_loadu_pd(from.add(2 * i)), _mm256_loadu_pd(from.add(2 * i + 4)));
+                _mm256_storeu_pd(even.add(i), in_order(_mm256_unpacklo_pd(a, b)));
+                _mm256_storeu_pd(odd.add(i), in_order(_mm256_unpackhi_pd(a, b)));
+            }
+        }
+    }
+
+    /// The first halves of two vectors, and the last.
+    const FIRST: i32 = 0x20;
+    const LAST: i32 = 0x31;
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn gather_f32(even: *const f32, odd: *const f32, to: *mut f32) {
+        for i in (0..LANES).step_by(8) {
+            // SAFETY: i + 8 <= LANES.
+            unsafe {
+                let (a, b) = (_mm256_loadu_ps(even.add(i)), _mm256_loadu_ps(odd.add(i)));
+                let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+                _mm256_storeu_ps(to.add(2 * i), _mm256_permute2f128_ps::<FIRST>(low, high));
+                _mm256_storeu_ps(to.add(2 * i + 8), _mm256_permute2f128_ps::<LAST>(low, high));
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn gather_f64(even: *const f64, odd: *const f64, to: *mut f64) {
+        for i in (0..LANES).step_by(4) {
+            // SAFETY: i + 4 <= LANES.
+            unsafe {
+                let (a, b) = (_mm256_loadu_pd(even.add(i)), _mm256_loadu_pd(odd.add(i)));
+                let (low, high) = (_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
+                _mm256_storeu_pd(to.add(2 * i), _mm256_permute2f128_pd::<FIRST>(low, high));
+                _mm256_storeu_pd(to.add(2 * i + 4), _mm256_permute2f128_pd::<LAST>(low, high));
+            }
+        }
+    }
+}
+
 /// `to[j][i] = from[i][j]` for 8 rows of 8, `from_pitch` and `to_pitch` apart. The compiler makes scalar code of the plain
 /// loop, five times slower.
 ///
@@ -325,6 +445,22 @@ mod tests {
                     assert_eq!(got, if i % pitch < pixels { from } else { T::of(-2.0) }, "{i} of {pixels}, {channels}");
                 }
             }
+        }
+        check::<f32>();
+        check::<f64>();
+    }
+
+    #[test]
+    fn pairs_are_dealt_out_and_gathered() {
+        fn check<T: Element>() {
+            let from: [T; 2 * LANES] = std::array::from_fn(|i| T::of(i as f64));
+            let (mut even, mut odd, mut back) = ([T::zero(); LANES], [T::zero(); LANES], [T::zero(); 2 * LANES]);
+            deal_two(&from, &mut even, &mut odd);
+            for i in 0..LANES {
+                assert_eq!((even[i], odd[i]), (T::of(2.0 * i as f64), T::of(2.0 * i as f64 + 1.0)));
+            }
+            gather_two(&even, &odd, &mut back);
+            assert_eq!(back, from);
         }
         check::<f32>();
         check::<f64>();

@@ -14,13 +14,15 @@
 //! contiguous: one `memcpy`, then zeros over the few cells that slid across a row's end. With stride 1 the plane is the
 //! image itself and nothing is dealt out.
 
+use std::ops::Range;
+
 use ndarray::{Array2, Array4, ArrayView2, ArrayView4};
 
 use crate::element::Element;
 use crate::error::{Result, check_shape};
 use crate::parallel::{Disjoint, for_each_chunk_mut, for_each_piece};
 use crate::shape::{Axis, Conv2d, Conv2dShape};
-use crate::simd::{add_assign, vectorized};
+use crate::simd::{LANES, Lanes, add_assign, deal_two, gather_two, vectorized};
 use crate::workspace::Workspace;
 
 /// Where cell `cell` of a window finds its pixels: output `o` reads element `o + shift` of phase `phase`, if that is
@@ -74,64 +76,91 @@ impl Phases {
     }
 
     /// Deals out the channels of `x`, `[C][H][W]`, to `phases`.
+    #[inline(always)]
     pub(crate) fn split<T: Element>(&self, x: &[T], phases: &mut [T]) {
-        let (sh, sw) = (self.rows.stride, self.cols.stride);
-        for (x, channel) in
-            x.chunks_exact(self.rows.input * self.cols.input).zip(phases.chunks_exact_mut(self.channel()))
-        {
-            for (index, plane) in channel.chunks_exact_mut(self.plane()).enumerate() {
-                let (ph, pw) = (index / sw, index % sw);
-                for (i, row) in plane.chunks_exact_mut(self.pitch).enumerate() {
-                    let filled =
-                        match x.chunks_exact(self.cols.input).nth(i * sh + ph).and_then(|source| source.get(pw..)) {
-                            Some(source) if sw == 2 => deal_two(row, source),
-                            Some(source) => {
-                                row.iter_mut().zip(source.iter().step_by(sw)).map(|(to, &from)| *to = from).count()
-                            }
-                            None => 0,
-                        };
-                    row[filled..].fill(T::zero());
-                }
-            }
-        }
-    }
-
-    /// Gathers `phases` back into the channels of `x`: the inverse of [`Phases::split`].
-    pub(crate) fn merge<T: Element>(&self, phases: &[T], x: &mut [T]) {
-        let (sh, sw) = (self.rows.stride, self.cols.stride);
-        for (x, channel) in
-            x.chunks_exact_mut(self.rows.input * self.cols.input).zip(phases.chunks_exact(self.channel()))
-        {
-            for (y, row) in x.chunks_exact_mut(self.cols.input).enumerate() {
-                for pw in 0..sw.min(row.len()) {
-                    let plane = &channel[((y % sh) * sw + pw) * self.plane()..][..self.plane()];
-                    let from = &plane[y / sh * self.pitch..][..self.pitch];
-                    for (to, &from) in row[pw..].iter_mut().step_by(sw).zip(from) {
-                        *to = from;
+        let (sh, sw, width) = (self.rows.stride, self.cols.stride, self.cols.input);
+        for (c, channel) in phases.chunks_exact_mut(self.channel()).enumerate() {
+            for (ph, phases) in channel.chunks_exact_mut(sw * self.plane()).enumerate() {
+                for i in 0..self.height {
+                    let (y, row) = (i * sh + ph, i * self.pitch..(i + 1) * self.pitch);
+                    if y >= self.rows.input {
+                        phases.chunks_exact_mut(self.plane()).for_each(|plane| plane[row.clone()].fill(T::zero()));
+                        continue;
+                    }
+                    let start = (c * self.rows.input + y) * width;
+                    if sw == 2 {
+                        let (even, odd) = phases.split_at_mut(self.plane());
+                        deal_row(&x[start..], width, &mut even[row.clone()], &mut odd[row]);
+                        continue;
+                    }
+                    for (pw, plane) in phases.chunks_exact_mut(self.plane()).enumerate() {
+                        let (row, source) = (&mut plane[row.clone()], x[start..][..width].iter().skip(pw).step_by(sw));
+                        let filled = row.iter_mut().zip(source).map(|(to, &from)| *to = from).count();
+                        row[filled..].fill(T::zero());
                     }
                 }
             }
         }
     }
 
-    /// For cell (ki, kj): the block's plane, its shift as a distance in the plane, its taps.
-    fn block(&self, ki: usize, kj: usize) -> (usize, Tap, Tap) {
-        let (row, col) = (tap(&self.rows, ki), tap(&self.cols, kj));
-        ((row.phase * self.cols.stride + col.phase) * self.plane(), row, col)
+    /// Gathers `phases` back into the channels of `x`: the inverse of [`Phases::split`].
+    #[inline(always)]
+    pub(crate) fn merge<T: Element>(&self, phases: &[T], x: &mut [T]) {
+        let (sh, sw, width) = (self.rows.stride, self.cols.stride, self.cols.input);
+        for (c, channel) in phases.chunks_exact(self.channel()).enumerate() {
+            for i in 0..self.height {
+                // in the order of the rows: `gather_row` may write beyond one
+                for (ph, phases) in channel.chunks_exact(sw * self.plane()).enumerate() {
+                    let (y, row) = (i * sh + ph, i * self.pitch..(i + 1) * self.pitch);
+                    if y >= self.rows.input {
+                        continue;
+                    }
+                    let start = (c * self.rows.input + y) * width;
+                    if sw == 2 {
+                        let (even, odd) = phases.split_at(self.plane());
+                        gather_row(&even[row.clone()], &odd[row], width, &mut x[start..]);
+                        continue;
+                    }
+                    for (pw, plane) in phases.chunks_exact(self.plane()).enumerate() {
+                        let to = x[start..][..width].iter_mut().skip(pw).step_by(sw);
+                        to.zip(&plane[row.clone()]).for_each(|(to, &from)| *to = from);
+                    }
+                }
+            }
+        }
     }
 
-    /// Output rows within `tile` whose pixel row exists.
-    fn valid_rows(&self, row: Tap, tile: &std::ops::Range<usize>) -> std::ops::Range<usize> {
-        let first = (-row.shift).max(tile.start as isize).min(tile.end as isize) as usize;
-        let end = (row.len as isize - row.shift).clamp(first as isize, tile.end as isize) as usize;
-        first..end
+    /// The blocks of a window's cells, in row-major order, for output rows `tile`.
+    #[inline(always)]
+    fn blocks(&self, tile: Range<usize>) -> impl Iterator<Item = Block> {
+        (0..self.rows.window).flat_map(
+            #[inline(always)]
+            move |ki| {
+                let (phases, tile, row) = (*self, tile.clone(), tap(&self.rows, ki));
+                (0..self.cols.window).map(
+                    #[inline(always)]
+                    move |kj| phases.block(&tile, row, tap(&phases.cols, kj)),
+                )
+            },
+        )
     }
 
-    /// Output columns whose pixel column exists.
-    fn valid_cols(&self, col: Tap) -> std::ops::Range<usize> {
+    #[inline(always)]
+    fn block(&self, tile: &Range<usize>, row: Tap, col: Tap) -> Block {
+        let first_row = (-row.shift).max(tile.start as isize).min(tile.end as isize);
+        let end_row = (row.len as isize - row.shift).clamp(first_row, tile.end as isize);
         let output = self.cols.output as isize;
-        let first = (-col.shift).clamp(0, output);
-        first as usize..(col.len as isize - col.shift).clamp(first, output) as usize
+        let first_col = (-col.shift).clamp(0, output);
+        let end_col = (col.len as isize - col.shift).clamp(first_col, output);
+        let (rows, cols) = (first_row as usize..end_row as usize, first_col as usize..end_col as usize);
+        let empty = rows.is_empty() || cols.is_empty();
+        Block {
+            offset: (row.phase * self.cols.stride + col.phase) * self.plane(),
+            row,
+            col,
+            rows: if empty { tile.start..tile.start } else { rows },
+            cols,
+        }
     }
 
     fn contiguous(&self) -> bool {
@@ -139,110 +168,133 @@ impl Phases {
     }
 
     /// Fills the tile of columns of output rows `tile`, `ld` elements from one row of `cols` to the next.
-    pub(crate) fn im2col<T: Element>(&self, phases: &[T], tile: std::ops::Range<usize>, cols: &mut [T], ld: usize) {
-        let (kh, kw, width) = (self.rows.window, self.cols.window, self.cols.output);
-        for (index, out) in cols.chunks_mut(ld).take(phases.len() / self.channel() * kh * kw).enumerate() {
-            let (channel, ki, kj) = (index / (kh * kw), index / kw % kh, index % kw);
-            let (offset, row, col) = self.block(ki, kj);
-            let plane = &phases[channel * self.channel() + offset..][..self.plane()];
-            let out = &mut out[..tile.len() * width];
-            let (rows, columns) = (self.valid_rows(row, &tile), self.valid_cols(col));
-            if rows.is_empty() || columns.is_empty() {
-                out.fill(T::zero());
-                continue;
-            }
-            let (start, end) = ((rows.start - tile.start) * width, (rows.end - tile.start) * width);
-            out[..start].fill(T::zero());
-            out[end..].fill(T::zero());
-            if self.contiguous() {
-                let (to, from) = self.overlap(row, col, &rows, start);
-                out[to.clone()].copy_from_slice(&plane[from..from + to.len()]);
-                self.clear_edges(col, &mut out[start..end]);
-            } else {
-                for (i, out) in rows.zip(out[start..end].chunks_exact_mut(width)) {
-                    let from = (i as isize + row.shift) as usize * self.pitch;
-                    let from = (from + columns.start).wrapping_add_signed(col.shift);
-                    out[..columns.start].fill(T::zero());
-                    out[columns.clone()].copy_from_slice(&plane[from..from + columns.len()]);
-                    out[columns.end..].fill(T::zero());
+    #[inline(always)]
+    pub(crate) fn im2col<T: Element>(&self, phases: &[T], tile: Range<usize>, cols: &mut [T], ld: usize) {
+        let (cells, width) = (self.rows.window * self.cols.window, self.cols.output);
+        for (cell, block) in self.blocks(tile.clone()).enumerate() {
+            let (start, end) = ((block.rows.start - tile.start) * width, (block.rows.end - tile.start) * width);
+            for (channel, phases) in phases.chunks_exact(self.channel()).enumerate() {
+                let plane = &phases[block.offset..][..self.plane()];
+                let out = &mut cols[(channel * cells + cell) * ld..][..tile.len() * width];
+                if block.rows.len() < tile.len() {
+                    out[..start].fill(T::zero());
+                    out[end..].fill(T::zero());
+                }
+                if block.rows.is_empty() {
+                    continue;
+                }
+                if self.contiguous() {
+                    let (to, from) = self.overlap(&block, start);
+                    out[to.clone()].copy_from_slice(&plane[from..from + to.len()]);
+                    self.clear_edges(&block, &mut out[start..end]);
+                } else {
+                    for (i, out) in block.rows.clone().zip(out[start..end].chunks_exact_mut(width)) {
+                        let from = (i as isize + block.row.shift) as usize * self.pitch;
+                        let from = (from + block.cols.start).wrapping_add_signed(block.col.shift);
+                        out[..block.cols.start].fill(T::zero());
+                        out[block.cols.clone()].copy_from_slice(&plane[from..from + block.cols.len()]);
+                        out[block.cols.end..].fill(T::zero());
+                    }
                 }
             }
         }
     }
 
     /// Adds the tile of columns to `phases`: the adjoint of [`Phases::im2col`]. Clears cells of `cols` on the way.
-    pub(crate) fn col2im_add<T: Element>(
-        &self,
-        cols: &mut [T],
-        tile: std::ops::Range<usize>,
-        phases: &mut [T],
-        ld: usize,
-    ) {
-        let (kh, kw, width) = (self.rows.window, self.cols.window, self.cols.output);
-        for (index, from) in cols.chunks_mut(ld).take(phases.len() / self.channel() * kh * kw).enumerate() {
-            let (channel, ki, kj) = (index / (kh * kw), index / kw % kh, index % kw);
-            let (offset, row, col) = self.block(ki, kj);
-            let plane = &mut phases[channel * self.channel() + offset..][..self.plane()];
-            let (rows, columns) = (self.valid_rows(row, &tile), self.valid_cols(col));
-            if rows.is_empty() || columns.is_empty() {
+    #[inline(always)]
+    pub(crate) fn col2im_add<T: Element>(&self, cols: &mut [T], tile: Range<usize>, phases: &mut [T], ld: usize) {
+        let (cells, width) = (self.rows.window * self.cols.window, self.cols.output);
+        for (cell, block) in self.blocks(tile.clone()).enumerate() {
+            if block.rows.is_empty() {
                 continue;
             }
-            let (start, end) = ((rows.start - tile.start) * width, (rows.end - tile.start) * width);
-            if self.contiguous() {
-                // in im2col these cells were cleared after the copy, so here they contribute nothing
-                self.clear_edges(col, &mut from[start..end]);
-                let (source, to) = self.overlap(row, col, &rows, start);
-                add_assign(&mut plane[to..to + source.len()], &from[source]);
-            } else {
-                for (i, from) in rows.zip(from[start..end].chunks_exact(width)) {
-                    let to = (i as isize + row.shift) as usize * self.pitch;
-                    let to = (to + columns.start).wrapping_add_signed(col.shift);
-                    add_assign(&mut plane[to..to + columns.len()], &from[columns.clone()]);
+            let (start, end) = ((block.rows.start - tile.start) * width, (block.rows.end - tile.start) * width);
+            for (channel, phases) in phases.chunks_exact_mut(self.channel()).enumerate() {
+                let plane = &mut phases[block.offset..][..self.plane()];
+                let from = &mut cols[(channel * cells + cell) * ld..][..tile.len() * width];
+                if self.contiguous() {
+                    // in im2col these cells were cleared after the copy, so here they contribute nothing
+                    self.clear_edges(&block, &mut from[start..end]);
+                    let (source, to) = self.overlap(&block, start);
+                    add_assign(&mut plane[to..to + source.len()], &from[source]);
+                } else {
+                    for (i, from) in block.rows.clone().zip(from[start..end].chunks_exact(width)) {
+                        let to = (i as isize + block.row.shift) as usize * self.pitch;
+                        let to = (to + block.cols.start).wrapping_add_signed(block.col.shift);
+                        add_assign(&mut plane[to..to + block.cols.len()], &from[block.cols.clone()]);
+                    }
                 }
             }
         }
     }
 
-    /// For contiguous blocks: the range of a row of `cols`, and where it starts in the plane. What would begin before
-    /// the plane or end after it lies on a row's edge, which is cleared anyway.
-    fn overlap(
-        &self,
-        row: Tap,
-        col: Tap,
-        rows: &std::ops::Range<usize>,
-        start: usize,
-    ) -> (std::ops::Range<usize>, usize) {
-        let from = (rows.start as isize + row.shift) * self.pitch as isize + col.shift;
+    /// For contiguous blocks: the range of a row of `cols`, whose first valid element is `start`, and where it starts in
+    /// the plane. What would begin before the plane or end after it lies on a row's edge, which is cleared anyway.
+    #[inline(always)]
+    fn overlap(&self, block: &Block, start: usize) -> (Range<usize>, usize) {
+        let from = (block.rows.start as isize + block.row.shift) * self.pitch as isize + block.col.shift;
         let skip = (-from).max(0);
-        let len = (rows.len() * self.pitch) as isize;
+        let len = (block.rows.len() * self.pitch) as isize;
         let end = len.min(self.plane() as isize - from);
         (start + skip as usize..start + end as usize, (from + skip) as usize)
     }
 
-    /// Zeros the cells of each row that a shifted contiguous copy took from the neighbouring row.
-    fn clear_edges<T: Element>(&self, col: Tap, block: &mut [T]) {
-        let width = self.cols.output;
-        let edge = if col.shift < 0 { 0..(-col.shift) as usize } else { width - col.shift as usize..width };
-        if !edge.is_empty() {
-            for row in block.chunks_exact_mut(width) {
-                row[edge.clone()].fill(T::zero());
-            }
+    /// Zeros the cells of each row of `out` that a shifted contiguous copy took from the neighbouring row: one column after
+    /// the other, since they are few.
+    #[inline(always)]
+    fn clear_edges<T: Element>(&self, block: &Block, out: &mut [T]) {
+        let (width, shift) = (self.cols.output, block.col.shift);
+        for column in if shift < 0 { 0..(-shift) as usize } else { width - shift as usize..width } {
+            out.iter_mut().skip(column).step_by(width).for_each(|out| *out = T::zero());
         }
     }
 }
 
-/// Every second element of `source` into `row`; returns how many. A loop over pairs is what the compiler vectorises.
+/// The pixels that one cell of the window sees, for the output rows of a tile.
+struct Block {
+    /// Where its phase begins within a channel.
+    offset: usize,
+    row: Tap,
+    col: Tap,
+    /// Output rows and columns whose pixel exists; no rows if there is no pixel at all.
+    rows: Range<usize>,
+    cols: Range<usize>,
+}
+
+/// The elements with even and odd index of the first `width` of `source`, zeros after them. Rows are short, so whole
+/// vectors are moved, also where they take elements of the next row along, for zeros to take their place.
 #[inline(always)]
-fn deal_two<T: Element>(row: &mut [T], source: &[T]) -> usize {
-    let count = source.len().div_ceil(2).min(row.len());
-    let pairs = source.chunks_exact(2);
-    if let [last] = pairs.remainder() {
-        row[count - 1] = *last;
+fn deal_row<T: Element>(source: &[T], width: usize, even: &mut [T], odd: &mut [T]) {
+    let (evens, odds) = (width.div_ceil(2), width / 2);
+    let mut done = 0;
+    while done < evens && done + LANES <= even.len() && 2 * (done + LANES) <= source.len() {
+        let from: &[T; 2 * LANES] = source[2 * done..][..2 * LANES].try_into().expect("two vectors");
+        let [even, odd]: [&mut Lanes<T>; 2] =
+            [&mut *even, &mut *odd].map(|to| (&mut to[done..done + LANES]).try_into().expect("a vector"));
+        deal_two(from, even, odd);
+        done += LANES;
     }
-    for (to, pair) in row.iter_mut().zip(pairs) {
-        *to = pair[0];
+    for (to, count, first) in [(even, evens, 0), (odd, odds, 1)] {
+        (done..count).for_each(|i| to[i] = source[2 * i + first]);
+        to[count..].fill(T::zero());
     }
-    count
+}
+
+/// The inverse of [`deal_row`]: sets the first `width` elements of `to`, and may change some after them, which the next
+/// row sets.
+#[inline(always)]
+fn gather_row<T: Element>(even: &[T], odd: &[T], width: usize, to: &mut [T]) {
+    let mut done = 0;
+    while 2 * done < width && done + LANES <= even.len() && 2 * (done + LANES) <= to.len() {
+        let to: &mut [T; 2 * LANES] = (&mut to[2 * done..][..2 * LANES]).try_into().expect("two vectors");
+        let [even, odd]: [&Lanes<T>; 2] =
+            [even, odd].map(|from| from[done..done + LANES].try_into().expect("a vector"));
+        gather_two(even, odd, to);
+        done += LANES;
+    }
+    for i in (2 * done).min(width)..width {
+        to[i] = if i % 2 == 0 { even[i / 2] } else { odd[i / 2] };
+    }
 }
 
 /// im2col of a batch: x `(N, C, H, W)` to `(C KH KW, N H' W')`, columns ordered by image, row, column.

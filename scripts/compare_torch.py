@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 
 TURN_MS = 300  # how long one side computes before the other has its turn, about
-WARMUPS = 2  # calls at the start of a turn that are not timed
+WARM_MS = 30  # how much of a turn is not timed, about: threads wake up, caches fill
 PAUSE_S = 0.05  # between turns: threads that wait for more work spin for some milliseconds
 
 
@@ -185,12 +185,14 @@ class Side:
 
 def alternate(turns, rounds):
     """The median of each of `turns`, pairs of a side and a case, in milliseconds, and the FLOP of the first."""
-    first = [side.ask(case, 1, 1) for side, case in turns]
-    runs = [min(max(int(TURN_MS / answer["times_ms"][0]), 3), 100) for answer in first]
+    first = [side.ask(case, 2, 1) for side, case in turns]
+    # at least 2 calls to warm up and 3 that count
+    calls = lambda ms, least: [min(max(int(ms / answer["times_ms"][0]), least), 300) for answer in first]
+    warmups, runs = calls(WARM_MS, 2), calls(TURN_MS, 3)
     times = [[] for _ in turns]
     for _ in range(rounds):
-        for (side, case), count, into in zip(turns, runs, times):
-            into += side.ask(case, WARMUPS, count)["times_ms"]
+        for (side, case), warmup, count, into in zip(turns, warmups, runs, times):
+            into += side.ask(case, warmup, count)["times_ms"]
     return [statistics.median(of_side) for of_side in times], first[0]["flop"]
 
 

@@ -131,7 +131,11 @@ pub(crate) enum Write {
 impl Write {
     /// For an output of `len` elements in all.
     pub(crate) fn of<T>(len: usize) -> Self {
-        if cfg!(target_arch = "x86_64") && len * size_of::<T>() >= LEAVES_CACHE { Write::Streamed } else { Write::Cached }
+        if cfg!(target_arch = "x86_64") && len * size_of::<T>() >= LEAVES_CACHE {
+            Write::Streamed
+        } else {
+            Write::Cached
+        }
     }
 
     /// `out[i] = value(a[i], b[i])`

@@ -50,6 +50,13 @@ pub(crate) struct PlaneRows {
     pub(crate) row: usize,
 }
 
+impl PlaneRows {
+    /// Where the rows begin in an output `[N, F, H', W']`.
+    fn index(&self, shape: &Conv2dShape) -> usize {
+        (self.image * shape.filters + self.filter) * shape.out_plane() + self.row * shape.cols.output
+    }
+}
+
 /// How the output rows of an image are cut into tiles.
 #[derive(Clone, Copy, Debug)]
 struct Tiling {
@@ -127,10 +134,23 @@ pub(crate) fn forward<T: Element>(
 ) {
     assert!(shape.check_algorithm::<T>().is_ok(), "{:?} is not for {}", shape.algorithm, T::NAME);
     match shape.algorithm_for::<T>() {
-        Algorithm::Winograd => return winograd::forward(shape, x, w, ws, sink),
-        Algorithm::Depthwise => return depthwise::forward(shape, x, w, ws, sink),
-        Algorithm::Auto | Algorithm::Im2col => {}
+        Algorithm::Winograd => winograd::forward(shape, x, w, ws, sink),
+        Algorithm::Depthwise => depthwise::forward(shape, x, w, ws, sink),
+        Algorithm::Auto | Algorithm::Im2col => forward_tiles(shape, row_multiple, x, w, ws, None, sink),
     }
+}
+
+/// [`forward`] by im2col. With `out` `[N, F, H', W']`, the product is written there and not to scratch, and `sink` gets
+/// its rows there.
+fn forward_tiles<T: Element>(
+    shape: &Conv2dShape,
+    row_multiple: usize,
+    x: &[T],
+    w: &[T],
+    ws: &Workspace,
+    out: Option<&Disjoint<'_, T>>,
+    sink: impl Fn(PlaneRows, &mut [T]) + Sync + Send,
+) {
     let (tiling, phases) = (Tiling::new::<T>(shape, row_multiple), Phases::new(shape));
     let (k, filters) = (shape.column(), shape.filters / shape.groups);
     let image_len = shape.channels * shape.in_plane();
@@ -139,10 +159,11 @@ pub(crate) fn forward<T: Element>(
     // Few images: their tiles are the pieces, so that a single image is spread over the threads too.
     let tiles_per_piece = if shape.images < 16 { 1 } else { tiling.tiles };
     let pieces_per_image = tiling.tiles / tiles_per_piece;
+    let product_len = if out.is_some() { 0 } else { filters * tiling.ld };
     for_each_piece(shape.images * pieces_per_image, |piece| {
         let (n, first_tile) = (piece / pieces_per_image, piece % pieces_per_image * tiles_per_piece);
         let image = &x[n * image_len..][..image_len];
-        ws.scratch(phases_len + cols_len + filters * tiling.ld, |scratch: &mut [T]| {
+        ws.scratch(phases_len + cols_len + product_len, |scratch: &mut [T]| {
             let (split, scratch) = scratch.split_at_mut(phases_len);
             let (cols, product) = scratch.split_at_mut(cols_len);
             let image = if phases_len == 0 {
@@ -161,10 +182,22 @@ pub(crate) fn forward<T: Element>(
                     let cols = columns(shape, &phases, image, group, rows.clone(), cols, tiling.ld);
                     // out_g[F/G, tile] = w_g[F/G, K] . cols_g[K, tile]
                     let w = Mat::new(&w[group * filters * k..], filters, k, k);
-                    gemm(Accum::Replace, T::one(), w, cols, MatMut::new(product, filters, width, tiling.ld));
-                    for (f, product) in product.chunks_mut(tiling.ld).take(filters).enumerate() {
-                        let at = PlaneRows { image: n, filter: group * filters + f, row: rows.start };
-                        sink(at, &mut product[..width]);
+                    let at = |f: usize| PlaneRows { image: n, filter: group * filters + f, row: rows.start };
+                    let Some(out) = out else {
+                        gemm(Accum::Replace, T::one(), w, cols, MatMut::new(product, filters, width, tiling.ld));
+                        for (f, product) in product.chunks_mut(tiling.ld).take(filters).enumerate() {
+                            sink(at(f), &mut product[..width]);
+                        }
+                        continue;
+                    };
+                    let start = |f: usize| at(f).index(shape);
+                    let pointer = out.pointer(start(0), (filters - 1) * shape.out_plane() + width);
+                    // SAFETY: the tiles of all images and filters are disjoint.
+                    let product = unsafe { MatMut::from_pointer(pointer, filters, width, shape.out_plane()) };
+                    gemm(Accum::Replace, T::one(), w, cols, product);
+                    for f in 0..filters {
+                        // SAFETY: as above; the product is done.
+                        sink(at(f), unsafe { out.slice(start(f), width) });
                     }
                 }
             }
@@ -317,10 +350,18 @@ pub fn conv2d_forward_into<T: Element>(
     assert_lengths(shape, x, w, out);
     assert!(b.is_none_or(|b| b.len() == shape.filters), "b has one element per filter");
     let (write, out) = (Write::of::<T>(out.len()), Disjoint::new(out));
+    if shape.algorithm_for::<T>() == Algorithm::Im2col && write == Write::Cached {
+        return forward_tiles(shape, 1, x, w, ws, Some(&out), |at, out| {
+            let Some(b) = b else { return };
+            vectorized(
+                #[inline(always)]
+                || out.iter_mut().for_each(|out| *out += b[at.filter]),
+            );
+        });
+    }
     forward(shape, 1, x, w, ws, |at, product| {
-        let start = (at.image * shape.filters + at.filter) * shape.out_plane() + at.row * shape.cols.output;
         // SAFETY: the tiles of all images and filters are disjoint.
-        let out = unsafe { out.slice(start, product.len()) };
+        let out = unsafe { out.slice(at.index(shape), product.len()) };
         let b = b.map_or(T::zero(), |b| b[at.filter]);
         vectorized(
             #[inline(always)]
@@ -350,8 +391,7 @@ pub fn conv2d_backward_into<T: Element>(
         "gradients have their inputs' shapes"
     );
     let source = |at: PlaneRows, rows: &mut [T]| {
-        let start = (at.image * shape.filters + at.filter) * shape.out_plane() + at.row * shape.cols.output;
-        rows.copy_from_slice(&dout[start..][..rows.len()]);
+        rows.copy_from_slice(&dout[at.index(shape)..][..rows.len()]);
     };
     backward(shape, 1, x, w, source, dx, dw, db, ws);
 }

@@ -164,8 +164,9 @@ struct Blocks {
 impl Blocks {
     /// Multiply-adds up to which OpenBLAS does not pack: `interface/gemm.c` and `kernel/x86_64/*_small_kernel_permit*`.
     const IN_PLACE: usize = 1_000_000;
-    /// Elements of C up to which it does not if B is transposed; then it pays from 256 terms on.
+    /// Elements of C up to which it does not if B is transposed, and the terms from which on that pays.
     const IN_PLACE_TRANSPOSED: usize = 1200;
+    const LEAST_TERMS_TRANSPOSED: usize = 256;
     /// Terms of a sum that leave room for blocks of a useful width.
     const TERMS: usize = 640;
     /// The same if A is transposed: every term is then in another row of A, often on another page.
@@ -185,14 +186,14 @@ impl Blocks {
         }
         let parts = if a.transposed { 1 } else { k.div_ceil(Self::TERMS) };
         let k = k.div_ceil(parts);
-        if parts > Self::PARTS || k * n * size_of::<T>() > Self::B_BYTES {
-            return whole;
-        }
+        let cached = k * n * size_of::<T>() <= Self::B_BYTES;
         if b.transposed {
-            let n = n.min(16);
-            return if a.transposed || k < 256 { whole } else { Blocks { m: Self::IN_PLACE_TRANSPOSED / n, n, k } };
+            let n = (Self::IN_PLACE_TRANSPOSED / m).clamp(16, 32).min(n);
+            let blocks = Blocks { m: Self::IN_PLACE_TRANSPOSED / n, n, k };
+            let pays = !a.transposed && parts <= Self::PARTS && k >= Self::LEAST_TERMS_TRANSPOSED;
+            return if pays && (cached || m <= blocks.m) { blocks } else { whole };
         }
-        if a.transposed && k > Self::TERMS_TRANSPOSED {
+        if parts > Self::PARTS || !cached || (a.transposed && k > Self::TERMS_TRANSPOSED) {
             return whole;
         }
         // Blocks of even height, as wide as may be.

@@ -53,8 +53,11 @@ pub fn affine_product_into<T: Element>(shape: &AffineShape, x: &[T], w: &[T], ou
     // BLAS copies the rows of x and the columns of w that a piece reads: few samples are cut along the columns alone,
     // so that w is read once; many in both directions, so that neither is copied often.
     let rows = if samples >= 256 { samples.div_ceil(2) } else { samples };
-    let columns =
-        if rows == samples { piece_len::<T>(outputs, work) } else { piece_len::<T>(2 * outputs, work).min(outputs) };
+    let columns = if rows == samples {
+        piece_len::<T>(2 * outputs, work).min(outputs)
+    } else {
+        piece_len::<T>(2 * outputs, work).min(outputs)
+    };
     let (across, down) = (outputs.div_ceil(columns), samples.div_ceil(rows));
     for_each_piece(across * down, |piece| {
         let (column, row) = (piece % across * columns, piece / across * rows);

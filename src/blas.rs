@@ -473,3 +473,77 @@ fn multiplies_in_place() -> bool {
 pub fn setup() -> &'static BackendInfo {
     openblas::setup()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Small integers, whose sums are exact in any order.
+    fn integers<T: Element>(len: usize, seed: usize) -> Vec<T> {
+        (0..len).map(|i| T::of(((i * 7 + seed * 13 + i / 11 * 5) % 7) as f64 - 3.0)).collect()
+    }
+
+    /// A product, whole or cut, is the sum that defines it, in every orientation, and touches nothing else.
+    #[test]
+    fn a_product_is_the_sum_of_its_terms() {
+        fn check<T: Element>(m: usize, n: usize, k: usize) {
+            for (transpose_a, transpose_b) in [(false, false), (true, false), (false, true), (true, true)] {
+                let (a_rows, a_cols) = if transpose_a { (k, m) } else { (m, k) };
+                let (b_rows, b_cols) = if transpose_b { (n, k) } else { (k, n) };
+                let (a_ld, b_ld, c_ld) = (a_cols + 1, b_cols + 2, n + 3);
+                let (a, b) = (integers::<T>(a_rows * a_ld, 1), integers::<T>(b_rows * b_ld, 2));
+                let at = |i: usize, p: usize| if transpose_a { a[p * a_ld + i] } else { a[i * a_ld + p] };
+                let bt = |p: usize, j: usize| if transpose_b { b[j * b_ld + p] } else { b[p * b_ld + j] };
+                let (a_mat, b_mat) = (Mat::new(&a, a_rows, a_cols, a_ld), Mat::new(&b, b_rows, b_cols, b_ld));
+                let a_mat = if transpose_a { a_mat.t() } else { a_mat };
+                let b_mat = if transpose_b { b_mat.t() } else { b_mat };
+                for accum in [Accum::Replace, Accum::Add] {
+                    let before = integers::<T>(m * c_ld, 3);
+                    let mut c = before.clone();
+                    gemm(accum, T::one(), a_mat, b_mat, MatMut::new(&mut c, m, n, c_ld));
+                    for (index, (&got, &before)) in c.iter().zip(&before).enumerate() {
+                        let (i, j) = (index / c_ld, index % c_ld);
+                        let mut want = if j < n && accum == Accum::Replace { T::zero() } else { before };
+                        if j < n {
+                            (0..k).for_each(|p| want += at(i, p) * bt(p, j));
+                        }
+                        let orientation = (transpose_a, transpose_b);
+                        assert!(
+                            got == want,
+                            "{} {m}x{n}x{k} {orientation:?} {accum:?}: {got} and not {want} at {i}, {j}",
+                            T::NAME
+                        );
+                    }
+                }
+            }
+        }
+        for (m, n, k) in [
+            (1, 1, 1),
+            (3, 5, 0),
+            (128, 67, 129),  // rows and columns cut, with a remainder
+            (27, 64, 512),   // in place if B is transposed
+            (70, 33, 700),   // terms cut
+            (9, 130, 1300),  // terms cut more than once
+            (2, 3, 200_000), // more terms than are cut
+        ] {
+            check::<f32>(m, n, k);
+            check::<f64>(m, n, k);
+        }
+    }
+
+    /// The sizes that [`Blocks`] promises, where OpenBLAS has the kernels for them.
+    #[test]
+    fn blocks_are_small_enough_to_stay_unpacked() {
+        let data = vec![0_f32; 1 << 20];
+        for (m, n, k) in [(128, 64, 128), (64, 256, 576), (256, 64, 256), (27, 512, 64), (512, 64, 64), (33, 65, 1200)]
+        {
+            let (a, b) = (Mat::new(&data, m, k, k), Mat::new(&data, k, n, n));
+            let blocks = Blocks::new(a, b);
+            if multiplies_in_place() {
+                assert!(blocks.m * blocks.n.min(n) * blocks.k <= Blocks::IN_PLACE, "{m}x{n}x{k}: {blocks:?}");
+            } else {
+                assert_eq!(blocks, Blocks { m, n, k });
+            }
+        }
+    }
+}

@@ -469,4 +469,23 @@ mod tests {
         check::<f32>();
         check::<f64>();
     }
+
+    #[test]
+    fn streamed_outputs_are_the_same_as_cached_ones() {
+        fn check<T: Element>() {
+            for (start, len) in [(0, 0), (0, 16), (1, 15), (3, 64), (5, 100), (16, 33)] {
+                let input: Vec<T> = (0..start + len).map(|i| T::of(i as f64)).collect();
+                let mut outputs = [vec![T::of(-1.0); start + len + 1], vec![T::of(-1.0); start + len + 1]];
+                for (write, out) in [Write::Cached, Write::Streamed].into_iter().zip(&mut outputs) {
+                    let input = &input[start..];
+                    write.map(&mut out[start..][..len], input, input, |a, b| a + a * b);
+                }
+                finish_streaming();
+                assert_eq!(outputs[0], outputs[1], "{len} from {start}");
+                assert_eq!(outputs[1][start + len], T::of(-1.0), "nothing after the end");
+            }
+        }
+        check::<f32>();
+        check::<f64>();
+    }
 }

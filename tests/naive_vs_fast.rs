@@ -16,7 +16,7 @@ use gemmnet::naive;
 use gemmnet::ops::affine::{AffineShape, affine_backward, affine_backward_into, affine_forward};
 use gemmnet::ops::batchnorm::{
     BatchNorm, Mode, Statistics, batchnorm_backward, batchnorm_forward, spatial_batchnorm_backward,
-    spatial_batchnorm_forward,
+    spatial_batchnorm_backward_into, spatial_batchnorm_forward, spatial_batchnorm_forward_into,
 };
 use gemmnet::ops::conv::{conv2d_backward, conv2d_backward_into, conv2d_forward, conv2d_forward_into};
 use gemmnet::ops::loss::{softmax_cross_entropy, softmax_cross_entropy_into, svm_hinge, svm_hinge_into};
@@ -515,6 +515,40 @@ fn batchnorm_in_training() {
         check_spatial_batchnorm::<f64>(shape);
         check_spatial_batchnorm::<f32>(shape);
     }
+}
+
+/// From 8 MiB on, outputs are written past the caches. Rows of 65 pixels: few planes begin where a cache line does.
+#[test]
+fn outputs_larger_than_the_caches() {
+    let (x, conv) = ([520, 1, 64, 65], Conv2d { padding: Padding::Same, ..Conv2d::default() });
+    check_conv(&ConvCase { why: "a large output", x, w: [1, 1, 3, 3], conv });
+    check_spatial_batchnorm::<f32>([130, 4, 64, 65]);
+    check_spatial_batchnorm::<f64>([65, 4, 64, 65]);
+}
+
+/// The forms on the caller's buffers against those that make their own.
+#[test]
+fn spatial_batchnorm_into_used_buffers() {
+    let (shape, config) = ([4, 3, 5, 6], BatchNorm::default());
+    let (x, dout, gamma, beta) = (normal(shape, 1), normal(shape, 2), normal(3, 3), normal(3, 4));
+    let mut running = [Statistics::new(3), Statistics::new(3)];
+    let (want, cache) =
+        spatial_batchnorm_forward(x.view(), gamma.view(), beta.view(), &mut running[0], Mode::Train, &config).unwrap();
+    let want_grads = spatial_batchnorm_backward(dout.view(), x.view(), gamma.view(), &cache).unwrap();
+
+    let [x, dout] = [&x, &dout].map(|a| a.as_slice().unwrap());
+    let [gamma, beta] = [&gamma, &beta].map(|a| a.as_slice().unwrap());
+    let (mut out, mut dx) = (vec![f64::NAN; x.len()], vec![f64::NAN; x.len()]);
+    let (mut dgamma, mut dbeta, mut batch) = ([f64::NAN; 3], [f64::NAN; 3], Statistics::new(3));
+    let running = &mut running[1];
+    spatial_batchnorm_forward_into(shape, x, gamma, beta, running, &config, &mut out, &mut batch).unwrap();
+    spatial_batchnorm_backward_into(shape, dout, x, gamma, &batch, &config, &mut dx, &mut dgamma, &mut dbeta);
+    assert_eq!((&out[..], &batch), (want.as_slice().unwrap(), &cache.statistics));
+    assert_eq!(&dx[..], want_grads.dx.as_slice().unwrap());
+    assert_eq!(
+        (&dgamma[..], &dbeta[..]),
+        (want_grads.dgamma.as_slice().unwrap(), want_grads.dbeta.as_slice().unwrap())
+    );
 }
 
 /// Acceptance: normalised channels have mean beta and deviation gamma.

@@ -403,11 +403,10 @@ impl Block {
         for (c, map) in maps.iter_mut().enumerate() {
             let bias = weights.b.get(c).copied().unwrap_or(T::zero());
             *map = match (self.parts.norm, pass) {
-                (Some(norm), Pass::Test) => ChannelMap {
-                    center: running.0[c] - bias,
-                    scale: weights.gamma[c] * inverse_std(running.1[c], norm.eps),
-                    shift: weights.beta[c],
-                },
+                (Some(norm), Pass::Test) => {
+                    let mean = running.0[c] - bias;
+                    ChannelMap::batchnorm(mean, running.1[c], weights.gamma[c], weights.beta[c], norm.eps)
+                }
                 // The batch's mean takes the bias with it; the maps follow from the statistics.
                 (Some(_), Pass::Train(_)) => ChannelMap { center: T::zero(), scale: T::one(), shift: T::zero() },
                 (None, _) => ChannelMap { center: T::zero(), scale: T::one(), shift: bias },
@@ -478,8 +477,7 @@ impl Block {
                     || {
                         if let Some(norm) = norm {
                             (mean[0], var[0]) = moments(of, c, y);
-                            let scale = weights.gamma[c] * inverse_std(var[0], norm.eps);
-                            *map = ChannelMap { center: mean[0], scale, shift: weights.beta[c] };
+                            *map = ChannelMap::batchnorm(mean[0], var[0], weights.gamma[c], weights.beta[c], norm.eps);
                         }
                         for (n, plane) in of.planes(c).enumerate() {
                             let start = (n * of.channels + c) * out_plane;
@@ -514,8 +512,7 @@ impl Block {
         if let Some(norm) = norm {
             batch_statistics(of, y, mean, var);
             for (c, map) in maps.iter_mut().enumerate() {
-                let scale = weights.gamma[c] * inverse_std(var[c], norm.eps);
-                *map = ChannelMap { center: mean[c], scale, shift: weights.beta[c] };
+                *map = ChannelMap::batchnorm(mean[c], var[c], weights.gamma[c], weights.beta[c], norm.eps);
             }
         }
         let maps = &*maps;

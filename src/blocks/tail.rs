@@ -4,6 +4,7 @@
 use crate::element::Element;
 use crate::error::Result;
 use crate::ops::activation::Activation;
+use crate::ops::batchnorm::inverse_std;
 use crate::ops::pool::{
     avg_pool_plane, avg_pool_plane_backward, max_pool_plane, max_pool_plane_backward, max_pool_tiles,
     max_pool_tiles_backward,
@@ -29,6 +30,12 @@ pub(crate) struct ChannelMap<T> {
 }
 
 impl<T: Element> ChannelMap<T> {
+    /// Batchnorm: `z = gamma (y - mean) / sqrt(var + eps) + beta`.
+    #[inline(always)]
+    pub(crate) fn batchnorm(mean: T, var: T, gamma: T, beta: T, eps: f64) -> Self {
+        ChannelMap { center: mean, scale: gamma * inverse_std(var, eps), shift: beta }
+    }
+
     #[inline(always)]
     fn z(self, y: T) -> T {
         (y - self.center) * self.scale + self.shift

@@ -50,14 +50,10 @@ pub fn affine_product_into<T: Element>(shape: &AffineShape, x: &[T], w: &[T], ou
     }
     let work = samples * inputs * outputs;
     let out = Disjoint::new(out);
-    // BLAS copies the rows of x and the columns of w that a piece reads: few samples are cut along the columns alone,
-    // so that w is read once; many in both directions, so that neither is copied often.
+    // BLAS copies the rows of x and the columns of w that a piece reads. So columns are cut in four only, and rows in two
+    // where there are many.
     let rows = if samples >= 256 { samples.div_ceil(2) } else { samples };
-    let columns = if rows == samples {
-        piece_len::<T>(2 * outputs, work).min(outputs)
-    } else {
-        piece_len::<T>(2 * outputs, work).min(outputs)
-    };
+    let columns = piece_len::<T>(2 * outputs, work).min(outputs);
     let (across, down) = (outputs.div_ceil(columns), samples.div_ceil(rows));
     for_each_piece(across * down, |piece| {
         let (column, row) = (piece % across * columns, piece / across * rows);

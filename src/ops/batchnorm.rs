@@ -232,16 +232,26 @@ fn normalize_into<T: Element>(
     var: &[T],
     out: &mut [T],
 ) {
-    let normalize = |x: T, c: usize| gamma[c] * ((x - mean[c]) * inverse_std(var[c], eps)) + beta[c];
     let (write, out) = (Write::of::<T>(out.len()), Disjoint::new(out));
     if of.plane == 1 {
-        for_each_piece(of.images, |n| {
-            // SAFETY: a piece owns its row.
-            let out = unsafe { out.slice(n * of.channels, of.channels) };
-            let x = &x[n * of.channels..][..of.channels];
+        for_each_piece(of.channels.div_ceil(COLUMNS), |piece| {
+            let columns = piece * COLUMNS..((piece + 1) * COLUMNS).min(of.channels);
+            let (mean, var) = (&mean[columns.clone()], &var[columns.clone()]);
+            let (gamma, beta) = (&gamma[columns.clone()], &beta[columns.clone()]);
             vectorized(
                 #[inline(always)]
-                || out.iter_mut().zip(x).enumerate().for_each(|(c, (out, &x))| *out = normalize(x, c)),
+                || {
+                    let mut inverse = [T::zero(); COLUMNS];
+                    inverse.iter_mut().zip(var).for_each(|(inverse, &var)| *inverse = inverse_std(var, eps));
+                    for n in 0..of.images {
+                        let start = n * of.channels + columns.start;
+                        // SAFETY: a piece owns its columns of every row.
+                        let out = unsafe { out.slice(start, columns.len()) };
+                        for (c, (out, &x)) in out.iter_mut().zip(&x[start..]).enumerate() {
+                            *out = gamma[c] * ((x - mean[c]) * inverse[c]) + beta[c];
+                        }
+                    }
+                },
             );
         });
     } else {

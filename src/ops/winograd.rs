@@ -164,7 +164,7 @@ struct Stack {
 impl Stack {
     fn new(rows: usize, cols: usize) -> Self {
         let ld = (cols.div_ceil(LANES) | 1) * LANES;
-        Stack { rows, cols, ld, matrix: (rows * ld / LANES | 1) * LANES }
+        Stack { rows, cols, ld, matrix: ((rows * ld / LANES) | 1) * LANES }
     }
 
     fn len(&self) -> usize {
@@ -338,12 +338,12 @@ impl Plan {
     }
 
     /// The pixels of images of `size`, each a run per row: `rows` rows of `cols` pixels from `corner` on.
-    fn runs<'a, P>(
-        pixels: &'a mut [P],
+    fn runs<P>(
+        pixels: &mut [P],
         size: (usize, usize),
         corner: (usize, usize),
         (rows, cols): (usize, usize),
-    ) -> impl Iterator<Item = impl Iterator<Item = &'a mut [P]>> {
+    ) -> impl Iterator<Item = impl Iterator<Item = &mut [P]>> {
         pixels.chunks_exact_mut(size.0 * size.1).map(move |image| {
             image.chunks_exact_mut(size.1).skip(corner.0).take(rows).map(move |row| &mut row[corner.1..][..cols])
         })

@@ -3,6 +3,9 @@
 //! The crate is built for the baseline of its target, so that a binary runs everywhere. [`vectorized`] compiles the
 //! loops inside it again for AVX2 and AVX-512 and chooses at run time. The loops are ordinary Rust; sums that should be
 //! vectorised say their order of addition ([`sum`], [`dot`]), so the bits do not depend on which version runs.
+//!
+//! Three things are written by hand, because the compiler does not make them of loops: transposing planes, dealing out
+//! pairs, and outputs that bypass the cache. They move bits and calculate nothing.
 
 use crate::element::Element;
 

@@ -21,7 +21,11 @@
 //!
 //! # Reading the convolution
 //! [`crate::shape`] (sizes) → [`conv`] (tiles, gradients) → [`im2col`] (columns) → [`crate::blas`] (product); for the
-//! other algorithms [`winograd`] or [`depthwise`] stands for the middle two.
+//! other algorithms [`winograd`] or [`depthwise`] stands for the middle two. `slots` adds up the gradients of weights.
+//!
+//! The output goes where it is cheapest: [`conv::conv2d_forward_into`] lets the product of an im2col tile be written to its
+//! place if the whole output stays in the caches, and from 8 MiB on writes past them; blocks finish a tile (bias,
+//! batchnorm, activation, pool) while it lies in scratch.
 //!
 //! # Adding an operation
 //! A naive twin with its formula in `naive`; the fast one here, with the same signature; both into the tables of

@@ -17,6 +17,9 @@
 //!                     dV_q[tiles, C] = dM_q[tiles, F] . U_q^T[F, C]        dx += B dV B^T, tiles overlapping by 2
 //! ```
 //!
+//! The smaller F(2x2, 3x3) is not here: for the same output it takes 64 multiplications where this takes 36, and its
+//! transforms load and store as much more. It would win only where planes have no more than 2x2 pixels.
+//!
 //! # Channels side by side
 //! A transform takes the same sums of differently placed pixels. [`LANES`] channels are transformed at once: their planes
 //! are dealt out so that a pixel is a vector of channels ([`planes_to_lanes`]), and from then on every load and store,
@@ -376,14 +379,14 @@ impl Plan {
     }
 }
 
-/// `U_q` of the filters w `[F, C, 3, 3]`: in matrices `[C, F]` if `stack` has as many columns as there are filters and
-/// `by_channel`, else `[F, C]`.
-fn transform_filters<T: Element>(shape: &Conv2dShape, by_channel: bool, w: &[T], u: &mut [T]) -> Stack {
+/// `U_q` `[C, F]` of the filters w `[F, C, 3, 3]`, or, with `transposed`, `U_q^T` `[F, C]`.
+fn transform_filters<T: Element>(shape: &Conv2dShape, transposed: bool, w: &[T], u: &mut [T]) -> Stack {
     let (filters, channels) = (shape.filters, shape.channels);
-    let (stack, row_step, col_step) = if by_channel {
-        (Stack::new(channels, filters), 9, channels * 9)
-    } else {
+    // from one row, and from one column, of U_q to the next
+    let (stack, row_step, col_step) = if transposed {
         (Stack::new(filters, channels), channels * 9, 9)
+    } else {
+        (Stack::new(channels, filters), 9, channels * 9)
     };
     let u = Disjoint::new(u);
     for_each_piece(stack.rows, |row| {
@@ -449,7 +452,7 @@ pub(crate) fn forward<T: Element>(
     let plan = Plan::new(shape, shape.images.div_ceil(groups));
     let (filters, out_plane, size) = (shape.filters, shape.out_plane(), (shape.rows.output, shape.cols.output));
     ws.shared(Stack::new(shape.channels, filters).len(), |u: &mut [T]| {
-        let u_stack = transform_filters(shape, true, w, u);
+        let u_stack = transform_filters(shape, false, w, u);
         let u = &*u;
         for_each_piece(groups, |group| {
             let images = piece_range(shape.images, groups, group);
@@ -509,7 +512,7 @@ pub(crate) fn backward<T: Element>(
     let u_len = if dx.is_some() { Stack::new(filters, channels).len() } else { 0 };
     ws.shared(u_len + slots.len(), |shared: &mut [T]| {
         let (u, slot_data) = shared.split_at_mut(u_len);
-        let dx = dx.as_ref().map(|dx| (dx, transform_filters(shape, false, w, u)));
+        let dx = dx.as_ref().map(|dx| (dx, transform_filters(shape, true, w, u)));
         let u = &*u;
         let sums = slots.sum(slot_data, |slot_images, sums| {
             let (du, db) = sums.split_at_mut(du_stack.len());

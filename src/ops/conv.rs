@@ -18,7 +18,7 @@
 //! ```
 //!
 //! The transposed products are chosen so that OpenBLAS transposes the smaller operand. `dw` is summed by
-//! [`Slots`]: the same bits at any number of threads.
+//! `Slots`: the same bits at any number of threads.
 //!
 //! A 1x1 convolution with stride 1 and no padding needs no columns: the image is the matrix. Where
 //! [`Conv2dShape::algorithm_for`] says so, [`winograd`] or [`depthwise`] take the place of all this.

@@ -21,8 +21,8 @@
 //! transforms load and store as much more. It would win only where planes have no more than 2x2 pixels.
 //!
 //! # Channels side by side
-//! A transform takes the same sums of differently placed pixels. [`LANES`] channels are transformed at once: their planes
-//! are dealt out so that a pixel is a vector of channels ([`planes_to_lanes`]), and from then on every load and store,
+//! A transform takes the same sums of differently placed pixels. `LANES` channels are transformed at once: their planes
+//! are dealt out so that a pixel is a vector of channels (`planes_to_lanes`), and from then on every load and store,
 //! also of the rows of `V` and `M`, is a whole vector.
 //!
 //! The error in `f32` is about 1e-6 to 1e-5 relative (im2col: 2e-7), because the transforms add and subtract numbers of

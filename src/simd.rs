@@ -198,22 +198,14 @@ pub(crate) fn finish_streaming() {
 
 /// The pixels of up to [`LANES`] planes side by side: `to[p][c] = planes[c * pitch + p]` for `c` below `channels`.
 pub(crate) fn planes_to_lanes<T: Element>(planes: &[T], pitch: usize, channels: usize, to: &mut [Lanes<T>]) {
-    let pixels = to.len();
-    assert!(
-        channels <= LANES && (channels == 0 || planes.len() >= (channels - 1) * pitch + pixels),
-        "planes are whole"
-    );
-    let mut done = 0;
+    let done = transposable(planes, pitch, channels, to.len());
     #[cfg(target_arch = "x86_64")]
-    if channels == LANES && size_of::<T>() == size_of::<f32>() && is_x86_feature_detected!("avx") {
-        done = pixels / 8 * 8;
+    for p in (0..done).step_by(8) {
         let (from, to) = (planes.as_ptr().cast::<f32>(), to.as_mut_ptr().cast::<f32>());
-        for p in (0..done).step_by(8) {
-            for c in (0..LANES).step_by(8) {
-                // SAFETY: AVX is there; T is as large as f32, and bits are moved only; the 8 pixels from p on lie within
-                // each plane and within `to`, by the assertion.
-                unsafe { transpose_8x8(from.add(c * pitch + p), pitch, to.add(p * LANES + c), LANES) };
-            }
+        for c in (0..LANES).step_by(8) {
+            // SAFETY: AVX is there; T is as large as f32, and bits are moved only; the 8 pixels from p on lie within each
+            // plane and within `to`: `transposable` says all that.
+            unsafe { transpose_8x8(from.add(c * pitch + p), pitch, to.add(p * LANES + c), LANES) };
         }
     }
     for (p, to) in to.iter_mut().enumerate().skip(done) {
@@ -225,22 +217,14 @@ pub(crate) fn planes_to_lanes<T: Element>(planes: &[T], pitch: usize, channels: 
 
 /// The inverse of [`planes_to_lanes`]: `planes[c * pitch + p] = from[p][c]` for `c` below `channels`.
 pub(crate) fn lanes_to_planes<T: Element>(from: &[Lanes<T>], channels: usize, planes: &mut [T], pitch: usize) {
-    let pixels = from.len();
-    assert!(
-        channels <= LANES && (channels == 0 || planes.len() >= (channels - 1) * pitch + pixels),
-        "planes are whole"
-    );
-    let mut done = 0;
+    let done = transposable(planes, pitch, channels, from.len());
+    // Eight planes at a time: sixteen, a power of two apart, would not stay in the L1 cache together.
     #[cfg(target_arch = "x86_64")]
-    if channels == LANES && size_of::<T>() == size_of::<f32>() && is_x86_feature_detected!("avx") {
-        done = pixels / 8 * 8;
+    for c in (0..LANES).step_by(8) {
         let (from, to) = (from.as_ptr().cast::<f32>(), planes.as_mut_ptr().cast::<f32>());
-        // Eight planes at a time: sixteen, a power of two apart, would not stay in the L1 cache together.
-        for c in (0..LANES).step_by(8) {
-            for p in (0..done).step_by(8) {
-                // SAFETY: as in `planes_to_lanes`.
-                unsafe { transpose_8x8(from.add(p * LANES + c), LANES, to.add(c * pitch + p), pitch) };
-            }
+        for p in (0..done).step_by(8) {
+            // SAFETY: as in `planes_to_lanes`.
+            unsafe { transpose_8x8(from.add(p * LANES + c), LANES, to.add(c * pitch + p), pitch) };
         }
     }
     for (p, from) in from.iter().enumerate().skip(done) {
@@ -368,6 +352,23 @@ mod pairs {
             }
         }
     }
+}
+
+/// How many of the first `pixels` pixels of these planes `transpose_8x8` can take, which moves elements as large as
+/// `f32` and needs AVX.
+///
+/// # Panics
+/// If a plane has fewer pixels than that.
+fn transposable<T: Element>(planes: &[T], pitch: usize, channels: usize, pixels: usize) -> usize {
+    assert!(
+        channels <= LANES && (channels == 0 || planes.len() >= (channels - 1) * pitch + pixels),
+        "planes are whole"
+    );
+    #[cfg(target_arch = "x86_64")]
+    if channels == LANES && size_of::<T>() == size_of::<f32>() && is_x86_feature_detected!("avx") {
+        return pixels / 8 * 8;
+    }
+    0
 }
 
 /// `to[j][i] = from[i][j]` for 8 rows of 8, `from_pitch` and `to_pitch` apart. The compiler makes scalar code of the plain

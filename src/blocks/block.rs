@@ -682,13 +682,7 @@ impl Block {
                             total += sums.0;
                             total_xhat += sums.1;
                         }
-                        let gradient = ChannelGradient {
-                            mean: mean[c],
-                            inverse_std,
-                            gamma: gamma[c],
-                            dout: T::of(total / of.count()),
-                            dout_xhat: T::of(total_xhat / of.count()),
-                        };
+                        let gradient = ChannelGradient::new(of, mean[c], inverse_std, gamma[c], (total, total_xhat));
                         for (n, plane) in of.planes(c).enumerate() {
                             let y = y_of(plane);
                             // made again: cheaper than keeping it

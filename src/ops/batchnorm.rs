@@ -154,6 +154,16 @@ pub(crate) fn gradient_sums<T: Element>(dout: &[T], x: &[T], mean: T, inverse_st
 }
 
 impl<T: Element> ChannelGradient<T> {
+    /// From `sum(dout)` and `sum(dout xhat)` over a whole channel.
+    #[inline(always)]
+    pub(crate) fn new(of: Channels, mean: T, inverse_std: T, gamma: T, (total, total_xhat): (f64, f64)) -> Self {
+        let [dout, dout_xhat] = [total, total_xhat].map(
+            #[inline(always)]
+            |sum| T::of(sum / of.count()),
+        );
+        ChannelGradient { mean, inverse_std, gamma, dout, dout_xhat }
+    }
+
     /// dx of one element.
     #[inline(always)]
     pub(crate) fn dx(&self, dout: T, x: T) -> T {
@@ -164,22 +174,6 @@ impl<T: Element> ChannelGradient<T> {
 
 /// Columns of a plain batchnorm that one piece takes: whole vectors side by side.
 const COLUMNS: usize = 64;
-
-/// Training-mode forward into the caller's buffers; also the batch's statistics. x and out `[N, C, plane]`.
-fn train_forward_into<T: Element>(
-    of: Channels,
-    x: &[T],
-    gamma: &[T],
-    beta: &[T],
-    eps: f64,
-    out: &mut [T],
-    mean: &mut [T],
-    var: &mut [T],
-) {
-    batch_statistics(of, x, mean, var);
-    let (mean, var) = (&*mean, &*var);
-    normalize_into(of, x, gamma, beta, eps, mean, var, out);
-}
 
 /// Mean and variance of every channel.
 pub(crate) fn batch_statistics<T: Element>(of: Channels, x: &[T], mean: &mut [T], var: &mut [T]) {
@@ -287,8 +281,8 @@ pub(crate) fn train_backward_into<T: Element>(
 ) {
     let write = Write::of::<T>(dx.len());
     let (dx, dgamma, dbeta) = (Disjoint::new(dx), Disjoint::new(dgamma), Disjoint::new(dbeta));
-    let scale = 1.0 / of.count();
     if of.plane == 1 {
+        let scale = 1.0 / of.count();
         for_each_piece(of.channels.div_ceil(COLUMNS), |piece| {
             let columns = piece * COLUMNS..((piece + 1) * COLUMNS).min(of.channels);
             let width = columns.len();
@@ -341,13 +335,7 @@ pub(crate) fn train_backward_into<T: Element>(
                         total += sums.0;
                         total_xhat += sums.1;
                     }
-                    let gradient = ChannelGradient {
-                        mean: mean[c],
-                        inverse_std,
-                        gamma: gamma[c],
-                        dout: T::of(total * scale),
-                        dout_xhat: T::of(total_xhat * scale),
-                    };
+                    let gradient = ChannelGradient::new(of, mean[c], inverse_std, gamma[c], (total, total_xhat));
                     for plane in of.planes(c) {
                         // SAFETY: a piece owns the planes of its channel.
                         let dx = unsafe { dx.slice(plane.start, plane.len()) };
@@ -404,7 +392,8 @@ fn train<T: Element>(
         return Err(Error::invalid("batchnorm", "a batch of 0 values has no statistics", "give at least one image"));
     }
     let Statistics { mean, var } = batch;
-    train_forward_into(of, x, gamma, beta, config.eps, out, mean, var);
+    batch_statistics(of, x, mean, var);
+    normalize_into(of, x, gamma, beta, config.eps, mean, var, out);
     update_running(&mut running.mean, mean, config.momentum);
     update_running(&mut running.var, var, config.momentum);
     Ok(())

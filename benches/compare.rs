@@ -126,18 +126,18 @@ fn conv<T: Element>(x: [usize; 4], w: [usize; 4], stride: usize, direction: Dire
     let conv = Conv2d { stride: (stride, stride), padding: Padding::All(1), ..Conv2d::default() };
     let shape = Conv2dShape::new(x, w, &conv).expect("the shapes fit");
     check_conv::<T>(&shape, &conv);
-    let (ws, flop) = (Workspace::new(), shape.flops());
+    let (mut ws, flop) = (Workspace::new(), shape.flops());
     let (x, w) = (values::<T>(&x, 0), values::<T>(&w, 1));
     match direction {
         Direction::Forward => {
             let (b, mut out) = (values(&[shape.filters], 2), zeros(&shape.out()));
-            Work::new(Some(flop), move || conv2d_forward_into(&shape, &x, &w, Some(&b), &mut out, &ws))
+            Work::new(Some(flop), move || conv2d_forward_into(&shape, &x, &w, Some(&b), &mut out, &mut ws))
         }
         Direction::Backward => {
             let dout = values(&shape.out(), 3);
             let (mut dx, mut dw, mut db) = (zeros(&shape.x()), zeros(&shape.w()), zeros(&[shape.filters]));
             Work::new(Some(2 * flop), move || {
-                conv2d_backward_into(&shape, &dout, &x, &w, Some(&mut dx), &mut dw, Some(&mut db), &ws);
+                conv2d_backward_into(&shape, &dout, &x, &w, Some(&mut dx), &mut dw, Some(&mut db), &mut ws);
             })
         }
     }

@@ -1,7 +1,7 @@
 //! Convolution: naive against fast on CS231n's shape, and fast on the shapes of networks. Work is in FLOP.
 
 use criterion::Criterion;
-use gemmnet::naive::Conv2dGrads;
+use gemmnet::ops::conv::Conv2dGrads;
 use gemmnet::ops::conv::{conv2d_backward_into, conv2d_forward_into};
 use gemmnet::shape::Conv2dShape;
 use gemmnet::workspace::Workspace;
@@ -23,11 +23,11 @@ impl<T: Element> Inputs<T> {
         Inputs { x, w, b: normal(shape.filters, 2), dout }
     }
 
-    fn forward(&self, shape: &Conv2dShape, out: &mut Array4<T>, ws: &Workspace) {
+    fn forward(&self, shape: &Conv2dShape, out: &mut Array4<T>, ws: &mut Workspace) {
         conv2d_forward_into(shape, slice(&self.x), slice(&self.w), Some(slice(&self.b)), slice_mut(out), ws);
     }
 
-    fn backward(&self, shape: &Conv2dShape, grads: &mut Conv2dGrads<T>, ws: &Workspace) {
+    fn backward(&self, shape: &Conv2dShape, grads: &mut Conv2dGrads<T>, ws: &mut Workspace) {
         let Conv2dGrads { dx, dw, db } = grads;
         let (dx, dw, db) = (Some(slice_mut(dx)), slice_mut(dw), Some(slice_mut(db)));
         conv2d_backward_into(shape, slice(&self.dout), slice(&self.x), slice(&self.w), dx, dw, db, ws);
@@ -49,7 +49,7 @@ fn outputs<T: Element>(shape: &Conv2dShape) -> (Array4<T>, Conv2dGrads<T>) {
 }
 
 /// Stops unless the fast layer does on `images` images what its naive twin does.
-fn check<T: Element>(case: &ConvCase, images: usize, ws: &Workspace) {
+fn check<T: Element>(case: &ConvCase, images: usize, ws: &mut Workspace) {
     let shape = case.shape.with_images(images);
     let inputs = Inputs::<T>::new(&shape);
     let (mut out, mut grads) = outputs(&shape);
@@ -63,7 +63,7 @@ fn check<T: Element>(case: &ConvCase, images: usize, ws: &Workspace) {
 }
 
 fn bench<T: Element>(criterion: &mut Criterion, case: &ConvCase, with_naive: bool) {
-    let (shape, ws) = (&case.shape, &Workspace::new());
+    let (shape, ws) = (&case.shape, &mut Workspace::new());
     check::<T>(case, if with_naive { shape.images } else { 2 }, ws);
     let inputs = Inputs::<T>::new(shape);
     let (mut out, mut grads) = outputs(shape);

@@ -6,8 +6,9 @@
 //!
 //! # A processor that OpenBLAS does not know
 //! OpenBLAS picks its kernels from a list of processors. One that is newer than the library falls through to 20-year-old
-//! SSE kernels, five times slower (seen with 0.3.21 on Intel's fifth-generation Xeon). [`setup`] notices and makes it
-//! choose again, by the instructions the processor has; `OPENBLAS_CORETYPE`, if set, is left alone.
+//! SSE kernels, five times slower (seen with 0.3.21 on Intel's fifth-generation Xeon). [`setup`] notices and says so;
+//! [`choose_kernels`], which a program calls first thing, makes it choose again, by the instructions the processor has.
+//! `OPENBLAS_CORETYPE`, if set, is left alone.
 //!
 //! # Products of the size of a tile
 //! OpenBLAS copies both matrices into packed panels before it multiplies: for a tile of a convolution that takes a quarter
@@ -17,7 +18,8 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::element::Element;
+use crate::element::{Element, Kind};
+use crate::parallel::StridedMut;
 
 /// Whether a product replaces what is in the output or is added to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +95,12 @@ impl<'a, T> MatMut<'a, T> {
         MatMut { pointer, rows, cols, ld, lifetime: PhantomData }
     }
 
+    /// The matrix whose rows are these runs.
+    pub(crate) fn of(runs: &'a mut StridedMut<'_, T>) -> Self {
+        let (rows, cols, ld) = (runs.count(), runs.run(), runs.stride());
+        MatMut { pointer: runs.as_mut_ptr(), rows, cols, ld, lifetime: PhantomData }
+    }
+
     /// The block of these rows and columns, as long as it is needed.
     fn block(&mut self, rows: Range<usize>, cols: Range<usize>) -> MatMut<'_, T> {
         assert!(rows.end <= self.rows && cols.end <= self.cols, "{rows:?} x {cols:?} of {} x {}", self.rows, self.cols);
@@ -111,8 +119,15 @@ impl<'a, T> MatMut<'a, T> {
 #[track_caller]
 fn assert_fits(len: usize, rows: usize, cols: usize, ld: usize) {
     assert!(ld >= cols, "leading dimension {ld} is less than {cols} columns");
-    let needed = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * ld + cols };
-    assert!(len >= needed, "{rows} x {cols} with leading dimension {ld} needs {needed} elements, got {len}");
+    // Checked: a size that wraps around would seem to fit.
+    let needed = match rows.checked_sub(1) {
+        Some(above) if cols > 0 => above.checked_mul(ld).and_then(|start| start.checked_add(cols)),
+        _ => Some(0),
+    };
+    assert!(
+        needed.is_some_and(|needed| needed <= len),
+        "{rows} x {cols} with leading dimension {ld} does not fit {len} elements"
+    );
 }
 
 /// `C <- alpha A B` or `C <- C + alpha A B`, on the calling thread. Shapes: A `(m, k)`, B `(k, n)`, C `(m, n)`.
@@ -143,7 +158,7 @@ pub fn gemm<T: Element>(accum: Accum, alpha: T, a: Mat<'_, T>, b: Mat<'_, T>, mu
         for rows in Blocks::ranges(c.rows, blocks.m) {
             for cols in Blocks::ranges(c.cols, blocks.n) {
                 let (a, b) = (a.block(rows.clone(), inner.clone()), b.block(inner.clone(), cols.clone()));
-                T::gemm_raw(RawGemm { alpha, a, b, beta, c: c.block(rows.clone(), cols) });
+                run(Product { alpha, a, b, beta, c: c.block(rows.clone(), cols) });
             }
         }
     }
@@ -181,7 +196,7 @@ impl Blocks {
     fn new<T>(a: Mat<'_, T>, b: Mat<'_, T>) -> Self {
         let (m, n, k) = (a.rows, b.cols, a.cols);
         let whole = Blocks { m, n, k };
-        if !multiplies_in_place() || (!b.transposed && m * n * k <= Self::IN_PLACE) {
+        if !setup().multiplies_in_place || (!b.transposed && m * n * k <= Self::IN_PLACE) {
             return whole;
         }
         let parts = if a.transposed { 1 } else { k.div_ceil(Self::TERMS) };
@@ -209,15 +224,39 @@ impl Blocks {
     }
 }
 
-/// A product whose shapes have been checked: what the library calls get. Not part of the public interface.
-#[doc(hidden)]
-#[derive(Debug)]
-pub struct RawGemm<'a, T> {
+/// A product whose shapes have been checked: what the library calls get.
+struct Product<'a, T> {
     alpha: T,
     a: Mat<'a, T>,
     b: Mat<'a, T>,
     beta: T,
     c: MatMut<'a, T>,
+}
+
+impl<'a, T: Element> Product<'a, T> {
+    /// The same product, where `T` is `U` under another name.
+    fn cast<U: Element>(self) -> Product<'a, U> {
+        assert_eq!(T::KIND, U::KIND, "the same type");
+        let Product { alpha, a, b, beta, c } = self;
+        let mat = |m: Mat<'a, T>| Mat {
+            data: bytemuck::cast_slice(m.data),
+            rows: m.rows,
+            cols: m.cols,
+            ld: m.ld,
+            transposed: m.transposed,
+        };
+        let MatMut { pointer, rows, cols, ld, .. } = c;
+        let c = MatMut { pointer: pointer.cast(), rows, cols, ld, lifetime: PhantomData };
+        Product { alpha: U::of(alpha.f64()), a: mat(a), b: mat(b), beta: U::of(beta.f64()), c }
+    }
+}
+
+/// The library's product for elements of type `T`.
+fn run<T: Element>(product: Product<'_, T>) {
+    match T::KIND {
+        Kind::F32 => library::sgemm(product.cast()),
+        Kind::F64 => library::dgemm(product.cast()),
+    }
 }
 
 /// What [`gemm`] runs on, as `gemmnet doctor` reports it.
@@ -231,16 +270,19 @@ pub struct BackendInfo {
     pub core: String,
     /// Threads it uses inside one product: always 1 here.
     pub threads: usize,
-    /// Why [`setup`] made it choose other kernels than it had picked itself, if it did, or why it could not.
+    /// What the user should know: that OpenBLAS uses slow kernels, and what to do.
     pub note: Option<String>,
+    /// Whether these kernels have a path that does not pack: see [`Blocks`].
+    multiplies_in_place: bool,
 }
 
 #[cfg(feature = "blas")]
-mod openblas {
+mod library {
+    use std::cell::Cell;
     use std::ffi::{CStr, c_char, c_int, c_void};
     use std::sync::OnceLock;
 
-    use super::{BackendInfo, RawGemm};
+    use super::{BackendInfo, Product};
     // Names the crate, so that the linker is told about the library.
     use openblas_src as _;
 
@@ -306,70 +348,97 @@ mod openblas {
         None
     }
 
-    /// Makes OpenBLAS run its start-up detection again with `core` named; `false` if this build cannot.
-    fn choose_core(core: &str) -> bool {
-        let symbol = |name: &CStr| {
-            // SAFETY: dlsym with the default handle only searches the loaded libraries for a name.
-            unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) }
-        };
-        let (quit, init) = (symbol(c"gotoblas_dynamic_quit"), symbol(c"gotoblas_dynamic_init"));
-        if quit.is_null() || init.is_null() {
-            return false;
+    /// The variable that names the kernels OpenBLAS shall use.
+    const CORETYPE: &str = "OPENBLAS_CORETYPE";
+
+    /// A function without arguments or result in the very library that this crate is linked to. The process may hold
+    /// others: a NumPy beside us brings an OpenBLAS of its own.
+    fn own_function(name: &CStr) -> Option<unsafe extern "C" fn()> {
+        let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
+        let address = openblas_get_corename as unsafe extern "C" fn() -> *const c_char;
+        // SAFETY: dladdr only looks the address of a function up and fills `info` in.
+        if unsafe { libc::dladdr(address as *const c_void, info.as_mut_ptr()) } == 0 {
+            return None;
         }
-        // SAFETY: both symbols are `void f(void)` in OpenBLAS' driver/others/dynamic.c, where they exist at all.
-        let (quit, init) = unsafe {
-            (
-                std::mem::transmute::<*mut c_void, unsafe extern "C" fn()>(quit),
-                std::mem::transmute::<*mut c_void, unsafe extern "C" fn()>(init),
-            )
+        // SAFETY: dladdr says that it has filled it in; the name lives as long as the library is loaded, which it stays.
+        let file = unsafe { info.assume_init().dli_fname };
+        // SAFETY: RTLD_NOLOAD loads nothing. A program that OpenBLAS is linked into statically cannot be opened by name,
+        // its own symbols are found through a null name.
+        let symbol = unsafe {
+            let mut library = libc::dlopen(file, libc::RTLD_LAZY | libc::RTLD_NOLOAD);
+            if library.is_null() {
+                library = libc::dlopen(std::ptr::null(), libc::RTLD_LAZY);
+            }
+            if library.is_null() { library } else { libc::dlsym(library, name.as_ptr()) }
         };
-        // SAFETY: `setup` runs this once, before this crate's first product. It changes the process' environment for the
-        // moment of the call and swaps OpenBLAS' kernel table, so no other thread may be inside OpenBLAS or the C
-        // library's environment functions: the documentation of `setup` asks the caller to see to that.
+        // SAFETY: the callers ask for functions of this signature.
+        (!symbol.is_null()).then(|| unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn()>(symbol) })
+    }
+
+    pub(super) unsafe fn choose_kernels() {
+        let Some(core) = better_than(&corename()).filter(|_| std::env::var_os(CORETYPE).is_none()) else { return };
+        // `void f(void)` in OpenBLAS' driver/others/dynamic.c, where they exist at all.
+        let (quit, init) = (own_function(c"gotoblas_dynamic_quit"), own_function(c"gotoblas_dynamic_init"));
+        let (Some(quit), Some(init)) = (quit, init) else { return };
+        // SAFETY: no other thread is inside OpenBLAS or reads the environment, as the caller promises.
         unsafe {
-            std::env::set_var("OPENBLAS_CORETYPE", core);
+            std::env::set_var(CORETYPE, core);
             quit();
             init();
-            std::env::remove_var("OPENBLAS_CORETYPE");
+            std::env::remove_var(CORETYPE);
         }
-        true
     }
 
     pub(super) fn setup() -> &'static BackendInfo {
         static INFO: OnceLock<BackendInfo> = OnceLock::new();
         INFO.get_or_init(|| {
-            let picked = corename();
-            let note = match better_than(&picked) {
-                Some(_) if std::env::var_os("OPENBLAS_CORETYPE").is_some() => {
-                    Some(format!("OPENBLAS_CORETYPE asks for the slow {picked} kernels; unset it to let gemmnet choose"))
-                }
-                Some(core) if choose_core(core) => {
-                    Some(format!("OpenBLAS does not know this processor and picked {picked}; gemmnet made it use {core}"))
-                }
-                Some(core) => Some(format!(
-                    "OpenBLAS does not know this processor and uses its slow {picked} kernels; start the program with OPENBLAS_CORETYPE={core}"
-                )),
-                None => None,
-            };
+            let core = corename();
+            let note = better_than(&core).map(|better| match std::env::var_os(CORETYPE) {
+                Some(_) => format!("{CORETYPE} asks for the slow {core} kernels; unset it to let gemmnet choose"),
+                None => format!(
+                    "OpenBLAS does not know this processor and uses its slow {core} kernels; call \
+                     gemmnet::blas::choose_kernels first thing in the program, or start it with {CORETYPE}={better}"
+                ),
+            });
             // SAFETY: plain calls with an integer, or none, as argument.
             let (config, threads, parallel) = unsafe {
                 openblas_set_num_threads(1);
                 (text(openblas_get_config()), openblas_get_num_threads(), openblas_get_parallel())
             };
-            let config = match parallel {
-                0 => format!("{config} (single-threaded build)"),
-                1 => format!("{config} (pthreads build)"),
-                _ => format!("{config} (OpenMP build)"),
+            let build = match parallel {
+                0 => "single-threaded build",
+                1 => "pthreads build",
+                _ => "OpenMP build",
             };
-            BackendInfo { name: "OpenBLAS", config, core: corename(), threads: threads.max(1) as usize, note }
+            let in_place = ["SkylakeX", "Cooperlake", "SapphireRapids"];
+            BackendInfo {
+                name: "OpenBLAS",
+                config: format!("{config} ({build})"),
+                threads: threads.max(1) as usize,
+                note,
+                multiplies_in_place: in_place.iter().any(|name| core.eq_ignore_ascii_case(name)),
+                core,
+            }
         })
+    }
+
+    /// One thread inside products that this thread asks for: a build for OpenMP keeps that number for each thread.
+    fn one_thread() {
+        thread_local! {
+            static DONE: Cell<bool> = const { Cell::new(false) };
+        }
+        if !DONE.replace(true) {
+            setup();
+            // SAFETY: a plain call with an integer as argument.
+            unsafe { openblas_set_num_threads(1) };
+        }
     }
 
     macro_rules! product {
         ($name:ident, $t:ty, $cblas:path) => {
-            pub(super) fn $name(call: RawGemm<'_, $t>) {
-                setup();
-                let RawGemm { alpha, a, b, beta, c } = call;
+            pub(super) fn $name(call: Product<'_, $t>) {
+                one_thread();
+                let Product { alpha, a, b, beta, c } = call;
                 let size = |n: usize| i32::try_from(n).expect("a matrix side fits the 32 bits of BLAS");
                 let order = |transposed| {
                     if transposed {
@@ -406,8 +475,10 @@ mod openblas {
 }
 
 #[cfg(not(feature = "blas"))]
-mod openblas {
-    use super::{BackendInfo, RawGemm};
+mod library {
+    use super::{BackendInfo, Product};
+
+    pub(super) unsafe fn choose_kernels() {}
 
     pub(super) fn setup() -> &'static BackendInfo {
         static INFO: std::sync::OnceLock<BackendInfo> = std::sync::OnceLock::new();
@@ -417,13 +488,14 @@ mod openblas {
             core: "chosen at run time".into(),
             threads: 1,
             note: Some("build with the feature openblas-system for a faster product".into()),
+            multiplies_in_place: false,
         })
     }
 
     macro_rules! product {
         ($name:ident, $t:ty, $product:path) => {
-            pub(super) fn $name(call: RawGemm<'_, $t>) {
-                let RawGemm { alpha, a, b, beta, c } = call;
+            pub(super) fn $name(call: Product<'_, $t>) {
+                let Product { alpha, a, b, beta, c } = call;
                 let strides = |transposed, ld: usize| if transposed { (1, ld as isize) } else { (ld as isize, 1) };
                 let ((ra, ca), (rb, cb)) = (strides(a.transposed, a.ld), strides(b.transposed, b.ld));
                 // SAFETY: `Mat::new` checked and `MatMut` promises that rows, columns and leading dimension stay inside
@@ -453,25 +525,20 @@ mod openblas {
     product!(dgemm, f64, matrixmultiply::dgemm);
 }
 
-pub(crate) fn sgemm(call: RawGemm<'_, f32>) {
-    openblas::sgemm(call);
-}
-
-pub(crate) fn dgemm(call: RawGemm<'_, f64>) {
-    openblas::dgemm(call);
-}
-
-/// Whether these kernels have a path that does not pack.
-fn multiplies_in_place() -> bool {
-    ["SkylakeX", "Cooperlake", "SapphireRapids"].iter().any(|core| setup().core.eq_ignore_ascii_case(core))
-}
-
-/// Prepares the product and says what it runs on: one thread inside OpenBLAS, and kernels that fit the processor.
-///
-/// The first [`gemm`] calls this too. A program whose other threads use OpenBLAS or change the environment should call
-/// it once at its start, before they exist.
+/// Says what the product runs on. One thread inside OpenBLAS is seen to by every product.
 pub fn setup() -> &'static BackendInfo {
-    openblas::setup()
+    library::setup()
+}
+
+/// Makes OpenBLAS use the kernels for the instructions that this processor has, where it has fallen back to its oldest
+/// ones (see the [module's documentation](self)); does nothing otherwise. [`setup`] says which kernels it uses.
+///
+/// # Safety
+/// To be called first thing in a program: it changes the environment for a moment and exchanges OpenBLAS' table of
+/// kernels, so while it runs no other thread may use OpenBLAS or read the environment.
+pub unsafe fn choose_kernels() {
+    // SAFETY: as the caller promises.
+    unsafe { library::choose_kernels() }
 }
 
 #[cfg(test)]
@@ -531,6 +598,22 @@ mod tests {
         }
     }
 
+    /// A size in elements that does not fit the machine's integers is no size that fits.
+    #[test]
+    fn sizes_that_wrap_around_are_refused() {
+        let refused = |rows: usize, cols: usize, ld: usize| {
+            std::panic::catch_unwind(|| {
+                MatMut::new(&mut [0_f32; 0], rows, cols, ld);
+            })
+            .is_err()
+        };
+        assert!(refused(1 << 32, 1 << 32, 1 << 32), "(rows - 1) ld + cols is 0 modulo 2^64");
+        assert!(refused(3, 1 << 63, 1 << 63));
+        assert!(refused(2, 1, usize::MAX));
+        assert!(!refused(0, 1 << 32, 1 << 32));
+        assert!(!refused(1 << 32, 0, 1 << 32));
+    }
+
     /// The sizes that [`Blocks`] promises, where OpenBLAS has the kernels for them.
     #[test]
     fn blocks_are_small_enough_to_stay_unpacked() {
@@ -539,7 +622,7 @@ mod tests {
         {
             let (a, b) = (Mat::new(&data, m, k, k), Mat::new(&data, k, n, n));
             let blocks = Blocks::new(a, b);
-            if multiplies_in_place() {
+            if setup().multiplies_in_place {
                 assert!(blocks.m * blocks.n.min(n) * blocks.k <= Blocks::IN_PLACE, "{m}x{n}x{k}: {blocks:?}");
             } else {
                 assert_eq!(blocks, Blocks { m, n, k });

@@ -9,6 +9,15 @@ mod sealed {
     impl Sealed for f64 {}
 }
 
+/// The scalar types by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `f32`
+    F32,
+    /// `f64`
+    F64,
+}
+
 /// `f32` (training and inference) or `f64` (which exists so that gradients can be checked). Sealed.
 pub trait Element:
     sealed::Sealed
@@ -27,6 +36,9 @@ pub trait Element:
     + Sync
     + 'static
 {
+    /// Which of the two it is, for code that exists once for each.
+    const KIND: Kind;
+
     /// `"f32"` or `"f64"`, as tables and checkpoints name it.
     const NAME: &'static str;
 
@@ -35,13 +47,10 @@ pub trait Element:
 
     /// Widens to `f64`.
     fn f64(self) -> f64;
-
-    /// The product kernel of this type: see [`crate::blas::gemm`]. Row-major, explicit leading dimensions.
-    #[doc(hidden)]
-    fn gemm_raw(call: crate::blas::RawGemm<'_, Self>);
 }
 
 impl Element for f32 {
+    const KIND: Kind = Kind::F32;
     const NAME: &'static str = "f32";
 
     fn of(value: f64) -> Self {
@@ -51,13 +60,10 @@ impl Element for f32 {
     fn f64(self) -> f64 {
         f64::from(self)
     }
-
-    fn gemm_raw(call: crate::blas::RawGemm<'_, Self>) {
-        crate::blas::sgemm(call);
-    }
 }
 
 impl Element for f64 {
+    const KIND: Kind = Kind::F64;
     const NAME: &'static str = "f64";
 
     fn of(value: f64) -> Self {
@@ -66,9 +72,5 @@ impl Element for f64 {
 
     fn f64(self) -> f64 {
         self
-    }
-
-    fn gemm_raw(call: crate::blas::RawGemm<'_, Self>) {
-        crate::blas::dgemm(call);
     }
 }

@@ -90,6 +90,7 @@ pub mod nn;
 pub mod ops;
 pub mod optim;
 pub mod parallel;
+pub mod params;
 pub mod profile;
 pub mod random;
 pub mod shape;

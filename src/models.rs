@@ -1,4 +1,4 @@
-//! Level 4. Networks by name: the seed's two, with the seed's parameters and defaults.
+//! Level 5. Networks by name: the seed's two, with the seed's parameters and defaults.
 
 use crate::element::Element;
 use crate::error::{Error, Result};

@@ -4,13 +4,18 @@
 //! start to end; BLAS inside it is single-threaded. So the same input gives the same bits at any number of threads, as
 //! long as pieces that add up write to slots of their own, which are summed in order afterwards.
 //!
+//! What the pieces write is shared out before they start: [`for_each_share`] gives every piece its own part of an array,
+//! be it a run of elements ([`Chunks`], [`Even`]), the planes of a channel ([`Planes`]) or a block of a matrix ([`Grid`]).
+//!
 //! The threads are those of the rayon pool that the caller is in: [`with_threads`] makes one, a host program may
 //! `install` its own.
+
+use std::marker::PhantomData;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::simd::finish_streaming;
 
 /// Runs `work` inside a pool of `threads` threads.
 ///
@@ -61,37 +66,256 @@ pub fn for_each_piece(pieces: usize, piece: impl Fn(usize) + Sync + Send) {
 
 /// Cuts `data` into chunks of `chunk` elements (the last may be shorter) and runs `piece(index, chunk)` on each.
 pub fn for_each_chunk_mut<T: Send>(data: &mut [T], chunk: usize, piece: impl Fn(usize, &mut [T]) + Sync + Send) {
-    data.par_chunks_mut(chunk.max(1)).with_max_len(1).enumerate().for_each(|(i, chunk)| {
-        let _guard = FlushToZero::on();
-        piece(i, chunk);
-        finish_streaming();
+    for_each_share(Chunks::new(data, chunk), piece);
+}
+
+/// Runs `piece(index, share)` for every share of `shares`.
+pub(crate) fn for_each_share<S: Shares>(shares: S, piece: impl Fn(usize, S::Share) + Sync + Send) {
+    for_each_piece(shares.count(), |i| {
+        // SAFETY: there is one piece for each index.
+        piece(i, unsafe { shares.share(i) });
     });
 }
 
 /// The half-open range of `len` items that belongs to piece `index` of `pieces`, as even as possible.
-pub fn piece_range(len: usize, pieces: usize, index: usize) -> std::ops::Range<usize> {
+pub fn piece_range(len: usize, pieces: usize, index: usize) -> Range<usize> {
     len * index / pieces..len * (index + 1) / pieces
 }
 
-/// A slice that several pieces write at once, each to elements of its own.
+/// Memory that pieces of work share out among themselves. A pair of several of them, or more, is shared out together.
 ///
-/// `chunks_mut` serves where a piece's elements are contiguous; this is for the strided rest (column blocks of a matrix,
-/// a row range of every channel).
+/// # Safety
+/// Shares of different indices have no element in common.
+pub(crate) unsafe trait Shares: Sync + Send {
+    /// What one piece gets.
+    type Share;
+
+    /// Number of shares.
+    fn count(&self) -> usize;
+
+    /// Share `index`, below the count.
+    ///
+    /// # Safety
+    /// For each index this is called once at most.
+    unsafe fn share(&self, index: usize) -> Self::Share;
+}
+
+macro_rules! shares_of_tuples {
+    ($first:ident: $F:ident, $($rest:ident: $R:ident),+) => {
+        // SAFETY: shares of the members with different indices have nothing in common.
+        unsafe impl<$F: Shares, $($R: Shares),+> Shares for ($F, $($R),+) {
+            type Share = ($F::Share, $($R::Share),+);
+
+            fn count(&self) -> usize {
+                let ($first, $($rest),+) = self;
+                $(assert_eq!($first.count(), $rest.count(), "arrays with the same number of shares");)+
+                $first.count()
+            }
+
+            unsafe fn share(&self, index: usize) -> Self::Share {
+                let ($first, $($rest),+) = self;
+                // SAFETY: as the caller promises.
+                unsafe { ($first.share(index), $($rest.share(index)),+) }
+            }
+        }
+    };
+}
+shares_of_tuples!(a: A, b: B);
+shares_of_tuples!(a: A, b: B, c: C);
+shares_of_tuples!(a: A, b: B, c: C, d: D);
+shares_of_tuples!(a: A, b: B, c: C, d: D, e: E);
+
+/// Runs of `len` elements; the last may be shorter.
+#[derive(Debug)]
+pub(crate) struct Chunks<'a, T> {
+    data: Disjoint<'a, T>,
+    len: usize,
+}
+
+impl<'a, T> Chunks<'a, T> {
+    pub(crate) fn new(data: &'a mut [T], len: usize) -> Self {
+        Chunks { data: Disjoint::new(data), len: len.max(1) }
+    }
+}
+
+// SAFETY: runs with different indices begin and end at different multiples of `len`.
+unsafe impl<'a, T: Send> Shares for Chunks<'a, T> {
+    type Share = &'a mut [T];
+
+    fn count(&self) -> usize {
+        self.data.len.div_ceil(self.len)
+    }
+
+    unsafe fn share(&self, index: usize) -> &'a mut [T] {
+        let start = index * self.len;
+        // SAFETY: the caller asks for each run once.
+        unsafe { self.data.slice(start, self.len.min(self.data.len - start)) }
+    }
+}
+
+/// Whole items, such as images, as evenly as possible: share `i` holds the items [`piece_range`] gives to piece `i`.
+#[derive(Debug)]
+pub(crate) struct Even<'a, T> {
+    data: Disjoint<'a, T>,
+    items: usize,
+    shares: usize,
+}
+
+impl<'a, T> Even<'a, T> {
+    /// # Panics
+    /// If `data` does not hold a whole number of elements for each item.
+    pub(crate) fn new(data: &'a mut [T], items: usize, shares: usize) -> Self {
+        assert!(data.len() == data.len() / items.max(1) * items, "{} elements of {items} items", data.len());
+        Even { data: Disjoint::new(data), items, shares }
+    }
+}
+
+// SAFETY: the ranges of `piece_range` have no item in common.
+unsafe impl<'a, T: Send> Shares for Even<'a, T> {
+    type Share = &'a mut [T];
+
+    fn count(&self) -> usize {
+        self.shares
+    }
+
+    unsafe fn share(&self, index: usize) -> &'a mut [T] {
+        let (item, range) = (self.data.len / self.items.max(1), piece_range(self.items, self.shares, index));
+        // SAFETY: the caller asks for each range once.
+        unsafe { self.data.slice(range.start * item, range.len() * item) }
+    }
+}
+
+/// The planes of an array `[images, channels, plane]` by channel: share `c` is channel `c` of every image.
+#[derive(Debug)]
+pub(crate) struct Planes<'a, T> {
+    data: Disjoint<'a, T>,
+    images: usize,
+    channels: usize,
+    plane: usize,
+}
+
+impl<'a, T> Planes<'a, T> {
+    /// # Panics
+    /// If `data` does not have the length of these sizes.
+    pub(crate) fn new(data: &'a mut [T], [images, channels, plane]: [usize; 3]) -> Self {
+        assert_eq!(data.len(), images * channels * plane, "elements of {images} x {channels} planes of {plane}");
+        Planes { data: Disjoint::new(data), images, channels, plane }
+    }
+}
+
+// SAFETY: a plane belongs to one channel.
+unsafe impl<'a, T: Send> Shares for Planes<'a, T> {
+    type Share = StridedMut<'a, T>;
+
+    fn count(&self) -> usize {
+        self.channels
+    }
+
+    unsafe fn share(&self, index: usize) -> StridedMut<'a, T> {
+        let Planes { images, channels, plane, .. } = *self;
+        // SAFETY: the caller asks for each channel once; the last plane ends where the array does, at the latest.
+        unsafe { self.data.strided(index * plane, images, channels * plane, plane) }
+    }
+}
+
+/// Blocks of a matrix `rows x cols`, of `height x width` elements; those at the end may be smaller. Share `i` is block
+/// `i / across` from above and `i % across` from the left.
+#[derive(Debug)]
+pub(crate) struct Grid<'a, T> {
+    data: Disjoint<'a, T>,
+    rows: usize,
+    cols: usize,
+    height: usize,
+    width: usize,
+}
+
+impl<'a, T> Grid<'a, T> {
+    /// # Panics
+    /// If `data` does not have the length of these sizes.
+    pub(crate) fn new(data: &'a mut [T], (rows, cols): (usize, usize), (height, width): (usize, usize)) -> Self {
+        assert_eq!(data.len(), rows * cols, "elements of {rows} x {cols}");
+        Grid { data: Disjoint::new(data), rows, cols, height: height.max(1), width: width.max(1) }
+    }
+
+    /// Number of blocks side by side.
+    pub(crate) fn across(&self) -> usize {
+        self.cols.div_ceil(self.width)
+    }
+}
+
+// SAFETY: an element lies in one block.
+unsafe impl<'a, T: Send> Shares for Grid<'a, T> {
+    type Share = StridedMut<'a, T>;
+
+    fn count(&self) -> usize {
+        self.rows.div_ceil(self.height) * self.across()
+    }
+
+    unsafe fn share(&self, index: usize) -> StridedMut<'a, T> {
+        let (row, col) = (index / self.across() * self.height, index % self.across() * self.width);
+        let (height, width) = (self.height.min(self.rows - row), self.width.min(self.cols - col));
+        // SAFETY: the caller asks for each block once; its last row ends where a row of the matrix does, at the latest.
+        unsafe { self.data.strided(row * self.cols + col, height, self.cols, width) }
+    }
+}
+
+/// Runs of equal length at equal distances: the planes of a channel, the rows of a block of a matrix.
+#[derive(Debug)]
+pub(crate) struct StridedMut<'a, T> {
+    pointer: *mut T,
+    count: usize,
+    stride: usize,
+    len: usize,
+    lifetime: PhantomData<&'a mut [T]>,
+}
+
+impl<T> StridedMut<'_, T> {
+    /// Number of runs.
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Elements of a run.
+    pub(crate) fn run(&self) -> usize {
+        self.len
+    }
+
+    /// Elements from the beginning of a run to that of the next.
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// Run `index`.
+    #[track_caller]
+    #[inline(always)]
+    pub(crate) fn get(&mut self, index: usize) -> &mut [T] {
+        assert!(index < self.count, "run {index} of {}", self.count);
+        // SAFETY: `Disjoint::strided` promises the elements of every run to the one value that this is.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.add(index * self.stride), self.len) }
+    }
+
+    /// The first element, for a matrix whose rows are the runs.
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut T {
+        self.pointer
+    }
+}
+
+/// A slice that several pieces write at once, each to elements of its own.
 #[derive(Debug)]
 pub(crate) struct Disjoint<'a, T> {
     pointer: *mut T,
     len: usize,
-    lifetime: std::marker::PhantomData<&'a mut [T]>,
+    lifetime: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: access goes through `slice`, whose contract forbids two threads the same elements.
+// SAFETY: access goes through unsafe methods, whose contracts forbid two threads the same elements.
 unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
 // SAFETY: as above; it is a borrowed slice in all but name.
 unsafe impl<T: Send> Send for Disjoint<'_, T> {}
 
 impl<'a, T> Disjoint<'a, T> {
     pub(crate) fn new(data: &'a mut [T]) -> Self {
-        Disjoint { pointer: data.as_mut_ptr(), len: data.len(), lifetime: std::marker::PhantomData }
+        Disjoint { pointer: data.as_mut_ptr(), len: data.len(), lifetime: PhantomData }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -102,7 +326,7 @@ impl<'a, T> Disjoint<'a, T> {
     /// promise of [`Disjoint::slice`] is needed for the elements written.
     #[track_caller]
     pub(crate) fn pointer(&self, start: usize, len: usize) -> *mut T {
-        assert!(start + len <= self.len, "{start} + {len} is past the end, {}", self.len);
+        assert!(start <= self.len && len <= self.len - start, "{start} + {len} is past the end, {}", self.len);
         self.pointer.wrapping_add(start)
     }
 
@@ -110,12 +334,32 @@ impl<'a, T> Disjoint<'a, T> {
     ///
     /// # Safety
     /// While the result lives, no other slice handed out by this value may be *used* to touch the same elements.
-    #[allow(clippy::mut_from_ref)]
     #[track_caller]
-    pub(crate) unsafe fn slice(&self, start: usize, len: usize) -> &mut [T] {
-        assert!(start + len <= self.len, "{start} + {len} is past the end, {}", self.len);
-        // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer.add(start), len) }
+    pub(crate) unsafe fn slice(&self, start: usize, len: usize) -> &'a mut [T] {
+        // SAFETY: in bounds by the assertion in `pointer`; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer(start, len), len) }
+    }
+
+    /// `count` runs of `len` elements, the first from `start` on, `stride` elements apart.
+    ///
+    /// # Safety
+    /// As for [`Disjoint::slice`].
+    #[track_caller]
+    unsafe fn strided(&self, start: usize, count: usize, stride: usize, len: usize) -> StridedMut<'a, T> {
+        assert!(stride >= len, "runs of {len} elements, {stride} apart, overlap");
+        let empty = count == 0 || len == 0;
+        let pointer = if empty { self.pointer(0, 0) } else { self.pointer(start, (count - 1) * stride + len) };
+        StridedMut { pointer, count, stride, len, lifetime: PhantomData }
+    }
+}
+
+/// Makes what [`crate::simd::Write::Streamed`] wrote visible to other threads before anything that this thread does
+/// afterwards.
+fn finish_streaming() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of x86_64.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
     }
 }
 
@@ -169,6 +413,38 @@ mod tests {
                 assert_eq!(all, (0..len).collect::<Vec<_>>());
             }
         }
+    }
+
+    /// Every way of sharing out covers every element once.
+    #[test]
+    fn shares_are_disjoint_and_whole() {
+        fn check(name: &str, len: usize, count: impl Fn(&mut [u8])) {
+            let mut data = vec![0; len];
+            count(&mut data);
+            assert!(data.iter().all(|&n| n == 1), "{name}: {data:?}");
+        }
+        let mark = |run: &mut [u8]| run.iter_mut().for_each(|n| *n += 1);
+        let mark_all = |mut runs: StridedMut<'_, u8>| (0..runs.count()).for_each(|i| mark(runs.get(i)));
+        check("chunks", 23, |data| for_each_share(Chunks::new(data, 5), |_, run| mark(run)));
+        check("even", 21, |data| for_each_share(Even::new(data, 7, 4), |_, run| mark(run)));
+        check("nothing", 0, |data| for_each_share(Even::new(data, 0, 4), |_, run| mark(run)));
+        check("planes", 60, |data| for_each_share(Planes::new(data, [3, 4, 5]), |_, runs| mark_all(runs)));
+        check("no images", 0, |data| for_each_share(Planes::new(data, [0, 4, 5]), |_, runs| mark_all(runs)));
+        check("grid", 7 * 9, |data| for_each_share(Grid::new(data, (7, 9), (2, 4)), |_, runs| mark_all(runs)));
+        check("pair", 24, |data| {
+            let mut other = vec![0; 6];
+            for_each_share((Chunks::new(data, 4), Chunks::new(&mut other, 1)), |i, (run, other)| {
+                mark(run);
+                other[0] = i;
+            });
+            assert_eq!(other, [0, 1, 2, 3, 4, 5]);
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "same number of shares")]
+    fn arrays_shared_out_together_have_as_many_shares() {
+        for_each_share((Chunks::new(&mut [0; 4], 2), Chunks::new(&mut [0; 4], 1)), |_, _: (&mut [i32], &mut [i32])| {});
     }
 
     #[cfg(target_arch = "x86_64")]

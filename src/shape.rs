@@ -9,6 +9,7 @@
 //! as in Dumoulin & Visin, *A guide to convolution arithmetic for deep learning* (2016). A row that does not fill a
 //! whole stride at the end is dropped.
 
+use crate::element::{Element, Kind};
 use crate::error::{Error, Result};
 
 /// Zero padding around an image.
@@ -244,8 +245,8 @@ impl Conv2dShape {
     ///
     /// # Errors
     /// [`Error::Invalid`] if not.
-    pub fn check_algorithm<T>(&self) -> Result<()> {
-        if self.algorithm == Algorithm::Winograd && size_of::<T>() > size_of::<f32>() {
+    pub fn check_algorithm<T: Element>(&self) -> Result<()> {
+        if self.algorithm == Algorithm::Winograd && T::KIND == Kind::F64 {
             let problem = format!("Winograd's algorithm would cost {} its digits", std::any::type_name::<T>());
             return Err(Error::invalid("conv2d", problem, "choose Algorithm::Auto or Algorithm::Im2col"));
         }
@@ -253,8 +254,8 @@ impl Conv2dShape {
     }
 
     /// The algorithm that runs for elements of type `T`: [`Algorithm::Auto`] resolved.
-    pub fn algorithm_for<T>(&self) -> Algorithm {
-        let single = size_of::<T>() == size_of::<f32>();
+    pub fn algorithm_for<T: Element>(&self) -> Algorithm {
+        let single = T::KIND == Kind::F32;
         let tiled = self.rows.output.next_multiple_of(4) * self.cols.output.next_multiple_of(4);
         let enough = self.images * tiled >= 32 * 16;
         let worthwhile = self.channels >= 16 && self.filters >= 16 && enough && 2 * self.out_plane() > tiled;

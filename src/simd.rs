@@ -1,18 +1,31 @@
 //! Level 1. Plain loops, compiled for the vector instructions that the processor turns out to have.
 //!
-//! The crate is built for the baseline of its target, so that a binary runs everywhere. [`vectorized`] compiles the
+//! The crate is built for the baseline of its target, so that a binary runs everywhere. [`vectorized!`] compiles the
 //! loops inside it again for AVX2 and AVX-512 and chooses at run time. The loops are ordinary Rust; sums that should be
 //! vectorised say their order of addition ([`sum`], [`dot`]), so the bits do not depend on which version runs.
 //!
 //! Three things are written by hand, because the compiler does not make them of loops: transposing planes, dealing out
 //! pairs, and outputs that bypass the cache. They move bits and calculate nothing.
 
-use crate::element::Element;
+use crate::element::{Element, Kind};
 
-/// Runs `work`, compiled for the widest vectors this processor has. `work` itself and all that it calls must be inlined
-/// here (`#[inline(always)]`, on the closure too): what is not stays as it was compiled, for the baseline.
+/// The value of an expression, compiled for the widest vectors that this processor has.
+///
+/// All that the expression calls must be inlined into it (`#[inline(always)]`, on closures given to iterators too): what is
+/// not stays as it was compiled, for the baseline.
+macro_rules! vectorized {
+    ($work:expr $(,)?) => {
+        $crate::simd::dispatch(
+            #[inline(always)]
+            || $work,
+        )
+    };
+}
+pub(crate) use vectorized;
+
+/// For [`vectorized!`] alone, which sees to it that `work` is inlined where it is compiled again.
 #[inline(always)]
-pub(crate) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
+pub(crate) fn dispatch<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)
 }
 
@@ -187,15 +200,6 @@ fn stream<T: Element>(out: &mut [T], values: &Lanes<T>) {
     out.copy_from_slice(values);
 }
 
-/// Makes what [`Write::Streamed`] wrote visible to other threads before anything that this thread does afterwards.
-pub(crate) fn finish_streaming() {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: SSE is part of x86_64.
-    unsafe {
-        std::arch::x86_64::_mm_sfence();
-    }
-}
-
 /// The pixels of up to [`LANES`] planes side by side: `to[p][c] = planes[c * pitch + p]` for `c` below `channels`.
 pub(crate) fn planes_to_lanes<T: Element>(planes: &[T], pitch: usize, channels: usize, to: &mut [Lanes<T>]) {
     let done = transposable(planes, pitch, channels, to.len());
@@ -240,11 +244,11 @@ pub(crate) fn deal_two<T: Element>(from: &[T; 2 * LANES], even: &mut Lanes<T>, o
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") {
         let (from, even, odd) = (from.as_ptr(), even.as_mut_ptr(), odd.as_mut_ptr());
-        // SAFETY: AVX2 is there; the references are to as many elements, which are f32 or f64 (`Element` is sealed).
+        // SAFETY: AVX2 is there; the references are to as many elements, of the type that `KIND` names.
         unsafe {
-            return match size_of::<T>() {
-                4 => pairs::deal_f32(from.cast(), even.cast(), odd.cast()),
-                _ => pairs::deal_f64(from.cast(), even.cast(), odd.cast()),
+            return match T::KIND {
+                Kind::F32 => pairs::deal_f32(from.cast(), even.cast(), odd.cast()),
+                Kind::F64 => pairs::deal_f64(from.cast(), even.cast(), odd.cast()),
             };
         }
     }
@@ -262,9 +266,9 @@ pub(crate) fn gather_two<T: Element>(even: &Lanes<T>, odd: &Lanes<T>, to: &mut [
         let (even, odd, to) = (even.as_ptr(), odd.as_ptr(), to.as_mut_ptr());
         // SAFETY: as in `deal_two`.
         unsafe {
-            return match size_of::<T>() {
-                4 => pairs::gather_f32(even.cast(), odd.cast(), to.cast()),
-                _ => pairs::gather_f64(even.cast(), odd.cast(), to.cast()),
+            return match T::KIND {
+                Kind::F32 => pairs::gather_f32(even.cast(), odd.cast(), to.cast()),
+                Kind::F64 => pairs::gather_f64(even.cast(), odd.cast(), to.cast()),
             };
         }
     }
@@ -365,7 +369,7 @@ fn transposable<T: Element>(planes: &[T], pitch: usize, channels: usize, pixels:
         "planes are whole"
     );
     #[cfg(target_arch = "x86_64")]
-    if channels == LANES && size_of::<T>() == size_of::<f32>() && is_x86_feature_detected!("avx") {
+    if channels == LANES && T::KIND == Kind::F32 && is_x86_feature_detected!("avx") {
         return pixels / 8 * 8;
     }
     0
@@ -417,14 +421,7 @@ mod tests {
             let a: Vec<f64> = (0..len).map(|i| f64::from(i) * 0.1 - 3.0).collect();
             let plain: f64 = a.iter().sum();
             assert!((sum(&a) - plain).abs() <= 1e-12);
-            assert_eq!(
-                sum(&a).to_bits(),
-                vectorized(
-                    #[inline(always)]
-                    || sum(&a)
-                )
-                .to_bits()
-            );
+            assert_eq!(sum(&a).to_bits(), vectorized!(sum(&a)).to_bits());
             let squares: f64 = a.iter().map(|v| v * v).sum();
             assert!((dot(&a, &a) - squares).abs() <= 1e-11);
             assert!((sum_squared_deviations(&a, 0.0) - squares).abs() <= 1e-11);
@@ -484,7 +481,6 @@ mod tests {
                     let input = &input[start..];
                     write.map(&mut out[start..][..len], input, input, |a, b| a + a * b);
                 }
-                finish_streaming();
                 assert_eq!(outputs[0], outputs[1], "{len} from {start}");
                 assert_eq!(outputs[1][start + len], T::of(-1.0), "nothing after the end");
             }

@@ -2,10 +2,19 @@
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use bytemuck::Pod;
 use memmap2::MmapMut;
+
+static MAPS: AtomicUsize = AtomicUsize::new(0);
+
+/// How many times this process has asked the system for the memory of a [`Buffer`]: it does not come from the allocator, so
+/// counting that one does not tell whether a step allocates.
+pub fn maps() -> usize {
+    MAPS.load(Ordering::Relaxed)
+}
 
 /// A fixed number of elements, zeroed, aligned to a page, on huge pages where the system has them.
 ///
@@ -26,6 +35,7 @@ impl<T: Pod> Buffer<T> {
     pub fn zeroed(len: usize) -> Self {
         let bytes = len.checked_mul(size_of::<T>()).expect("a buffer's size in bytes fits the address space");
         let map = (bytes > 0).then(|| {
+            MAPS.fetch_add(1, Ordering::Relaxed);
             let map = MmapMut::map_anon(bytes).unwrap_or_else(|e| {
                 panic!("the system refused {} MiB of memory: {e}; use a smaller batch", bytes >> 20)
             });
@@ -75,53 +85,60 @@ impl<T: Pod> Clone for Buffer<T> {
     }
 }
 
-/// Scratch memory for the pieces of an operation, one arena per thread. It grows to the largest request and stays.
+/// Scratch memory of operations: some that an operation has as a whole, and an arena for each thread that its pieces run
+/// on. It grows to the largest request and stays.
 ///
-/// The caller owns it and lends it to every operation in turn; after the first step of a training loop it no longer grows.
-#[derive(Debug)]
+/// The caller owns it and lends it to one operation after the other; after the first step of a training loop it no longer
+/// grows, whichever threads the pieces run on.
+#[derive(Debug, Default)]
 pub struct Workspace {
+    shared: Buffer<u64>,
+    /// Each is locked by the piece that runs on its thread: always free, as long as nobody has a pool within a pool.
     arenas: Vec<Mutex<Buffer<u64>>>,
-    shared: Mutex<Buffer<u64>>,
-}
-
-impl Default for Workspace {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl Workspace {
-    /// An empty workspace for the threads of the current rayon pool. In a pool of more threads it works too, but some of
-    /// them then wait for each other.
+    /// An empty workspace.
     pub fn new() -> Self {
-        let threads = rayon::current_num_threads().max(1);
-        Workspace { arenas: (0..threads).map(|_| Mutex::default()).collect(), shared: Mutex::default() }
+        Self::default()
     }
 
-    /// Lends `len` elements of the calling thread's arena to `work`; their content is whatever was left there. A piece
-    /// asks once and splits what it gets.
-    ///
-    /// # Panics
-    /// If a piece panicked while it held this arena.
-    pub fn scratch<T: Pod, R>(&self, len: usize, work: impl FnOnce(&mut [T]) -> R) -> R {
-        let thread = rayon::current_thread_index().unwrap_or(0) % self.arenas.len();
-        lend(&self.arenas[thread], len, work)
-    }
-
-    /// Lends `len` elements that belong to an operation as a whole, such as partial sums, to `work`, whose pieces may
-    /// use [`Workspace::scratch`] meanwhile. Content and contract as there.
-    ///
-    /// # Panics
-    /// If an operation panicked while it held them.
-    pub fn shared<T: Pod, R>(&self, len: usize, work: impl FnOnce(&mut [T]) -> R) -> R {
-        lend(&self.shared, len, work)
+    /// Lends an operation `shared` elements, such as partial sums, and scratch of `scratch` elements to each of its pieces.
+    /// Their content is whatever was left there.
+    pub fn lend<T: Pod>(&mut self, shared: usize, scratch: usize) -> (&mut [T], Scratch<'_, T>) {
+        let Workspace { shared: memory, arenas } = self;
+        let threads = rayon::current_num_threads().max(arenas.len());
+        arenas.resize_with(threads, Mutex::default);
+        for arena in arenas.iter_mut() {
+            // What a panicking piece left there is scratch all the same.
+            arena.get_mut().unwrap_or_else(PoisonError::into_inner).reserve(units::<T>(scratch));
+        }
+        memory.reserve(units::<T>(shared));
+        let shared = &mut bytemuck::cast_slice_mut(memory)[..shared];
+        (shared, Scratch { arenas, len: scratch, element: PhantomData })
     }
 }
 
-fn lend<T: Pod, R>(arena: &Mutex<Buffer<u64>>, len: usize, work: impl FnOnce(&mut [T]) -> R) -> R {
-    let mut arena = arena.lock().expect("no operation panics while it holds scratch");
-    arena.reserve((len * size_of::<T>()).div_ceil(size_of::<u64>()));
-    work(&mut bytemuck::cast_slice_mut(&mut arena)[..len])
+/// `len` elements, counted in units of a workspace's buffers.
+fn units<T>(len: usize) -> usize {
+    len.checked_mul(size_of::<T>()).expect("scratch fits the address space").div_ceil(size_of::<u64>())
+}
+
+/// The scratch memory of an operation's pieces: see [`Workspace::lend`].
+#[derive(Debug)]
+pub struct Scratch<'a, T> {
+    arenas: &'a [Mutex<Buffer<u64>>],
+    len: usize,
+    element: PhantomData<fn() -> T>,
+}
+
+impl<T: Pod> Scratch<'_, T> {
+    /// Lends the elements of the calling thread's arena to `work`. A piece asks once and splits what it gets.
+    pub fn with<R>(&self, work: impl FnOnce(&mut [T]) -> R) -> R {
+        let thread = rayon::current_thread_index().unwrap_or(0) % self.arenas.len();
+        let mut arena = self.arenas[thread].lock().unwrap_or_else(PoisonError::into_inner);
+        work(&mut bytemuck::cast_slice_mut(&mut arena)[..self.len])
+    }
 }
 
 #[cfg(test)]
@@ -140,10 +157,42 @@ mod tests {
 
     #[test]
     fn scratch_grows_and_keeps_its_place() {
-        let ws = Workspace::new();
-        let first = ws.scratch::<f32, _>(100, |s| s.as_ptr().addr());
-        let second = ws.scratch::<f64, _>(50, |s| s.as_ptr().addr());
+        let mut ws = Workspace::new();
+        let first = ws.lend::<f32>(0, 100).1.with(|s| s.as_ptr().addr());
+        let second = ws.lend::<f64>(0, 50).1.with(|s| s.as_ptr().addr());
         assert_eq!(first, second);
-        ws.scratch::<f32, _>(1 << 20, |s| assert_eq!(s.len(), 1 << 20));
+        let (shared, scratch) = ws.lend::<f32>(7, 1 << 20);
+        assert_eq!(shared.len(), 7);
+        scratch.with(|s| assert_eq!(s.len(), 1 << 20));
+    }
+
+    /// A piece that panics leaves a workspace that goes on working.
+    #[test]
+    fn a_caught_panic_does_no_harm() {
+        let mut ws = Workspace::new();
+        let (_, scratch) = ws.lend::<f32>(0, 10);
+        let panicked =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| scratch.with(|_| panic!("on purpose"))));
+        assert!(panicked.is_err());
+        scratch.with(|s| s.fill(1.0));
+        ws.lend::<f32>(0, 20).1.with(|s| assert_eq!(s.len(), 20));
+    }
+
+    /// The first call grows the arenas of all threads, so none is left to grow in a later one.
+    #[test]
+    fn nothing_grows_after_the_first_call() {
+        crate::parallel::with_threads(3, || {
+            let mut ws = Workspace::new();
+            ws.lend::<f32>(5, 1000);
+            let places = |ws: &mut Workspace| -> Vec<usize> {
+                ws.arenas.iter_mut().map(|arena| arena.get_mut().unwrap().as_ptr().addr()).collect()
+            };
+            let before = places(&mut ws);
+            assert_eq!(before.len(), 3);
+            let (_, scratch) = ws.lend::<f32>(5, 1000);
+            crate::parallel::for_each_piece(30, |_| scratch.with(|s| s.fill(1.0)));
+            assert_eq!(places(&mut ws), before);
+        })
+        .unwrap();
     }
 }

@@ -40,7 +40,7 @@ struct Chain {
     y: Array4<f64>,
     /// After batchnorm.
     z: Array4<f64>,
-    argmax: Option<naive::Argmax>,
+    argmax: Option<gemmnet::ops::pool::Argmax>,
     /// Factors of dropout.
     mask: Option<Array4<f64>>,
     out: Array4<f64>,

@@ -214,7 +214,7 @@ fn check_batchnorm<D: Dimension>(
     [gamma, beta]: [&Array1<f64>; 2],
     (x, dout): (&Array<f64, D>, &Array<f64, D>),
     out: impl Fn(ArrayView<f64, D>, ArrayView1<f64>, ArrayView1<f64>) -> Array<f64, D>,
-    grads: naive::BatchNormGrads<f64, D>,
+    grads: gemmnet::ops::batchnorm::BatchNormGrads<f64, D>,
 ) {
     let dx = numeric_gradient_array(|x| out(x, gamma.view(), beta.view()), x.view(), dout.view());
     let dgamma = numeric_gradient_array(|gamma| out(x.view(), gamma, beta.view()), gamma.view(), dout.view());

@@ -109,7 +109,7 @@ fn check_conv_as<T: Element>(
     [x, w, dout]: [&Array4<f64>; 3],
     b: &Array1<f64>,
     out: &Array4<f64>,
-    grads: &naive::Conv2dGrads<f64>,
+    grads: &gemmnet::ops::conv::Conv2dGrads<f64>,
 ) {
     let what = |part| format!("{why}: {} {part} of x {:?}, w {:?}, {conv:?}", T::NAME, shape.x(), shape.w());
     let (x, w, dout, b) = (to::<T, _>(x), to(w), to(dout), to(b));

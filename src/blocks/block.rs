@@ -207,7 +207,7 @@ impl Block {
     ///
     /// # Errors
     /// [`Error::Invalid`] if not.
-    pub fn check_algorithm<T>(&self) -> Result<()> {
+    pub fn check_algorithm<T: Element>(&self) -> Result<()> {
         match self.kernel {
             Kernel::Conv(shape) => shape.check_algorithm::<T>(),
             Kernel::None | Kernel::Affine { .. } => Ok(()),
@@ -348,7 +348,7 @@ impl Block {
         running: (&mut [T], &mut [T]),
         pass: Pass,
         state: &mut BlockState<T>,
-        ws: &Workspace,
+        ws: &mut Workspace,
     ) {
         assert_eq!(x.len(), images * self.input_len(), "x holds {images} images of {:?}", self.input);
         self.assert_weights(&weights);
@@ -423,7 +423,7 @@ impl Block {
         maps: &[ChannelMap<T>],
         out: &mut [T],
         cell: &mut [u8],
-        ws: &Workspace,
+        ws: &mut Workspace,
     ) {
         let (band, out_plane) = (self.tail.band_rows().expect("fuses"), self.output[1] * self.output[2]);
         let (out, cell) = (Disjoint::new(out), Disjoint::new(cell));
@@ -434,10 +434,7 @@ impl Block {
             // SAFETY: the bands of all images and filters are disjoint, and so are their outputs.
             let (out, cell) =
                 unsafe { (out.slice(plane + start, len), cell.slice((plane + start).min(cell.len()), cells)) };
-            vectorized(
-                #[inline(always)]
-                || self.tail.finish(maps[at.filter], product, out, cell),
-            );
+            vectorized!(self.tail.finish(maps[at.filter], product, out, cell),);
         });
     }
 
@@ -459,7 +456,7 @@ impl Block {
         (mean, var): (&mut [T], &mut [T]),
         out: &mut [T],
         cell: &mut [u8],
-        ws: &Workspace,
+        ws: &mut Workspace,
     ) {
         let of = self.channels(images);
         if self.is_flat() {
@@ -468,32 +465,30 @@ impl Block {
         let out_plane = self.output[1] * self.output[2];
         let (out, cell, maps) = (Disjoint::new(out), Disjoint::new(cell), Disjoint::new(maps));
         let (mean, var) = (Disjoint::new(mean), Disjoint::new(var));
+        let (_, scratch) = ws.lend(0, of.plane);
         for_each_piece(of.channels, |c| {
             // SAFETY: a piece owns its channel.
             let (map, mean, var) = unsafe { (&mut maps.slice(c, 1)[0], mean.slice(c, 1), var.slice(c, 1)) };
-            ws.scratch(of.plane, |z: &mut [T]| {
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        if let Some(norm) = norm {
-                            (mean[0], var[0]) = moments(of, c, y);
-                            *map = ChannelMap::batchnorm(mean[0], var[0], weights.gamma[c], weights.beta[c], norm.eps);
+            scratch.with(|z: &mut [T]| {
+                vectorized!({
+                    if let Some(norm) = norm {
+                        (mean[0], var[0]) = moments(of, c, y);
+                        *map = ChannelMap::batchnorm(mean[0], var[0], weights.gamma[c], weights.beta[c], norm.eps);
+                    }
+                    for (n, plane) in of.planes(c).enumerate() {
+                        let start = (n * of.channels + c) * out_plane;
+                        let cells = if self.tail.keeps_cells() { out_plane } else { 0 };
+                        // SAFETY: a piece owns the planes of its channel.
+                        let (out, cell) =
+                            unsafe { (out.slice(start, out_plane), cell.slice(start.min(cell.len()), cells)) };
+                        if self.tail.has_pool() {
+                            z.copy_from_slice(&y[plane]);
+                            self.tail.finish(*map, z, out, cell);
+                        } else {
+                            self.tail.map_activate(*map, &y[plane], out);
                         }
-                        for (n, plane) in of.planes(c).enumerate() {
-                            let start = (n * of.channels + c) * out_plane;
-                            let cells = if self.tail.keeps_cells() { out_plane } else { 0 };
-                            // SAFETY: a piece owns the planes of its channel.
-                            let (out, cell) =
-                                unsafe { (out.slice(start, out_plane), cell.slice(start.min(cell.len()), cells)) };
-                            if self.tail.has_pool() {
-                                z.copy_from_slice(&y[plane]);
-                                self.tail.finish(*map, z, out, cell);
-                            } else {
-                                self.tail.map_activate(*map, &y[plane], out);
-                            }
-                        }
-                    },
-                );
+                    }
+                },);
             });
         });
     }
@@ -518,14 +513,11 @@ impl Block {
         let maps = &*maps;
         for_each_chunk_mut(out, of.channels, |n, out| {
             let y = &y[n * of.channels..][..of.channels];
-            vectorized(
-                #[inline(always)]
-                || {
-                    for ((out, &y), &map) in out.iter_mut().zip(y).zip(maps) {
-                        *out = self.tail.map_activate_one(map, y);
-                    }
-                },
-            );
+            vectorized!({
+                for ((out, &y), &map) in out.iter_mut().zip(y).zip(maps) {
+                    *out = self.tail.map_activate_one(map, y);
+                }
+            },);
         });
     }
 
@@ -543,7 +535,7 @@ impl Block {
         dx: Option<&mut [T]>,
         grads: Weights<&mut [T]>,
         state: &mut BlockState<T>,
-        ws: &Workspace,
+        ws: &mut Workspace,
     ) {
         assert_eq!(x.len(), images * self.input_len(), "x holds {images} images of {:?}", self.input);
         assert_eq!(dout.len(), images * self.output_len(), "dout holds {images} images of {:?}", self.output);
@@ -619,7 +611,7 @@ impl Block {
         dx: Option<&mut [T]>,
         dw: &mut [T],
         db: Option<&mut [T]>,
-        ws: &Workspace,
+        ws: &mut Workspace,
     ) {
         let (band, out_plane) = (self.tail.band_rows().expect("fuses"), self.output[1] * self.output[2]);
         let source = |at: PlaneRows, dz: &mut [T]| {
@@ -627,10 +619,7 @@ impl Block {
             let (start, len) = self.out_rows(at, dz.len());
             let here = plane + start..plane + start + len;
             let cell = if self.tail.keeps_cells() { &cell[here.clone()] } else { &[] };
-            vectorized(
-                #[inline(always)]
-                || self.tail.backward(maps[at.filter], &dout[here.clone()], &out[here], cell, &[], dz),
-            );
+            vectorized!(self.tail.backward(maps[at.filter], &dout[here.clone()], &out[here], cell, &[], dz),);
         };
         conv::backward(shape, band, x, w, source, dx, dw, db, ws);
     }
@@ -647,55 +636,53 @@ impl Block {
         maps: &[ChannelMap<T>],
         (mean, var): (&[T], &[T]),
         (gamma, dgamma, dbeta): (&[T], &mut [T], &mut [T]),
-        ws: &Workspace,
+        ws: &mut Workspace,
     ) {
         let of = self.channels(images);
         let out_plane = self.output[1] * self.output[2];
         let (y, dgamma, dbeta) = (Disjoint::new(y), Disjoint::new(dgamma), Disjoint::new(dbeta));
+        let (_, scratch) = ws.lend(0, of.plane);
         for_each_piece(of.channels, |c| {
-            ws.scratch(of.plane, |dz: &mut [T]| {
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        let dz_of = |n: usize, y: &[T], dz: &mut [T]| {
-                            let start = (n * of.channels + c) * out_plane;
-                            let here = start..start + out_plane;
-                            let cell = if self.tail.keeps_cells() { &cell[here.clone()] } else { &[] };
-                            self.tail.backward(maps[c], &dout[here.clone()], &out[here], cell, y, dz);
-                        };
-                        // SAFETY: a piece owns the planes of its channel.
-                        let y_of = |plane: std::ops::Range<usize>| unsafe { y.slice(plane.start, plane.len()) };
-                        let Some(norm) = self.parts.norm else {
-                            for (n, plane) in of.planes(c).enumerate() {
-                                let y = y_of(plane);
-                                dz_of(n, y, dz);
-                                y.copy_from_slice(dz);
-                            }
-                            return;
-                        };
-                        let inverse_std = inverse_std(var[c], norm.eps);
-                        let (mut total, mut total_xhat) = (0.0, 0.0);
+            scratch.with(|dz: &mut [T]| {
+                vectorized!({
+                    let dz_of = |n: usize, y: &[T], dz: &mut [T]| {
+                        let start = (n * of.channels + c) * out_plane;
+                        let here = start..start + out_plane;
+                        let cell = if self.tail.keeps_cells() { &cell[here.clone()] } else { &[] };
+                        self.tail.backward(maps[c], &dout[here.clone()], &out[here], cell, y, dz);
+                    };
+                    // SAFETY: a piece owns the planes of its channel.
+                    let y_of = |plane: std::ops::Range<usize>| unsafe { y.slice(plane.start, plane.len()) };
+                    let Some(norm) = self.parts.norm else {
                         for (n, plane) in of.planes(c).enumerate() {
                             let y = y_of(plane);
                             dz_of(n, y, dz);
-                            let sums = gradient_sums(dz, y, mean[c], inverse_std);
-                            total += sums.0;
-                            total_xhat += sums.1;
+                            y.copy_from_slice(dz);
                         }
-                        let gradient = ChannelGradient::new(of, mean[c], inverse_std, gamma[c], (total, total_xhat));
-                        for (n, plane) in of.planes(c).enumerate() {
-                            let y = y_of(plane);
-                            // made again: cheaper than keeping it
-                            dz_of(n, y, dz);
-                            y.iter_mut().zip(&*dz).for_each(|(y, &dz)| *y = gradient.dx(dz, *y));
-                        }
-                        // SAFETY: a piece owns its channel.
-                        unsafe {
-                            dgamma.slice(c, 1)[0] = T::of(total_xhat);
-                            dbeta.slice(c, 1)[0] = T::of(total);
-                        }
-                    },
-                );
+                        return;
+                    };
+                    let inverse_std = inverse_std(var[c], norm.eps);
+                    let (mut total, mut total_xhat) = (0.0, 0.0);
+                    for (n, plane) in of.planes(c).enumerate() {
+                        let y = y_of(plane);
+                        dz_of(n, y, dz);
+                        let sums = gradient_sums(dz, y, mean[c], inverse_std);
+                        total += sums.0;
+                        total_xhat += sums.1;
+                    }
+                    let gradient = ChannelGradient::new(of, mean[c], inverse_std, gamma[c], (total, total_xhat));
+                    for (n, plane) in of.planes(c).enumerate() {
+                        let y = y_of(plane);
+                        // made again: cheaper than keeping it
+                        dz_of(n, y, dz);
+                        y.iter_mut().zip(&*dz).for_each(|(y, &dz)| *y = gradient.dx(dz, *y));
+                    }
+                    // SAFETY: a piece owns its channel.
+                    unsafe {
+                        dgamma.slice(c, 1)[0] = T::of(total_xhat);
+                        dbeta.slice(c, 1)[0] = T::of(total);
+                    }
+                },);
             });
         });
     }
@@ -715,15 +702,11 @@ impl Block {
         if self.tail.activation().is_some() {
             for_each_chunk_mut(dout, of.channels, |n, dout| {
                 let row = n * of.channels..(n + 1) * of.channels;
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        for (((dout, &out), &y), &map) in dout.iter_mut().zip(&out[row.clone()]).zip(&y[row]).zip(maps)
-                        {
-                            *dout *= self.tail.slope_of(map, y, out);
-                        }
-                    },
-                );
+                vectorized!({
+                    for (((dout, &out), &y), &map) in dout.iter_mut().zip(&out[row.clone()]).zip(&y[row]).zip(maps) {
+                        *dout *= self.tail.slope_of(map, y, out);
+                    }
+                },);
             });
         }
         if let Some(norm) = self.parts.norm {

@@ -24,9 +24,10 @@ use ndarray::{Array, Array1, ArrayView, ArrayView1, ArrayView2, ArrayView4, Dime
 use super::block::{Block, BlockParts, BlockState, Core, Pass, Pool, Weights};
 use crate::element::Element;
 use crate::error::{Error, Result, check_shape};
-use crate::naive::{AffineGrads, Conv2dGrads};
 use crate::ops::activation::Activation;
+use crate::ops::affine::AffineGrads;
 use crate::ops::batchnorm::{BatchNorm, Mode, Statistics};
+use crate::ops::conv::Conv2dGrads;
 use crate::ops::dropout::DropoutKey;
 use crate::shape::{Conv2d, Pool2d};
 use crate::workspace::Workspace;
@@ -126,7 +127,7 @@ fn forward<T: Element, D: Dimension>(
     };
     let mut cache = Cache { block, state: BlockState::new(), x: owned(x), w: owned(w), b: owned(b), gamma, beta, pass };
     let Cache { block, state, x, w, b, gamma, beta, .. } = &mut cache;
-    block.forward(images, slice(x), weights(w, b, gamma, beta), (mean, var), pass, state, &Workspace::new());
+    block.forward(images, slice(x), weights(w, b, gamma, beta), (mean, var), pass, state, &mut Workspace::new());
     let mut dim = x.raw_dim();
     dim.slice_mut()[1..].copy_from_slice(&block.output()[..x.ndim() - 1]);
     let out = Array::from_shape_vec(dim, state.out(block, images).to_vec()).expect("as many values as the shape has");
@@ -155,7 +156,7 @@ fn backward<T: Element, D: Dimension>(
     let NormGrads { dx, dw, db, dgamma, dbeta } = &mut grads;
     let into = Weights { w: slice_mut(dw), b: slice_mut(db), gamma: slice_mut(dgamma), beta: slice_mut(dbeta) };
     let (mut dout, dx, weights) = (owned(dout), Some(slice_mut(dx)), weights(&w, &b, &gamma, &beta));
-    block.backward(images, slice(&x), weights, slice_mut(&mut dout), dx, into, &mut state, &Workspace::new());
+    block.backward(images, slice(&x), weights, slice_mut(&mut dout), dx, into, &mut state, &mut Workspace::new());
     Ok(grads)
 }
 

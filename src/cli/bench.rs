@@ -52,9 +52,9 @@ pub(super) fn run(args: &BenchArgs, global: &Global, out: &Output) -> Result<(),
         return Err(Error::invalid("repeats", "0 runs have no median", "give 1 or more").into());
     }
     let mut rows = Vec::new();
-    let ws = Workspace::new();
-    measure::<f64>(args.repeats, global.seed(), &ws, &mut rows)?;
-    measure::<f32>(args.repeats, global.seed(), &ws, &mut rows)?;
+    let mut ws = Workspace::new();
+    measure::<f64>(args.repeats, global.seed(), &mut ws, &mut rows)?;
+    measure::<f32>(args.repeats, global.seed(), &mut ws, &mut rows)?;
 
     use Align::{Left, Right};
     let mut table = Table::new([
@@ -100,7 +100,7 @@ pub(super) fn run(args: &BenchArgs, global: &Global, out: &Output) -> Result<(),
     out.json(&json!({ "rows": rows, "threads": rayon::current_num_threads() }))
 }
 
-fn measure<T: Element>(repeats: usize, seed: u64, ws: &Workspace, rows: &mut Vec<Row>) -> Result<(), Stop> {
+fn measure<T: Element>(repeats: usize, seed: u64, ws: &mut Workspace, rows: &mut Vec<Row>) -> Result<(), Stop> {
     let normal = |index| {
         let mut rng = stream(seed, Purpose::Example, 0, index);
         move || T::of(rng.sample::<f64, _>(StandardNormal))
@@ -135,9 +135,9 @@ fn measure<T: Element>(repeats: usize, seed: u64, ws: &Workspace, rows: &mut Vec
     let mut fast = || conv2d_forward_into(&shape, slice(&x), slice(&w), Some(slice(&b)), slice_mut(&mut out), ws);
     add("conv", "forward", error, &mut || drop(black_box(naive_forward())), &mut fast)?;
 
-    let mut grads = naive::Conv2dGrads { dx: x.clone(), dw: w.clone(), db: b.clone() };
-    let fast = |grads: &mut naive::Conv2dGrads<T>| {
-        let naive::Conv2dGrads { dx, dw, db } = grads;
+    let mut grads = crate::ops::conv::Conv2dGrads { dx: x.clone(), dw: w.clone(), db: b.clone() };
+    let mut fast = |grads: &mut crate::ops::conv::Conv2dGrads<T>| {
+        let crate::ops::conv::Conv2dGrads { dx, dw, db } = grads;
         let (dx, dw, db) = (Some(slice_mut(dx)), slice_mut(dw), Some(slice_mut(db)));
         conv2d_backward_into(&shape, slice(&dout), slice(&x), slice(&w), dx, dw, db, ws);
     };

@@ -292,12 +292,12 @@ impl Checks {
             if shape.is_empty() { ArrayD::zeros(IxDyn(&[0])) } else { self.random(IxDyn(&shape)) }
         });
 
-        let (ws, mut state) = (Workspace::new(), BlockState::new());
+        let (mut ws, mut state) = (Workspace::new(), BlockState::new());
         let pass = Pass::Train(DropoutKey { seed: self.seed, step: 0, layer: 0 });
         let (mut mean, mut var) = (vec![0.0; channels], vec![1.0; channels]);
         let mut forward = |[x, w, b, gamma, beta]: [&[f64]; 5], state: &mut BlockState<f64>| {
             let weights = Weights { w, b, gamma, beta };
-            block.forward(images, x, weights, (&mut mean, &mut var), pass, state, &ws);
+            block.forward(images, x, weights, (&mut mean, &mut var), pass, state, &mut ws);
         };
         forward(slices(&inputs), &mut state);
         let mut grads = inputs.clone();
@@ -307,7 +307,7 @@ impl Checks {
         let mut used_up = dout.clone();
         let dout_slice = used_up.as_slice_mut().expect("made in standard layout");
         let weight_grads = Weights { w: dw, b: db, gamma: dgamma, beta: dbeta };
-        block.backward(images, x, weights, dout_slice, Some(dx), weight_grads, &mut state, &ws);
+        block.backward(images, x, weights, dout_slice, Some(dx), weight_grads, &mut state, &mut Workspace::new());
 
         for (i, gradient) in ["dx", "dw", "db", "dgamma", "dbeta"].into_iter().enumerate() {
             if inputs[i].is_empty() {

@@ -110,8 +110,8 @@ const CHECKPOINT: &str = "gemmnet.safetensors";
 
 /// Runs the program on the arguments of this process.
 pub fn main() -> ExitCode {
-    // First, because it may change the environment for a moment, and other threads could read it.
-    blas::setup();
+    // SAFETY: the program has one thread, this one, and has done nothing yet.
+    unsafe { blas::choose_kernels() };
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(message) => {

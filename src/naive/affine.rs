@@ -1,20 +1,10 @@
-//! Level 2. The affine layer by its definition.
+//! Level 3. The affine layer by its definition.
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 
 use crate::element::Element;
 use crate::error::{Result, check_shape};
-
-/// Gradients of an affine layer.
-#[derive(Clone, Debug, PartialEq)]
-pub struct AffineGrads<T> {
-    /// Gradient of the input, `(N, D)`.
-    pub dx: Array2<T>,
-    /// Gradient of the weights, `(D, M)`.
-    pub dw: Array2<T>,
-    /// Gradient of the bias, `(M)`.
-    pub db: Array1<T>,
-}
+use crate::ops::affine::AffineGrads;
 
 /// `out[n, m] = b[m] + sum over d of x[n, d] w[d, m]` for `x` `(N, D)`, `w` `(D, M)` and `b` `(M)`. Returns `(N, M)`.
 ///

@@ -1,20 +1,10 @@
-//! Level 2. Batch normalisation in training mode by its definition.
+//! Level 3. Batch normalisation in training mode by its definition.
 
 use ndarray::{Array, Array1, Array2, Array4, ArrayView, ArrayView1, ArrayView2, ArrayView4, Axis, RemoveAxis};
 
 use crate::element::Element;
 use crate::error::{Error, Result, check_shape};
-
-/// Gradients of batch normalisation; `D` is the dimension of its input.
-#[derive(Clone, Debug, PartialEq)]
-pub struct BatchNormGrads<T, D: ndarray::Dimension> {
-    /// Gradient of the input, in its shape.
-    pub dx: Array<T, D>,
-    /// Gradient of the scale, `(C)`.
-    pub dgamma: Array1<T>,
-    /// Gradient of the shift, `(C)`.
-    pub dbeta: Array1<T>,
-}
+use crate::ops::batchnorm::BatchNormGrads;
 
 /// Batch normalisation (Ioffe & Szegedy 2015) of `x` `(N, D)` with the statistics of the batch, feature by feature:
 ///

@@ -1,21 +1,11 @@
-//! Level 2. Convolution by its definition.
+//! Level 3. Convolution by its definition.
 
 use ndarray::{Array1, Array4, ArrayView1, ArrayView4};
 
 use crate::element::Element;
 use crate::error::{Result, check_shape};
+use crate::ops::conv::Conv2dGrads;
 use crate::shape::{Conv2d, Conv2dShape};
-
-/// Gradients of a convolution.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Conv2dGrads<T> {
-    /// Gradient of the images, `(N, C, H, W)`.
-    pub dx: Array4<T>,
-    /// Gradient of the filters, `(F, C / groups, KH, KW)`.
-    pub dw: Array4<T>,
-    /// Gradient of the bias, `(F)`.
-    pub db: Array1<T>,
-}
 
 /// Convolution (cross-correlation: filters are not flipped) of images `x` `(N, C, H, W)` with filters `w`
 /// `(F, C / groups, KH, KW)` and bias `b` `(F)`:

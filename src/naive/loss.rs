@@ -1,4 +1,4 @@
-//! Level 2. Losses by their definitions.
+//! Level 3. Losses by their definitions.
 
 use ndarray::{Array2, ArrayView2};
 

@@ -1,19 +1,11 @@
-//! Level 2. Pooling by its definition.
+//! Level 3. Pooling by its definition.
 
 use ndarray::{Array2, Array4, ArrayView2, ArrayView4};
 
 use crate::element::Element;
 use crate::error::{Result, check_shape};
+use crate::ops::pool::Argmax;
 use crate::shape::{Pool2d, Pool2dShape};
-
-/// Which cell of each window held the maximum: what max pooling's backward pass needs of its forward pass.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Argmax {
-    /// The sizes of the pooling.
-    pub shape: Pool2dShape,
-    /// For each output, in row-major order of `(N, C, H', W')`, the cell within its window: `ki * KW + kj`.
-    pub cell: Vec<u8>,
-}
 
 /// Max pooling of `x` `(N, C, H, W)`:
 ///

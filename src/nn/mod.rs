@@ -3,5 +3,4 @@
 pub mod init;
 pub mod network;
 pub mod notation;
-pub mod params;
 pub mod session;

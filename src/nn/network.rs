@@ -7,10 +7,10 @@ use crate::element::Element;
 use crate::error::{Error, Result, check_shape};
 use crate::nn::init::Init;
 use crate::nn::notation::{LayerSpec, LossSpec, NetworkSpec};
-use crate::nn::params::{Layout, ParamKind, Params};
 use crate::ops::batchnorm::BatchNorm;
 use crate::ops::dropout::DropoutKey;
 use crate::ops::loss::{softmax_cross_entropy_into, svm_hinge_into};
+use crate::params::{Layout, ParamKind, Params};
 use crate::profile::{self, Phase, Work};
 use crate::random::{Purpose, stream};
 use crate::simd::{dot, vectorized};
@@ -299,19 +299,14 @@ impl<T: Element> Network<T> {
         let l2 = T::of(l2);
         for range in self.params.weight_ranges() {
             let (weights, grads) = (&self.params.values()[range.clone()], &mut self.grads.values_mut()[range]);
-            loss += T::of(0.5)
-                * l2
-                * vectorized(
-                    #[inline(always)]
-                    || dot(weights, weights),
-                );
+            loss += T::of(0.5) * l2 * vectorized!(dot(weights, weights),);
             grads.iter_mut().zip(weights).for_each(|(grad, &weight)| *grad += l2 * weight);
         }
         Ok(loss)
     }
 
     fn forward(&mut self, images: usize, x: &[T], pass: impl Fn(u32) -> Pass) {
-        forward(&self.stages, &mut self.states, &self.params, &mut self.statistics, images, x, pass, &self.ws);
+        forward(&self.stages, &mut self.states, &self.params, &mut self.statistics, images, x, pass, &mut self.ws);
     }
 
     /// Takes the gradient of the scores from `gradient[0]` back to the first block that has parameters.
@@ -331,7 +326,7 @@ impl<T: Element> Network<T> {
             let gradient = &mut dout[..images * stage.block.output_len()];
             let inputs = if dinput.is_some() { 2 } else { 1 };
             let _scope = profile::scope(Phase::Backward, || stage.work(images, weights, inputs, 2));
-            stage.block.backward(images, input, weights, gradient, dinput, grads, &mut rest[0], &self.ws);
+            stage.block.backward(images, input, weights, gradient, dinput, grads, &mut rest[0], &mut self.ws);
             std::mem::swap(&mut dout, &mut dx);
         }
     }
@@ -399,7 +394,7 @@ pub(super) fn forward<T: Element>(
     images: usize,
     x: &[T],
     pass: impl Fn(u32) -> Pass,
-    ws: &Workspace,
+    ws: &mut Workspace,
 ) {
     for (i, stage) in stages.iter().enumerate() {
         let (before, rest) = states.split_at_mut(i);

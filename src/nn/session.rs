@@ -4,7 +4,7 @@ use crate::blocks::{BlockParts, BlockState, Pass, Weights};
 use crate::element::Element;
 use crate::error::{Error, Result, check_shape};
 use crate::nn::network::{Network, forward, output};
-use crate::nn::params::Params;
+use crate::params::Params;
 use crate::workspace::Workspace;
 
 /// A network for inference. It is immutable, so any number of threads may share it; each brings a [`SessionScratch`].

@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use ndarray::{Array, ArrayRef, Dimension};
 
-use crate::element::Element;
+use crate::element::{Element, Kind};
 use crate::error::{Error, Result, check_shape};
 use crate::parallel;
 
@@ -230,7 +230,7 @@ fn clamp<T: Element>(z: T, low: T, high: T) -> T {
 /// `e^x`: [`exp_f32`] for `f32`, the system's for `f64`, which only checks gradients.
 #[inline(always)]
 fn exp<T: Element>(x: T) -> T {
-    if size_of::<T>() == size_of::<f32>() {
+    if T::KIND == Kind::F32 {
         // Through f64 and back is exact, and the compiler removes it.
         T::of(f64::from(exp_f32(x.f64() as f32)))
     } else {

@@ -8,9 +8,19 @@ use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 use crate::blas::{Accum, Mat, MatMut, gemm};
 use crate::element::Element;
 use crate::error::{Result, check_shape};
-use crate::naive::AffineGrads;
 use crate::parallel::{Disjoint, for_each_chunk_mut, for_each_piece};
 use crate::simd::{add_assign, vectorized};
+
+/// Gradients of an affine layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AffineGrads<T> {
+    /// Gradient of the input, `(N, D)`.
+    pub dx: Array2<T>,
+    /// Gradient of the weights, `(D, M)`.
+    pub dw: Array2<T>,
+    /// Gradient of the bias, `(M)`.
+    pub db: Array1<T>,
+}
 
 /// Sizes of an affine layer: x `[N, D]`, w `[D, M]`, out `[N, M]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,10 +129,7 @@ pub fn affine_backward_into<T: Element>(
     }
     if let Some(db) = db {
         db.fill(T::zero());
-        vectorized(
-            #[inline(always)]
-            || dout.chunks_exact(outputs.max(1)).for_each(|row| add_assign(db, row)),
-        );
+        vectorized!(dout.chunks_exact(outputs.max(1)).for_each(|row| add_assign(db, row)),);
     }
 }
 

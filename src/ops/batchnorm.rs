@@ -15,11 +15,10 @@
 //! One channel is one piece of work: its planes are fetched from memory once and stay in the L2 cache for the second
 //! and third pass over them.
 
-use ndarray::{Array1, Array2, Array4, ArrayView1, ArrayView2, ArrayView4};
+use ndarray::{Array, Array1, Array2, Array4, ArrayView1, ArrayView2, ArrayView4};
 
 use crate::element::Element;
 use crate::error::{Error, Result, check_shape};
-use crate::naive::BatchNormGrads;
 use crate::parallel::{Disjoint, for_each_piece};
 use crate::simd::{Write, sum, sum_and_dot_centred, sum_squared_deviations, vectorized};
 
@@ -186,31 +185,22 @@ pub(crate) fn batch_statistics<T: Element>(of: Channels, x: &[T], mean: &mut [T]
                 unsafe { (mean.slice(columns.start, columns.len()), var.slice(columns.start, columns.len())) };
             let scale = T::of(1.0 / of.count());
             let rows = || x.chunks_exact(of.channels).map(|row| &row[columns.clone()]);
-            vectorized(
-                #[inline(always)]
-                || {
-                    mean.fill(T::zero());
-                    rows().for_each(|row| mean.iter_mut().zip(row).for_each(|(mean, &x)| *mean += x));
-                    mean.iter_mut().for_each(|mean| *mean *= scale);
-                    var.fill(T::zero());
-                    for row in rows() {
-                        var.iter_mut()
-                            .zip(row)
-                            .zip(&*mean)
-                            .for_each(|((var, &x), &mean)| *var += (x - mean) * (x - mean));
-                    }
-                    var.iter_mut().for_each(|var| *var *= scale);
-                },
-            );
+            vectorized!({
+                mean.fill(T::zero());
+                rows().for_each(|row| mean.iter_mut().zip(row).for_each(|(mean, &x)| *mean += x));
+                mean.iter_mut().for_each(|mean| *mean *= scale);
+                var.fill(T::zero());
+                for row in rows() {
+                    var.iter_mut().zip(row).zip(&*mean).for_each(|((var, &x), &mean)| *var += (x - mean) * (x - mean));
+                }
+                var.iter_mut().for_each(|var| *var *= scale);
+            },);
         });
     } else {
         for_each_piece(of.channels, |c| {
             // SAFETY: a piece owns its channel.
             let (mean, var) = unsafe { (mean.slice(c, 1), var.slice(c, 1)) };
-            (mean[0], var[0]) = vectorized(
-                #[inline(always)]
-                || moments(of, c, x),
-            );
+            (mean[0], var[0]) = vectorized!(moments(of, c, x),);
         });
     }
 }
@@ -232,36 +222,30 @@ fn normalize_into<T: Element>(
             let columns = piece * COLUMNS..((piece + 1) * COLUMNS).min(of.channels);
             let (mean, var) = (&mean[columns.clone()], &var[columns.clone()]);
             let (gamma, beta) = (&gamma[columns.clone()], &beta[columns.clone()]);
-            vectorized(
-                #[inline(always)]
-                || {
-                    let mut inverse = [T::zero(); COLUMNS];
-                    inverse.iter_mut().zip(var).for_each(|(inverse, &var)| *inverse = inverse_std(var, eps));
-                    for n in 0..of.images {
-                        let start = n * of.channels + columns.start;
-                        // SAFETY: a piece owns its columns of every row.
-                        let out = unsafe { out.slice(start, columns.len()) };
-                        for (c, (out, &x)) in out.iter_mut().zip(&x[start..]).enumerate() {
-                            *out = gamma[c] * ((x - mean[c]) * inverse[c]) + beta[c];
-                        }
+            vectorized!({
+                let mut inverse = [T::zero(); COLUMNS];
+                inverse.iter_mut().zip(var).for_each(|(inverse, &var)| *inverse = inverse_std(var, eps));
+                for n in 0..of.images {
+                    let start = n * of.channels + columns.start;
+                    // SAFETY: a piece owns its columns of every row.
+                    let out = unsafe { out.slice(start, columns.len()) };
+                    for (c, (out, &x)) in out.iter_mut().zip(&x[start..]).enumerate() {
+                        *out = gamma[c] * ((x - mean[c]) * inverse[c]) + beta[c];
                     }
-                },
-            );
+                }
+            },);
         });
     } else {
         for_each_piece(of.channels, |c| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    let (mean, inverse, gamma, beta) = (mean[c], inverse_std(var[c], eps), gamma[c], beta[c]);
-                    for plane in of.planes(c) {
-                        // SAFETY: a piece owns the planes of its channel.
-                        let out = unsafe { out.slice(plane.start, plane.len()) };
-                        let x = &x[plane];
-                        write.map(out, x, x, |x, _| gamma * ((x - mean) * inverse) + beta);
-                    }
-                },
-            );
+            vectorized!({
+                let (mean, inverse, gamma, beta) = (mean[c], inverse_std(var[c], eps), gamma[c], beta[c]);
+                for plane in of.planes(c) {
+                    // SAFETY: a piece owns the planes of its channel.
+                    let out = unsafe { out.slice(plane.start, plane.len()) };
+                    let x = &x[plane];
+                    write.map(out, x, x, |x, _| gamma * ((x - mean) * inverse) + beta);
+                }
+            },);
         });
     }
 }
@@ -290,67 +274,72 @@ pub(crate) fn train_backward_into<T: Element>(
             let (dgamma, dbeta) = unsafe { (dgamma.slice(columns.start, width), dbeta.slice(columns.start, width)) };
             let (mean, var, gamma) = (&mean[columns.clone()], &var[columns.clone()], &gamma[columns.clone()]);
             let row = |n: usize| n * of.channels + columns.start..n * of.channels + columns.end;
-            vectorized(
-                #[inline(always)]
-                || {
-                    let mut inverse = [T::zero(); COLUMNS];
-                    inverse.iter_mut().zip(var).for_each(|(inverse, &var)| *inverse = inverse_std(var, eps));
-                    dgamma.fill(T::zero());
-                    dbeta.fill(T::zero());
-                    for n in 0..of.images {
-                        let (dout, x) = (&dout[row(n)], &x[row(n)]);
-                        for c in 0..width {
-                            dbeta[c] += dout[c];
-                            dgamma[c] += dout[c] * ((x[c] - mean[c]) * inverse[c]);
-                        }
+            vectorized!({
+                let mut inverse = [T::zero(); COLUMNS];
+                inverse.iter_mut().zip(var).for_each(|(inverse, &var)| *inverse = inverse_std(var, eps));
+                dgamma.fill(T::zero());
+                dbeta.fill(T::zero());
+                for n in 0..of.images {
+                    let (dout, x) = (&dout[row(n)], &x[row(n)]);
+                    for c in 0..width {
+                        dbeta[c] += dout[c];
+                        dgamma[c] += dout[c] * ((x[c] - mean[c]) * inverse[c]);
                     }
-                    for n in 0..of.images {
-                        let (dout, x) = (&dout[row(n)], &x[row(n)]);
-                        // SAFETY: a piece owns its columns of every row.
-                        let dx = unsafe { dx.slice(row(n).start, width) };
-                        for c in 0..width {
-                            let (dout_mean, dout_xhat) = (dbeta[c] * T::of(scale), dgamma[c] * T::of(scale));
-                            let gradient = ChannelGradient {
-                                mean: mean[c],
-                                inverse_std: inverse[c],
-                                gamma: gamma[c],
-                                dout: dout_mean,
-                                dout_xhat,
-                            };
-                            dx[c] = gradient.dx(dout[c], x[c]);
-                        }
+                }
+                for n in 0..of.images {
+                    let (dout, x) = (&dout[row(n)], &x[row(n)]);
+                    // SAFETY: a piece owns its columns of every row.
+                    let dx = unsafe { dx.slice(row(n).start, width) };
+                    for c in 0..width {
+                        let (dout_mean, dout_xhat) = (dbeta[c] * T::of(scale), dgamma[c] * T::of(scale));
+                        let gradient = ChannelGradient {
+                            mean: mean[c],
+                            inverse_std: inverse[c],
+                            gamma: gamma[c],
+                            dout: dout_mean,
+                            dout_xhat,
+                        };
+                        dx[c] = gradient.dx(dout[c], x[c]);
                     }
-                },
-            );
+                }
+            },);
         });
     } else {
         for_each_piece(of.channels, |c| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    let inverse_std = inverse_std(var[c], eps);
-                    let (mut total, mut total_xhat) = (0.0, 0.0);
-                    for plane in of.planes(c) {
-                        let sums = gradient_sums(&dout[plane.clone()], &x[plane], mean[c], inverse_std);
-                        total += sums.0;
-                        total_xhat += sums.1;
-                    }
-                    let gradient = ChannelGradient::new(of, mean[c], inverse_std, gamma[c], (total, total_xhat));
-                    for plane in of.planes(c) {
-                        // SAFETY: a piece owns the planes of its channel.
-                        let dx = unsafe { dx.slice(plane.start, plane.len()) };
-                        let (dout, x) = (&dout[plane.clone()], &x[plane]);
-                        write.map(dx, dout, x, |dout, x| gradient.dx(dout, x));
-                    }
-                    // SAFETY: a piece owns its channel.
-                    unsafe {
-                        dgamma.slice(c, 1)[0] = T::of(total_xhat);
-                        dbeta.slice(c, 1)[0] = T::of(total);
-                    }
-                },
-            );
+            vectorized!({
+                let inverse_std = inverse_std(var[c], eps);
+                let (mut total, mut total_xhat) = (0.0, 0.0);
+                for plane in of.planes(c) {
+                    let sums = gradient_sums(&dout[plane.clone()], &x[plane], mean[c], inverse_std);
+                    total += sums.0;
+                    total_xhat += sums.1;
+                }
+                let gradient = ChannelGradient::new(of, mean[c], inverse_std, gamma[c], (total, total_xhat));
+                for plane in of.planes(c) {
+                    // SAFETY: a piece owns the planes of its channel.
+                    let dx = unsafe { dx.slice(plane.start, plane.len()) };
+                    let (dout, x) = (&dout[plane.clone()], &x[plane]);
+                    write.map(dx, dout, x, |dout, x| gradient.dx(dout, x));
+                }
+                // SAFETY: a piece owns its channel.
+                unsafe {
+                    dgamma.slice(c, 1)[0] = T::of(total_xhat);
+                    dbeta.slice(c, 1)[0] = T::of(total);
+                }
+            },);
         });
     }
+}
+
+/// Gradients of batch normalisation; `D` is the dimension of its input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BatchNormGrads<T, D: ndarray::Dimension> {
+    /// Gradient of the input, in its shape.
+    pub dx: Array<T, D>,
+    /// Gradient of the scale, `(C)`.
+    pub dgamma: Array1<T>,
+    /// Gradient of the shift, `(C)`.
+    pub dbeta: Array1<T>,
 }
 
 /// What the backward pass needs of the forward pass: the statistics that normalised, and in which mode.

@@ -30,7 +30,6 @@ use ndarray::{Array1, Array4, ArrayView1, ArrayView4};
 use crate::blas::{Accum, Mat, MatMut, gemm};
 use crate::element::Element;
 use crate::error::{Result, check_shape};
-use crate::naive::Conv2dGrads;
 use crate::ops::im2col::Phases;
 use crate::ops::slots::Slots;
 use crate::ops::{depthwise, winograd};
@@ -38,6 +37,17 @@ use crate::parallel::{Disjoint, for_each_piece};
 use crate::shape::{Algorithm, Conv2d, Conv2dShape};
 use crate::simd::{Write, sum, vectorized};
 use crate::workspace::Workspace;
+
+/// Gradients of a convolution.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conv2dGrads<T> {
+    /// Gradient of the images, `(N, C, H, W)`.
+    pub dx: Array4<T>,
+    /// Gradient of the filters, `(F, C / groups, KH, KW)`.
+    pub dw: Array4<T>,
+    /// Gradient of the bias, `(F)`.
+    pub db: Array1<T>,
+}
 
 /// Rows of one output plane: what a sink receives and a source delivers.
 #[derive(Clone, Copy, Debug)]
@@ -114,10 +124,7 @@ fn columns<'a, T: Element>(
         return Mat::new(&image[start..], shape.column(), width, shape.in_plane());
     }
     let channels = group_channels * phases.channel();
-    vectorized(
-        #[inline(always)]
-        || phases.im2col(&image[group * channels..][..channels], tile, cols, ld),
-    );
+    vectorized!(phases.im2col(&image[group * channels..][..channels], tile, cols, ld),);
     Mat::new(cols, shape.column(), width, ld)
 }
 
@@ -129,7 +136,7 @@ pub(crate) fn forward<T: Element>(
     row_multiple: usize,
     x: &[T],
     w: &[T],
-    ws: &Workspace,
+    ws: &mut Workspace,
     sink: impl Fn(PlaneRows, &mut [T]) + Sync + Send,
 ) {
     assert!(shape.check_algorithm::<T>().is_ok(), "{:?} is not for {}", shape.algorithm, T::NAME);
@@ -147,7 +154,7 @@ fn forward_tiles<T: Element>(
     row_multiple: usize,
     x: &[T],
     w: &[T],
-    ws: &Workspace,
+    ws: &mut Workspace,
     out: Option<&Disjoint<'_, T>>,
     sink: impl Fn(PlaneRows, &mut [T]) + Sync + Send,
 ) {
@@ -160,19 +167,17 @@ fn forward_tiles<T: Element>(
     let tiles_per_piece = if shape.images < 16 { 1 } else { tiling.tiles };
     let pieces_per_image = tiling.tiles / tiles_per_piece;
     let product_len = if out.is_some() { 0 } else { filters * tiling.ld };
+    let (_, scratch) = ws.lend(0, phases_len + cols_len + product_len);
     for_each_piece(shape.images * pieces_per_image, |piece| {
         let (n, first_tile) = (piece / pieces_per_image, piece % pieces_per_image * tiles_per_piece);
         let image = &x[n * image_len..][..image_len];
-        ws.scratch(phases_len + cols_len + product_len, |scratch: &mut [T]| {
+        scratch.with(|scratch: &mut [T]| {
             let (split, scratch) = scratch.split_at_mut(phases_len);
             let (cols, product) = scratch.split_at_mut(cols_len);
             let image = if phases_len == 0 {
                 image
             } else {
-                vectorized(
-                    #[inline(always)]
-                    || phases.split(image, split),
-                );
+                vectorized!(phases.split(image, split),);
                 split
             };
             for tile in first_tile..first_tile + tiles_per_piece {
@@ -216,7 +221,7 @@ pub(crate) fn backward<T: Element>(
     dx: Option<&mut [T]>,
     dw: &mut [T],
     db: Option<&mut [T]>,
-    ws: &Workspace,
+    ws: &mut Workspace,
 ) {
     assert!(shape.check_algorithm::<T>().is_ok(), "{:?} is not for {}", shape.algorithm, T::NAME);
     match shape.algorithm_for::<T>() {
@@ -234,7 +239,9 @@ pub(crate) fn backward<T: Element>(
     let dw_len = shape.filters * k;
     let slots = Slots::new::<T>(shape.images, dw_len + shape.filters);
     let dx = dx.map(|dx| Disjoint::new(&mut dx[..shape.images * image_len]));
-    ws.shared(dw_len + slots.len(), |shared: &mut [T]| {
+    let scratch_len = phases_len + dphases_len + cols_len + shape.filters * tiling.ld;
+    let (shared, scratch) = ws.lend(dw_len + slots.len(), scratch_len);
+    {
         let (wt, slot_data) = shared.split_at_mut(dw_len);
         // w_g^T[K, F/G], once, so that no product has to transpose it
         for (w, wt) in w.chunks_exact(filters * k).zip(wt.chunks_exact_mut(filters * k)) {
@@ -245,18 +252,14 @@ pub(crate) fn backward<T: Element>(
             let (dwt, db) = sums.split_at_mut(dw_len);
             db.fill(T::zero());
             let mut accum = Accum::Replace;
-            let scratch_len = phases_len + dphases_len + cols_len + shape.filters * tiling.ld;
-            ws.scratch(scratch_len, |scratch: &mut [T]| {
+            scratch.with(|scratch: &mut [T]| {
                 let (x_phases, scratch) = scratch.split_at_mut(phases_len);
                 let (dx_phases, scratch) = scratch.split_at_mut(dphases_len);
                 let (cols, dout) = scratch.split_at_mut(cols_len);
                 for n in images {
                     let image = &x[n * image_len..][..image_len];
                     let image = if split {
-                        vectorized(
-                            #[inline(always)]
-                            || phases.split(image, x_phases),
-                        );
+                        vectorized!(phases.split(image, x_phases),);
                         &*x_phases
                     } else {
                         image
@@ -276,10 +279,7 @@ pub(crate) fn backward<T: Element>(
                         let width = rows.len() * shape.cols.output;
                         for (f, dout) in dout.chunks_mut(tiling.ld).enumerate() {
                             source(PlaneRows { image: n, filter: f, row: rows.start }, &mut dout[..width]);
-                            db[f] += vectorized(
-                                #[inline(always)]
-                                || sum(&dout[..width]),
-                            );
+                            db[f] += vectorized!(sum(&dout[..width]),);
                         }
                         for group in 0..groups {
                             let dout = Mat::new(&dout[group * filters * tiling.ld..], filters, width, tiling.ld);
@@ -298,19 +298,13 @@ pub(crate) fn backward<T: Element>(
                                 gemm(Accum::Replace, T::one(), wt, dout, MatMut::new(cols, k, width, tiling.ld));
                                 let channels = shape.channels / groups * phases.channel();
                                 let sums = &mut sums[group * channels..][..channels];
-                                vectorized(
-                                    #[inline(always)]
-                                    || phases.col2im_add(cols, rows.clone(), sums, tiling.ld),
-                                );
+                                vectorized!(phases.col2im_add(cols, rows.clone(), sums, tiling.ld),);
                             }
                         }
                         accum = Accum::Add;
                     }
                     if let Some((sums, Some(dx))) = dx_phases {
-                        vectorized(
-                            #[inline(always)]
-                            || phases.merge(sums, dx),
-                        );
+                        vectorized!(phases.merge(sums, dx),);
                     }
                 }
             });
@@ -322,7 +316,7 @@ pub(crate) fn backward<T: Element>(
         if let Some(db) = db {
             db.copy_from_slice(&db_sums[..shape.filters]);
         }
-    });
+    }
 }
 
 /// `to[cols, rows] = from[rows, cols]^T`
@@ -345,7 +339,7 @@ pub fn conv2d_forward_into<T: Element>(
     w: &[T],
     b: Option<&[T]>,
     out: &mut [T],
-    ws: &Workspace,
+    ws: &mut Workspace,
 ) {
     assert_lengths(shape, x, w, out);
     assert!(b.is_none_or(|b| b.len() == shape.filters), "b has one element per filter");
@@ -353,20 +347,14 @@ pub fn conv2d_forward_into<T: Element>(
     if shape.algorithm_for::<T>() == Algorithm::Im2col && write == Write::Cached {
         return forward_tiles(shape, 1, x, w, ws, Some(&out), |at, out| {
             let Some(b) = b else { return };
-            vectorized(
-                #[inline(always)]
-                || out.iter_mut().for_each(|out| *out += b[at.filter]),
-            );
+            vectorized!(out.iter_mut().for_each(|out| *out += b[at.filter]),);
         });
     }
     forward(shape, 1, x, w, ws, |at, product| {
         // SAFETY: the tiles of all images and filters are disjoint.
         let out = unsafe { out.slice(at.index(shape), product.len()) };
         let b = b.map_or(T::zero(), |b| b[at.filter]);
-        vectorized(
-            #[inline(always)]
-            || write.map(out, product, product, |product, _| product + b),
-        );
+        vectorized!(write.map(out, product, product, |product, _| product + b),);
     });
 }
 
@@ -383,7 +371,7 @@ pub fn conv2d_backward_into<T: Element>(
     dx: Option<&mut [T]>,
     dw: &mut [T],
     db: Option<&mut [T]>,
-    ws: &Workspace,
+    ws: &mut Workspace,
 ) {
     assert_lengths(shape, x, w, dout);
     assert!(
@@ -432,7 +420,7 @@ pub fn conv2d_forward<T: Element>(
         w.as_slice().expect("standard layout"),
         b.as_ref().map(|b| b.as_slice().expect("standard layout")),
         out.as_slice_mut().expect("freshly made"),
-        &Workspace::new(),
+        &mut Workspace::new(),
     );
     Ok(out)
 }
@@ -461,7 +449,7 @@ pub fn conv2d_backward<T: Element>(
         Some(dx.as_slice_mut().expect("freshly made")),
         dw.as_slice_mut().expect("freshly made"),
         Some(db.as_slice_mut().expect("freshly made")),
-        &Workspace::new(),
+        &mut Workspace::new(),
     );
     Ok(Conv2dGrads { dx, dw, db })
 }

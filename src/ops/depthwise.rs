@@ -184,36 +184,31 @@ pub(crate) fn forward<T: Element>(
     shape: &Conv2dShape,
     x: &[T],
     w: &[T],
-    ws: &Workspace,
+    ws: &mut Workspace,
     sink: impl Fn(PlaneRows, &mut [T]) + Sync + Send,
 ) {
     let (plan, multiplier, cells) = (Plan::new(shape), shape.filters / shape.channels, shape.column());
     let (padded_len, phases_len) = plan.source_lens();
     // Few images: parts of their channels are the pieces, so that a single image is spread over the threads too.
     let pieces_per_image = if shape.images < 16 { shape.channels.min(16) } else { 1 };
+    let (_, scratch) = ws.lend(0, padded_len + phases_len + plan.run);
     for_each_piece(shape.images * pieces_per_image, |piece| {
         let image = piece / pieces_per_image;
-        ws.scratch(padded_len + phases_len + plan.run, |scratch: &mut [T]| {
+        scratch.with(|scratch: &mut [T]| {
             let (source, out) = scratch.split_at_mut(padded_len + phases_len);
             source.fill(T::zero());
             let (padded, phases) = source.split_at_mut(padded_len);
             for c in piece_range(shape.channels, pieces_per_image, piece % pieces_per_image) {
                 let x = &x[(image * shape.channels + c) * shape.in_plane()..][..shape.in_plane()];
-                let source = vectorized(
-                    #[inline(always)]
-                    || plan.source(x, padded, phases),
-                );
+                let source = vectorized!(plan.source(x, padded, phases),);
                 for filter in c * multiplier..(c + 1) * multiplier {
                     let w = &w[filter * cells..][..cells];
-                    vectorized(
-                        #[inline(always)]
-                        || {
-                            out.fill(T::zero());
-                            let taps = plan.taps(w).map(|(phase, shift, w)| (phase * plan.plane + shift, w));
-                            add_taps(taps, source, out);
-                            plan.close_gaps(out);
-                        },
-                    );
+                    vectorized!({
+                        out.fill(T::zero());
+                        let taps = plan.taps(w).map(|(phase, shift, w)| (phase * plan.plane + shift, w));
+                        add_taps(taps, source, out);
+                        plan.close_gaps(out);
+                    },);
                     sink(PlaneRows { image, filter, row: 0 }, &mut out[..shape.out_plane()]);
                 }
             }
@@ -230,7 +225,7 @@ pub(crate) fn backward<T: Element>(
     dx: Option<&mut [T]>,
     dw: &mut [T],
     db: Option<&mut [T]>,
-    ws: &Workspace,
+    ws: &mut Workspace,
 ) {
     let (plan, multiplier, cells) = (Plan::new(shape), shape.filters / shape.channels, shape.column());
     let (channels, filters, in_plane) = (shape.channels, shape.filters, shape.in_plane());
@@ -242,11 +237,12 @@ pub(crate) fn backward<T: Element>(
     let scratch_len = padded_len + phases_len + dout_len + dphases_len + dpadded_len + shape.out_plane();
     let slots = Slots::new::<T>(shape.images, filters * (cells + 1));
     let dx = dx.map(|dx| Disjoint::new(&mut dx[..shape.images * channels * in_plane]));
-    ws.shared(slots.len(), |slot_data: &mut [T]| {
+    let (slot_data, scratch) = ws.lend(slots.len(), scratch_len);
+    {
         let sums = slots.sum(slot_data, |images, sums| {
             sums.fill(T::zero());
             let (dw, db) = sums.split_at_mut(filters * cells);
-            ws.scratch(scratch_len, |scratch: &mut [T]| {
+            scratch.with(|scratch: &mut [T]| {
                 scratch.fill(T::zero());
                 let (padded, scratch) = scratch.split_at_mut(padded_len);
                 let (phases, scratch) = scratch.split_at_mut(phases_len);
@@ -255,45 +251,36 @@ pub(crate) fn backward<T: Element>(
                 let (dpadded, rows) = scratch.split_at_mut(dpadded_len);
                 for (image, c) in images.flat_map(|image| (0..channels).map(move |c| (image, c))) {
                     let start = (image * channels + c) * in_plane;
-                    let x = vectorized(
-                        #[inline(always)]
-                        || plan.source(&x[start..][..in_plane], padded, phases),
-                    );
+                    let x = vectorized!(plan.source(&x[start..][..in_plane], padded, phases),);
                     dphases.fill(T::zero());
                     for filter in c * multiplier..(c + 1) * multiplier {
                         source(PlaneRows { image, filter, row: 0 }, rows);
                         let (w, dw) = (&w[filter * cells..][..cells], &mut dw[filter * cells..][..cells]);
-                        vectorized(
-                            #[inline(always)]
-                            || {
-                                db[filter] += sum(rows);
-                                let spread = dout[plan.margin()..].chunks_mut(plan.pitch);
-                                for (to, row) in spread.zip(rows.chunks_exact(shape.cols.output)) {
-                                    to[..row.len()].copy_from_slice(row);
-                                }
-                                // dw[tap] = sum over o of dout[o] phase[o + shift]
-                                let run = &dout[plan.margin()..][..plan.run];
-                                for ((phase, shift, _), dw) in plan.taps(w).zip(dw) {
-                                    *dw += dot(run, &x[phase * plan.plane + shift..]);
-                                }
-                                if dx.is_none() {
-                                    return;
-                                }
-                                // dphase[q] = sum over taps of that phase of w[tap] dout[q - shift]
-                                for (phase, dphase) in dphases.chunks_exact_mut(plan.plane).enumerate() {
-                                    let taps = plan.taps(w).filter(|tap| tap.0 == phase);
-                                    add_taps(taps.map(|(_, shift, w)| (plan.margin() - shift, w)), dout, dphase);
-                                }
-                            },
-                        );
+                        vectorized!({
+                            db[filter] += sum(rows);
+                            let spread = dout[plan.margin()..].chunks_mut(plan.pitch);
+                            for (to, row) in spread.zip(rows.chunks_exact(shape.cols.output)) {
+                                to[..row.len()].copy_from_slice(row);
+                            }
+                            // dw[tap] = sum over o of dout[o] phase[o + shift]
+                            let run = &dout[plan.margin()..][..plan.run];
+                            for ((phase, shift, _), dw) in plan.taps(w).zip(dw) {
+                                *dw += dot(run, &x[phase * plan.plane + shift..]);
+                            }
+                            if dx.is_none() {
+                                return;
+                            }
+                            // dphase[q] = sum over taps of that phase of w[tap] dout[q - shift]
+                            for (phase, dphase) in dphases.chunks_exact_mut(plan.plane).enumerate() {
+                                let taps = plan.taps(w).filter(|tap| tap.0 == phase);
+                                add_taps(taps.map(|(_, shift, w)| (plan.margin() - shift, w)), dout, dphase);
+                            }
+                        },);
                     }
                     if let Some(dx) = &dx {
                         // SAFETY: the image belongs to this slot alone.
                         let dx = unsafe { dx.slice(start, in_plane) };
-                        vectorized(
-                            #[inline(always)]
-                            || plan.source_adjoint(dphases, dpadded, dx),
-                        );
+                        vectorized!(plan.source_adjoint(dphases, dpadded, dx),);
                     }
                 }
             });
@@ -303,7 +290,7 @@ pub(crate) fn backward<T: Element>(
         if let Some(db) = db {
             db.copy_from_slice(db_sums);
         }
-    });
+    }
 }
 
 #[cfg(test)]
@@ -311,7 +298,8 @@ mod tests {
     use ndarray::{Array, Array4, Dimension};
     use rand::RngExt;
 
-    use crate::naive::{self, Conv2dGrads};
+    use crate::naive;
+    use crate::ops::conv::Conv2dGrads;
     use crate::ops::conv::{conv2d_backward, conv2d_forward};
     use crate::parallel::with_threads;
     use crate::random::{Purpose, stream};
@@ -408,26 +396,27 @@ mod tests {
         let dout = random([2, 6, 4, 4], 2);
         let (out, grads) = fast(&conv, &x, &w, &dout);
         let shape = Conv2dShape::new([2, 3, 7, 7], [6, 1, 3, 3], &conv).unwrap();
-        let ws = Workspace::new();
-        let dirty = || {
-            ws.scratch(1 << 12, |scratch: &mut [f64]| scratch.fill(f64::NAN));
-            ws.shared(1 << 12, |shared: &mut [f64]| shared.fill(f64::NAN));
+        let mut ws = Workspace::new();
+        let dirty = |ws: &mut Workspace| {
+            let (shared, scratch) = ws.lend(1 << 12, 1 << 12);
+            shared.fill(f64::NAN);
+            scratch.with(|scratch: &mut [f64]| scratch.fill(f64::NAN));
         };
         let (x, w, dout) = (x.as_slice().unwrap(), w.as_slice().unwrap(), dout.as_slice().unwrap());
         let at = |at: PlaneRows| (at.image * shape.filters + at.filter) * shape.out_plane();
         with_threads(1, || {
-            dirty();
-            forward(&shape, x, w, &ws, |rows, plane| {
+            dirty(&mut ws);
+            forward(&shape, x, w, &mut ws, |rows, plane| {
                 assert!(*plane == out.as_slice().unwrap()[at(rows)..][..plane.len()], "{rows:?}");
             });
             let source = |rows, plane: &mut [f64]| plane.copy_from_slice(&dout[at(rows)..][..plane.len()]);
             let (mut dx, mut dw) = (vec![f64::NAN; x.len()], vec![f64::NAN; w.len()]);
-            dirty();
-            backward(&shape, x, w, source, Some(&mut dx), &mut dw, None, &ws);
+            dirty(&mut ws);
+            backward(&shape, x, w, source, Some(&mut dx), &mut dw, None, &mut ws);
             assert!(dx == grads.dx.as_slice().unwrap() && dw == grads.dw.as_slice().unwrap(), "dx and dw");
             dw.fill(f64::NAN);
-            dirty();
-            backward(&shape, x, w, source, None, &mut dw, None, &ws);
+            dirty(&mut ws);
+            backward(&shape, x, w, source, None, &mut dw, None, &mut ws);
             assert!(dw == grads.dw.as_slice().unwrap(), "dw without dx");
         })
         .unwrap();

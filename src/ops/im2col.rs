@@ -311,24 +311,19 @@ pub fn im2col<T: Element>(x: ArrayView4<'_, T>, kernel: (usize, usize), conv: &C
     let x = x.as_slice().expect("standard layout");
     let mut cols = Array2::zeros((shape.column(), total));
     let out = Disjoint::new(cols.as_slice_mut().expect("freshly made"));
-    let (ws, image) = (Workspace::new(), shape.channels * shape.in_plane());
+    let (mut ws, image) = (Workspace::new(), shape.channels * shape.in_plane());
+    let (_, scratch) = ws.lend(0, shape.channels * phases.channel() + shape.column() * plane);
     for_each_piece(shape.images, |n| {
         let x = &x[n * image..][..image];
-        ws.scratch(shape.channels * phases.channel() + shape.column() * plane, |scratch: &mut [T]| {
+        scratch.with(|scratch: &mut [T]| {
             let (split, tile) = scratch.split_at_mut(shape.channels * phases.channel());
             let source = if Phases::is_image(&shape) {
                 x
             } else {
-                vectorized(
-                    #[inline(always)]
-                    || phases.split(x, split),
-                );
+                vectorized!(phases.split(x, split),);
                 split
             };
-            vectorized(
-                #[inline(always)]
-                || phases.im2col(source, 0..shape.rows.output, tile, plane),
-            );
+            vectorized!(phases.im2col(source, 0..shape.rows.output, tile, plane),);
             for (k, row) in tile.chunks_exact(plane).enumerate() {
                 // SAFETY: image n owns columns n * plane .. (n + 1) * plane of every row.
                 unsafe { out.slice(k * total + n * plane, plane) }.copy_from_slice(row);
@@ -355,22 +350,17 @@ pub fn col2im<T: Element>(
     let cols = cols.as_standard_layout();
     let cols = cols.as_slice().expect("standard layout");
     let mut dx = Array4::zeros(x);
-    let ws = Workspace::new();
+    let mut ws = Workspace::new();
+    let (_, scratch) = ws.lend(0, shape.channels * phases.channel() + shape.column() * plane);
     for_each_chunk_mut(dx.as_slice_mut().expect("freshly made"), shape.channels * shape.in_plane(), |n, dx| {
-        ws.scratch(shape.channels * phases.channel() + shape.column() * plane, |scratch: &mut [T]| {
+        scratch.with(|scratch: &mut [T]| {
             let (split, tile) = scratch.split_at_mut(shape.channels * phases.channel());
             for (k, row) in tile.chunks_exact_mut(plane).enumerate() {
                 row.copy_from_slice(&cols[k * total + n * plane..][..plane]);
             }
             split.fill(T::zero());
-            vectorized(
-                #[inline(always)]
-                || phases.col2im_add(tile, 0..shape.rows.output, split, plane),
-            );
-            vectorized(
-                #[inline(always)]
-                || phases.merge(split, dx),
-            );
+            vectorized!(phases.col2im_add(tile, 0..shape.rows.output, split, plane),);
+            vectorized!(phases.merge(split, dx),);
         });
     });
     Ok(dx)

@@ -13,10 +13,18 @@ use ndarray::{Array2, Array4, ArrayView2, ArrayView4};
 
 use crate::element::Element;
 use crate::error::{Result, check_shape};
-use crate::naive::Argmax;
 use crate::parallel::{Disjoint, for_each_chunk_mut, for_each_piece, piece_range};
 use crate::shape::{Axis, Pool2d, Pool2dShape};
 use crate::simd::{sum, vectorized};
+
+/// Which cell of each window held the maximum: what max pooling's backward pass needs of its forward pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Argmax {
+    /// The sizes of the pooling.
+    pub shape: Pool2dShape,
+    /// For each output, in row-major order of `(N, C, H', W')`, the cell within its window: `ki * KW + kj`.
+    pub cell: Vec<u8>,
+}
 
 /// Whether `v` takes the place of `best` as the maximum.
 #[inline(always)]
@@ -222,14 +230,11 @@ pub fn max_pool2d_forward_into<T: Element>(shape: &Pool2dShape, x: &[T], out: &m
         // SAFETY: a piece owns the outputs of its planes.
         let (out, cell) = unsafe { (out.slice(start, len), cell.slice(start, len)) };
         let x = x[range.start * plane..range.end * plane].chunks_exact(plane);
-        vectorized(
-            #[inline(always)]
-            || {
-                for ((x, out), cell) in x.zip(out.chunks_exact_mut(out_plane)).zip(cell.chunks_exact_mut(out_plane)) {
-                    max_pool_plane(shape, x, out, cell);
-                }
-            },
-        );
+        vectorized!({
+            for ((x, out), cell) in x.zip(out.chunks_exact_mut(out_plane)).zip(cell.chunks_exact_mut(out_plane)) {
+                max_pool_plane(shape, x, out, cell);
+            }
+        },);
     });
     Ok(())
 }
@@ -249,14 +254,11 @@ pub fn max_pool2d_backward_into<T: Element>(shape: &Pool2dShape, dout: &[T], cel
     for_each_chunk_mut(dx, together * plane, |piece, dx| {
         let start = piece * together * out_plane;
         let (dout, cell) = (dout[start..].chunks_exact(out_plane), cell[start..].chunks_exact(out_plane));
-        vectorized(
-            #[inline(always)]
-            || {
-                for ((dx, dout), cell) in dx.chunks_exact_mut(plane).zip(dout).zip(cell) {
-                    max_pool_plane_backward(shape, dout, cell, dx);
-                }
-            },
-        );
+        vectorized!({
+            for ((dx, dout), cell) in dx.chunks_exact_mut(plane).zip(dout).zip(cell) {
+                max_pool_plane_backward(shape, dout, cell, dx);
+            }
+        },);
     });
 }
 
@@ -351,10 +353,7 @@ pub fn global_avg_pool_forward<T: Element>(x: ArrayView4<'_, T>) -> Array2<T> {
 
 /// Mean of one plane.
 pub(crate) fn global_avg_plane<T: Element>(x: &[T]) -> T {
-    vectorized(
-        #[inline(always)]
-        || sum(x),
-    ) / T::of(x.len() as f64)
+    vectorized!(sum(x),) / T::of(x.len() as f64)
 }
 
 /// Spreads every element of dout `(N, C)` evenly over its channel of an input of shape `x`. The twin of

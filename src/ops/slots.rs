@@ -52,14 +52,11 @@ impl Slots {
         let (total, rest) = data.split_at_mut(self.pitch);
         let rest = &*rest;
         for_each_chunk_mut(total, CHUNK, |chunk, total| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    for slot in rest.chunks_exact(self.pitch) {
-                        add_assign(total, &slot[chunk * CHUNK..]);
-                    }
-                },
-            );
+            vectorized!({
+                for slot in rest.chunks_exact(self.pitch) {
+                    add_assign(total, &slot[chunk * CHUNK..]);
+                }
+            },);
         });
         total
     }

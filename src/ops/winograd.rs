@@ -371,10 +371,7 @@ impl Plan {
                 let x = &x[(image * shape.channels + channel) * plane..];
                 rows.enumerate().for_each(|(y, row)| planes_to_lanes(&x[y * cols..], plane, count, row));
             }
-            vectorized(
-                #[inline(always)]
-                || self.input(images.len(), channel, pixels, v),
-            );
+            vectorized!(self.input(images.len(), channel, pixels, v),);
         }
     }
 }
@@ -390,26 +387,23 @@ fn transform_filters<T: Element>(shape: &Conv2dShape, transposed: bool, w: &[T],
     };
     let u = Disjoint::new(u);
     for_each_piece(stack.rows, |row| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for col in (0..stack.cols).step_by(LANES) {
-                    let mut g = [[T::zero(); LANES]; 9];
-                    for lane in 0..LANES.min(stack.cols - col) {
-                        let filter = &w[row * row_step + (col + lane) * col_step..][..9];
-                        (0..9).for_each(|i| g[i][lane] = filter[i]);
-                    }
-                    transform_2d(
-                        #[inline(always)]
-                        |i, j| g[i * 3 + j],
-                        filter_1d,
-                        #[inline(always)]
-                        // SAFETY: a piece owns one row of each of the matrices; rows are whole vectors long.
-                        |i, j, vector| unsafe { u.slice(stack.at(i, j, row, col), LANES) }.copy_from_slice(&vector),
-                    );
+        vectorized!({
+            for col in (0..stack.cols).step_by(LANES) {
+                let mut g = [[T::zero(); LANES]; 9];
+                for lane in 0..LANES.min(stack.cols - col) {
+                    let filter = &w[row * row_step + (col + lane) * col_step..][..9];
+                    (0..9).for_each(|i| g[i][lane] = filter[i]);
                 }
-            },
-        );
+                transform_2d(
+                    #[inline(always)]
+                    |i, j| g[i * 3 + j],
+                    filter_1d,
+                    #[inline(always)]
+                    // SAFETY: a piece owns one row of each of the matrices; rows are whole vectors long.
+                    |i, j, vector| unsafe { u.slice(stack.at(i, j, row, col), LANES) }.copy_from_slice(&vector),
+                );
+            }
+        },);
     });
     stack
 }
@@ -418,24 +412,21 @@ fn transform_filters<T: Element>(shape: &Conv2dShape, transposed: bool, w: &[T],
 fn transform_filters_adjoint<T: Element>(stack: &Stack, du: &[T], dw: &mut [T]) {
     let channels = stack.rows;
     for_each_chunk_mut(dw, LANES * channels * 9, |block, dw| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for c in 0..channels {
-                    transform_2d(
-                        #[inline(always)]
-                        |i, j| lanes(du, stack.at(i, j, c, block * LANES)),
-                        filter_adjoint_1d,
-                        #[inline(always)]
-                        |i, j, vector| {
-                            for (filter, &value) in dw.chunks_exact_mut(channels * 9).zip(&vector) {
-                                filter[c * 9 + i * 3 + j] = value;
-                            }
-                        },
-                    );
-                }
-            },
-        );
+        vectorized!({
+            for c in 0..channels {
+                transform_2d(
+                    #[inline(always)]
+                    |i, j| lanes(du, stack.at(i, j, c, block * LANES)),
+                    filter_adjoint_1d,
+                    #[inline(always)]
+                    |i, j, vector| {
+                        for (filter, &value) in dw.chunks_exact_mut(channels * 9).zip(&vector) {
+                            filter[c * 9 + i * 3 + j] = value;
+                        }
+                    },
+                );
+            }
+        },);
     });
 }
 
@@ -444,20 +435,21 @@ pub(crate) fn forward<T: Element>(
     shape: &Conv2dShape,
     x: &[T],
     w: &[T],
-    ws: &Workspace,
+    ws: &mut Workspace,
     sink: impl Fn(PlaneRows, &mut [T]) + Sync + Send,
 ) {
     // a number of groups that several threads can share evenly
     let groups = shape.images.div_ceil(Plan::together(shape)).next_multiple_of(4).min(shape.images).max(1);
     let plan = Plan::new(shape, shape.images.div_ceil(groups));
     let (filters, out_plane, size) = (shape.filters, shape.out_plane(), (shape.rows.output, shape.cols.output));
-    ws.shared(Stack::new(shape.channels, filters).len(), |u: &mut [T]| {
+    let scratch_len = plan.v.len() + plan.m.len() + plan.pixels_len() + LANES * out_plane;
+    let (u, scratch) = ws.lend(Stack::new(shape.channels, filters).len(), scratch_len);
+    {
         let u_stack = transform_filters(shape, false, w, u);
         let u = &*u;
         for_each_piece(groups, |group| {
             let images = piece_range(shape.images, groups, group);
-            let scratch_len = plan.v.len() + plan.m.len() + plan.pixels_len() + LANES * out_plane;
-            ws.scratch(scratch_len, |scratch: &mut [T]| {
+            scratch.with(|scratch: &mut [T]| {
                 let (v, scratch) = scratch.split_at_mut(plan.v.len());
                 let (m, scratch) = scratch.split_at_mut(plan.m.len());
                 let (pixels, planes) = scratch.split_at_mut(plan.pixels_len());
@@ -471,10 +463,7 @@ pub(crate) fn forward<T: Element>(
                 }
                 for filter in (0..filters).step_by(LANES) {
                     let count = LANES.min(filters - filter);
-                    vectorized(
-                        #[inline(always)]
-                        || plan.output(images.len(), filter, m, pixels),
-                    );
+                    vectorized!(plan.output(images.len(), filter, m, pixels),);
                     for (image, rows) in images.clone().zip(Plan::runs(pixels, plan.whole, (0, 0), size)) {
                         for (i, row) in rows.enumerate() {
                             lanes_to_planes(row, count, &mut planes[i * size.1..], out_plane);
@@ -486,7 +475,7 @@ pub(crate) fn forward<T: Element>(
                 }
             });
         });
-    });
+    }
 }
 
 /// As [`crate::ops::conv::backward`], whose source is asked for whole planes here.
@@ -498,7 +487,7 @@ pub(crate) fn backward<T: Element>(
     dx: Option<&mut [T]>,
     dw: &mut [T],
     db: Option<&mut [T]>,
-    ws: &Workspace,
+    ws: &mut Workspace,
 ) {
     let (channels, filters, out_plane) = (shape.channels, shape.filters, shape.out_plane());
     let (in_plane, in_cols) = (shape.in_plane(), shape.cols.input);
@@ -510,15 +499,16 @@ pub(crate) fn backward<T: Element>(
     let plan = Plan::new(shape, slots.images().div_ceil(groups));
     let dx = dx.map(|dx| Disjoint::new(&mut dx[..shape.images * channels * in_plane]));
     let u_len = if dx.is_some() { Stack::new(filters, channels).len() } else { 0 };
-    ws.shared(u_len + slots.len(), |shared: &mut [T]| {
+    let scratch_len = plan.v.len() + plan.m.len() + plan.pixels_len() + LANES * out_plane;
+    let (shared, scratch) = ws.lend(u_len + slots.len(), scratch_len);
+    {
         let (u, slot_data) = shared.split_at_mut(u_len);
         let dx = dx.as_ref().map(|dx| (dx, transform_filters(shape, true, w, u)));
         let u = &*u;
         let sums = slots.sum(slot_data, |slot_images, sums| {
             let (du, db) = sums.split_at_mut(du_stack.len());
             db.fill(T::zero());
-            let scratch_len = plan.v.len() + plan.m.len() + plan.pixels_len() + LANES * out_plane;
-            ws.scratch(scratch_len, |scratch: &mut [T]| {
+            scratch.with(|scratch: &mut [T]| {
                 let (v, scratch) = scratch.split_at_mut(plan.v.len());
                 let (dm, scratch) = scratch.split_at_mut(plan.m.len());
                 let (pixels, planes) = scratch.split_at_mut(plan.pixels_len());
@@ -534,19 +524,13 @@ pub(crate) fn backward<T: Element>(
                         for (image, rows) in images.clone().zip(Plan::runs(pixels, plan.whole, (0, 0), out_size)) {
                             for (f, plane) in planes.chunks_exact_mut(out_plane).enumerate().take(count) {
                                 source(PlaneRows { image, filter: filter + f, row: 0 }, plane);
-                                db[filter + f] += vectorized(
-                                    #[inline(always)]
-                                    || sum(plane),
-                                );
+                                db[filter + f] += vectorized!(sum(plane),);
                             }
                             for (i, row) in rows.enumerate() {
                                 planes_to_lanes(&planes[i * out_size.1..], out_plane, count, row);
                             }
                         }
-                        vectorized(
-                            #[inline(always)]
-                            || plan.output_adjoint(images.len(), filter, pixels, dm),
-                        );
+                        vectorized!(plan.output_adjoint(images.len(), filter, pixels, dm),);
                     }
                     plan.transform_images(shape, images.clone(), x, pixels, v);
                     let accum = if group == 0 { Accum::Replace } else { Accum::Add };
@@ -564,10 +548,7 @@ pub(crate) fn backward<T: Element>(
                     for channel in (0..channels).step_by(LANES) {
                         let count = LANES.min(channels - channel);
                         pixels.fill([T::zero(); LANES]);
-                        vectorized(
-                            #[inline(always)]
-                            || plan.input_adjoint(images.len(), channel, v, pixels),
-                        );
+                        vectorized!(plan.input_adjoint(images.len(), channel, v, pixels),);
                         for (image, rows) in images.clone().zip(Plan::runs(pixels, plan.padded, corner, in_size)) {
                             // SAFETY: the image belongs to this slot alone.
                             let dx = unsafe { dx.slice((image * channels + channel) * in_plane, count * in_plane) };
@@ -583,7 +564,7 @@ pub(crate) fn backward<T: Element>(
         if let Some(db) = db {
             db.copy_from_slice(&sums[du_stack.len()..][..filters]);
         }
-    });
+    }
 }
 
 #[cfg(test)]
@@ -608,23 +589,23 @@ mod tests {
         x: &Array4<T>,
         w: &Array4<T>,
         dout: &Array4<T>,
-    ) -> (Array4<T>, naive::Conv2dGrads<T>) {
+    ) -> (Array4<T>, crate::ops::conv::Conv2dGrads<T>) {
         let shape = Conv2dShape::new(x.dim().into(), w.dim().into(), conv).unwrap();
-        let (mut out, ws) = (Array4::zeros(shape.out()), Workspace::new());
+        let (mut out, mut ws) = (Array4::zeros(shape.out()), Workspace::new());
         let (x, w) = (x.as_slice().unwrap(), w.as_slice().unwrap());
         let plane = |at: PlaneRows| (at.image * shape.filters + at.filter) * shape.out_plane();
         {
             let out = Disjoint::new(out.as_slice_mut().unwrap());
             // SAFETY: planes are disjoint.
-            forward(&shape, x, w, &ws, |at, y| unsafe { out.slice(plane(at), y.len()) }.copy_from_slice(y));
+            forward(&shape, x, w, &mut ws, |at, y| unsafe { out.slice(plane(at), y.len()) }.copy_from_slice(y));
         }
         let (mut dx, mut dw, mut db) =
             (random::<T>(shape.x(), 9), Array4::zeros(shape.w()), Array1::zeros(shape.filters));
         let dout = dout.as_slice().unwrap();
         let source = |at: PlaneRows, rows: &mut [T]| rows.copy_from_slice(&dout[plane(at)..][..rows.len()]);
         let (dx_slice, dw_slice) = (dx.as_slice_mut().unwrap(), dw.as_slice_mut().unwrap());
-        backward(&shape, x, w, source, Some(dx_slice), dw_slice, Some(db.as_slice_mut().unwrap()), &ws);
-        (out, naive::Conv2dGrads { dx, dw, db })
+        backward(&shape, x, w, source, Some(dx_slice), dw_slice, Some(db.as_slice_mut().unwrap()), &mut ws);
+        (out, crate::ops::conv::Conv2dGrads { dx, dw, db })
     }
 
     fn distance<T: Element, D: ndarray::Dimension>(a: &ndarray::Array<T, D>, b: &ndarray::Array<T, D>) -> f64 {

@@ -23,13 +23,13 @@ use serde::{Deserialize, Serialize};
 use super::history::History;
 use super::options::SolverOptions;
 use crate::data::{Batches, CHANNELS, Dataset, Normalizer, SIDE, Split};
-use crate::element::Element;
+use crate::element::{Element, Kind};
 use crate::error::{Error, Result};
 use crate::nn::init::Init;
 use crate::nn::network::Network;
 use crate::nn::notation::NetworkSpec;
-use crate::nn::params::{Param, Params};
 use crate::optim::Optimizer;
+use crate::params::{Param, Params};
 
 /// Version of the file format; rises when older programs can no longer read it.
 const FORMAT: u32 = 1;
@@ -235,7 +235,10 @@ fn history_tensors(history: &History) -> [(&'static str, &Vec<f64>); 4] {
 }
 
 fn dtype<T: Element>() -> Dtype {
-    if size_of::<T>() == size_of::<f32>() { Dtype::F32 } else { Dtype::F64 }
+    match T::KIND {
+        Kind::F32 => Dtype::F32,
+        Kind::F64 => Dtype::F64,
+    }
 }
 
 /// Named tensors on their way into a file.

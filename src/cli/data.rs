@@ -1,6 +1,7 @@
 //! Level 6. `gemmnet data`, and where the other commands find their data.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -12,7 +13,7 @@ use crate::data::cifar10::{self, OFFICIAL_RECORDS};
 use crate::data::fetch::{FetchOptions, MIRROR_VARIABLE};
 use crate::data::pictures::{self, CLASS_NAMES, write_pictures};
 use crate::data::places::{default_data_dir, find_cifar10};
-use crate::data::{Cifar10, Dataset, Normalization};
+use crate::data::{Cifar10, Dataset, Normalization, Source, Split};
 use crate::error::{Error, Result};
 
 /// CIFAR-10: download, check; and the built-in pictures
@@ -96,13 +97,13 @@ fn verify(dir: &Path, out: &Output) -> Result<(), Stop> {
 
 /// Where data is read from.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct Folder {
     pub(super) dir: PathBuf,
     /// Keeps a folder of pictures that could go nowhere else.
     _temporary: Option<TempDir>,
 }
 
-impl Source {
+impl Folder {
     /// What was asked for with `--data-dir`; or CIFAR-10 where it can be found, or else, if `fetch`, downloaded; where
     /// that fails, the built-in pictures.
     pub(super) fn find(global: &Global, fetch: bool, out: &Output) -> Result<Self, Stop> {
@@ -119,15 +120,15 @@ impl Source {
         } else {
             missing
         };
-        let source = Self::pictures()?;
+        let folder = Self::pictures()?;
         out.note(reason);
         out.note(format_args!(
             "Without CIFAR-10, this trains on the built-in pictures: ten classes of drawn shapes, in {}. Their accuracies \
              do not compare with CIFAR-10's. To get CIFAR-10, run `gemmnet data fetch` where there is a network, name \
              another address in {MIRROR_VARIABLE}, or give the folder with the six .bin files with --data-dir.",
-            source.dir.display()
+            folder.dir.display()
         ));
-        Ok(source)
+        Ok(folder)
     }
 
     /// For a network that was trained to tell these classes apart: what was asked for with `--data-dir`, or where such
@@ -140,7 +141,7 @@ impl Source {
     }
 
     fn lasting(dir: PathBuf) -> Self {
-        Source { dir, _temporary: None }
+        Folder { dir, _temporary: None }
     }
 
     /// The built-in pictures, always the same ones: drawn once and kept in the cache folder, or in a temporary one if that
@@ -157,7 +158,7 @@ impl Source {
             Error::io("create a folder in", std::env::temp_dir(), e, fix)
         })?;
         write_pictures(temporary.path(), PICTURES_SEED, pictures::DEFAULT_RECORDS)?;
-        Ok(Source { dir: temporary.path().to_owned(), _temporary: Some(temporary) })
+        Ok(Folder { dir: temporary.path().to_owned(), _temporary: Some(temporary) })
     }
 
     /// The data, and what it is, for results: `cifar10`, `cifar10-subset` or `pictures`.
@@ -169,12 +170,17 @@ impl Source {
             (false, true) => "cifar10",
             (false, false) => "cifar10-subset",
         };
-        Ok((Dataset::from_cifar10(&files, normalization)?, kind))
+        Ok((Dataset::new(Arc::new(files), normalization)?, kind))
     }
 }
 
+/// The first 1,000 test images, as in CS231n, or all if there are fewer.
+pub(super) fn small_test(data: &Dataset) -> Result<Dataset> {
+    data.clone().limit(Split::Test, data.len(Split::Test).min(1_000))
+}
+
 /// Whether `data` has the classes that the network in `checkpoint` was trained to tell apart.
-pub(super) fn check_classes(data: &Dataset, source: &Source, classes: &[String], checkpoint: &Path) -> Result<()> {
+pub(super) fn check_classes(data: &Dataset, folder: &Folder, classes: &[String], checkpoint: &Path) -> Result<()> {
     if data.class_names() == classes {
         return Ok(());
     }
@@ -185,7 +191,7 @@ pub(super) fn check_classes(data: &Dataset, source: &Source, classes: &[String],
         checkpoint.display(),
         few(classes)
     );
-    Err(Error::data(&source.dir, problem, "give the data that it was trained on with --data-dir"))
+    Err(Error::data(&folder.dir, problem, "give the data that it was trained on with --data-dir"))
 }
 
 /// The pictures are a data set, not an experiment: `--seed` does not change them.

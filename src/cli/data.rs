@@ -13,8 +13,10 @@ use crate::data::cifar10::{self, OFFICIAL_RECORDS};
 use crate::data::fetch::{FetchOptions, MIRROR_VARIABLE};
 use crate::data::pictures::{self, CLASS_NAMES, write_pictures};
 use crate::data::places::{default_data_dir, find_cifar10};
-use crate::data::{Cifar10, Dataset, Normalization, Source, Split};
+use crate::data::{Cifar10, Dataset, Normalization, Source, Split, written};
+use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::train::Trained;
 
 /// CIFAR-10: download, check; and the built-in pictures
 #[derive(Debug, Args)]
@@ -179,18 +181,23 @@ pub(super) fn small_test(data: &Dataset) -> Result<Dataset> {
     data.clone().limit(Split::Test, data.len(Split::Test).min(1_000))
 }
 
-/// Whether `data` has the classes that the network in `checkpoint` was trained to tell apart.
-pub(super) fn check_classes(data: &Dataset, folder: &Folder, classes: &[String], checkpoint: &Path) -> Result<()> {
-    if data.class_names() == classes {
-        return Ok(());
-    }
+/// Whether `data` has the size and the classes that the network in `checkpoint` was trained for.
+pub(super) fn check_fits<T: Element>(
+    data: &Dataset,
+    folder: &Folder,
+    trained: &Trained<T>,
+    checkpoint: &Path,
+) -> Result<()> {
     let few = |names: &[String]| names[..names.len().min(3)].join(", ");
-    let problem = format!(
-        "has other classes ({}, ...) than the network in {} was trained on ({}, ...)",
-        few(data.class_names()),
-        checkpoint.display(),
-        few(classes)
-    );
+    let (dim, classes) = (trained.normalizer.dim(), &trained.class_names[..]);
+    let (here, there) = if data.dim() != dim {
+        (format!("images of {}", written(data.dim())), format!("{}", written(dim)))
+    } else if data.class_names() != classes {
+        (format!("other classes ({}, ...)", few(data.class_names())), format!("({}, ...)", few(classes)))
+    } else {
+        return Ok(());
+    };
+    let problem = format!("has {here}, the network in {} was trained on {there}", checkpoint.display());
     Err(Error::data(&folder.dir, problem, "give the data that it was trained on with --data-dir"))
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::data::{Folder, check_classes, small_test};
+use super::data::{Folder, check_fits, small_test};
 use super::output::{Align, Output, Table, thousands};
 use super::{CHECKPOINT, Global, Stop};
 use crate::data::{Normalization, Split};
@@ -60,7 +60,7 @@ pub(super) fn load_any(path: &Path) -> Result<Any, Error> {
 fn eval<T: Element>(mut trained: Trained<T>, args: &EvalArgs, global: &Global, out: &Output) -> Result<(), Stop> {
     let folder = Folder::of_classes(&trained.class_names, global)?;
     let (data, kind) = folder.open(Normalization::MeanImage)?;
-    check_classes(&data, &folder, &trained.class_names, &args.checkpoint)?;
+    check_fits(&data, &folder, &trained, &args.checkpoint)?;
     let mut data = data.with_normalizer(trained.normalizer.clone())?;
     data.notes().iter().for_each(|note| out.note(format_args!("note: {note}")));
     let (split, split_name) = match args.split {

@@ -57,7 +57,8 @@ fn classify<T: Element>(mut trained: Trained<T>, args: &PredictArgs, out: &Outpu
         read(image, trained.normalizer.dim(), &mut pictures)?;
     }
     let name = |class: usize| trained.class_names.get(class).cloned().unwrap_or_else(|| format!("class {class}"));
-    let (mut x, mut scores) = (vec![T::zero(); trained.normalizer.mean().len()], vec![T::zero(); trained.network.classes()]);
+    let (mut x, mut scores) =
+        (vec![T::zero(); trained.normalizer.mean().len()], vec![T::zero(); trained.network.classes()]);
     let mut predictions = Vec::new();
     for picture in &pictures {
         trained.normalizer.apply(Image::Bytes(&picture.pixels), &mut x)?;
@@ -226,12 +227,21 @@ mod tests {
     fn pictures_that_do_not_suit_the_network_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("picture.png");
-        png::Encoder::new(File::create(&path).unwrap(), 7, 5).write_header().unwrap().write_image_data(&[0; 35]).unwrap();
+        png::Encoder::new(File::create(&path).unwrap(), 7, 5)
+            .write_header()
+            .unwrap()
+            .write_image_data(&[0; 35])
+            .unwrap();
         let argument = path.to_str().unwrap();
         let message = |argument: &str, dim| read(argument, dim, &mut Vec::new()).unwrap_err().to_string();
-        assert!(message(argument, [1, 7, 5]).contains("has 7x5 pixels, the network takes 5x7; crop and scale it to 5x7"));
+        assert!(
+            message(argument, [1, 7, 5]).contains("has 7x5 pixels, the network takes 5x7; crop and scale it to 5x7")
+        );
         assert!(message(argument, [2, 5, 7]).contains("the network takes 2 channels; use the library"));
         let batch = message("data/test_batch.bin:3", [1, 28, 30]);
-        assert!(batch.ends_with("holds images of 3x32x32, the network takes 1x28x30; give PNG files of 30x28 pixels"), "{batch}");
+        assert!(
+            batch.ends_with("holds images of 3x32x32, the network takes 1x28x30; give PNG files of 30x28 pixels"),
+            "{batch}"
+        );
     }
 }

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use serde_json::json;
 
-use super::data::{Folder, check_classes, small_test};
+use super::data::{Folder, check_fits, small_test};
 use super::interrupt::Interrupt;
 use super::output::{Align, Output, Table, thousands};
 use super::presets::{self, PRESETS};
@@ -354,7 +354,7 @@ fn resume<T: Element>(from: &Path, args: &TrainArgs, global: &Global) -> Result<
     let folder = Folder::of_classes(&checkpoint.trained.class_names, global)?;
     // The solver puts the checkpoint's normalisation in the place of this one.
     let (mut data, kind) = folder.open(Normalization::MeanImage)?;
-    check_classes(&data, &folder, &checkpoint.trained.class_names, from)?;
+    check_fits(&data, &folder, &checkpoint.trained, from)?;
     if let Some(samples) = args.train_limit {
         data = data.limit(Split::Train, samples)?;
     }

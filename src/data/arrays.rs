@@ -85,7 +85,11 @@ impl<P: Pixel> Part<P> {
     ) -> Result<Self> {
         check_shape("data set", split.name(), images.shape(), &[labels.len(), c, h, w])?;
         let label = |(index, &label): (usize, &L)| {
-            label.try_into().ok().filter(|&label| label < classes).ok_or_else(|| bad_label(split, index, label, classes))
+            label
+                .try_into()
+                .ok()
+                .filter(|&label| label < classes)
+                .ok_or_else(|| bad_label(split, index, label, classes))
         };
         let labels = labels.iter().enumerate().map(label).collect::<Result<_>>()?;
         Ok(Part { pixels: images.iter().copied().collect(), labels })

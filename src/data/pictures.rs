@@ -14,7 +14,7 @@ use rand_distr::StandardNormal;
 use tempfile::NamedTempFile;
 
 use super::cifar10::{
-    Splits, CHANNELS, CLASSES, DIM, NAMES, RECORD, Records, SIDE, TEST_BATCH, TRAIN_BATCHES, read_names,
+    CHANNELS, CLASSES, DIM, NAMES, RECORD, Records, SIDE, Splits, TEST_BATCH, TRAIN_BATCHES, read_names,
 };
 use super::source::{Image, Source, Split};
 use crate::error::{Error, Result};

@@ -27,7 +27,8 @@ pub fn predict<T: Element>(
 ) -> Result<Vec<Option<usize>>> {
     let all = all_of(data, split)?;
     let mut classes = Vec::with_capacity(all.len());
-    Batch::new(network, data, batch.min(all.len()))?.classify(network, data, split, &all, |class, _| classes.push(class))?;
+    Batch::new(network, data, batch.min(all.len()))?
+        .classify(network, data, split, &all, |class, _| classes.push(class))?;
     Ok(classes)
 }
 
@@ -101,7 +102,8 @@ impl<T: Element> Batch<T> {
         let classes = network.classes();
         for indices in samples.chunks(self.y.len()) {
             let n = indices.len();
-            let (x, y, scores) = (&mut self.x[..n * data.image_len()], &mut self.y[..n], &mut self.scores[..n * classes]);
+            let (x, y, scores) =
+                (&mut self.x[..n * data.image_len()], &mut self.y[..n], &mut self.scores[..n * classes]);
             data.fill_batch(Draw::plain(split), indices, x, y)?;
             network.scores(x, scores)?;
             for (row, &label) in scores.chunks_exact(classes).zip(&*y) {

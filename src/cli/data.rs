@@ -191,7 +191,7 @@ pub(super) fn check_fits<T: Element>(
     let few = |names: &[String]| names[..names.len().min(3)].join(", ");
     let (dim, classes) = (trained.normalizer.dim(), &trained.class_names[..]);
     let (here, there) = if data.dim() != dim {
-        (format!("images of {}", written(data.dim())), format!("{}", written(dim)))
+        (format!("images of {}", written(data.dim())), written(dim))
     } else if data.class_names() != classes {
         (format!("other classes ({}, ...)", few(data.class_names())), format!("({}, ...)", few(classes)))
     } else {

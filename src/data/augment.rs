@@ -27,8 +27,7 @@ impl Augment {
         }
         let problem =
             format!("a shift by {} pixels can push an image of {width}x{height} pixels out of sight", self.shift);
-        let usual = if shortest > 4 { "; 4 is usual for 32x32" } else { "" };
-        Err(Error::invalid("augmentation", problem, format!("give less than {shortest}{usual}")))
+        Err(Error::invalid("augmentation", problem, format!("give less than {shortest}")))
     }
 
     /// What happens to image `index` in this epoch. Every number is drawn whether it is used or not, so that flipping

@@ -32,7 +32,7 @@ impl Split {
 pub enum Image<'a> {
     /// 0 to 255.
     Bytes(&'a [u8]),
-    /// On whatever scale.
+    /// On whatever scale. `gemmnet predict` reads pictures on the scale of bytes: train on that if it is to be used.
     Floats(&'a [f32]),
 }
 

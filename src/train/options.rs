@@ -19,7 +19,7 @@ pub struct SolverOptions {
     /// The learning rate of every step.
     pub learning_rate: LearningRate,
     /// The loss has `l2 / 2` times the sum of the squared weights added to it (biases and batchnorm's parameters are not
-    /// weights). The seed's `reg`; 0 or more.
+    /// weights). CS231n's `reg`; 0 or more.
     pub l2: f64,
     /// How the images of an epoch are drawn.
     pub sampler: Sampler,

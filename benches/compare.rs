@@ -25,7 +25,7 @@ use gemmnet::nn::session::Session;
 use gemmnet::ops::batchnorm::{BatchNorm, Statistics, spatial_batchnorm_backward_into, spatial_batchnorm_forward_into};
 use gemmnet::ops::conv::{conv2d_backward, conv2d_backward_into, conv2d_forward, conv2d_forward_into};
 use gemmnet::ops::pool::{max_pool2d_backward, max_pool2d_backward_into, max_pool2d_forward, max_pool2d_forward_into};
-use gemmnet::optim::Optimizer;
+use gemmnet::optim::{Group, LearningRate, Optimizer, Progress};
 use gemmnet::shape::{Conv2d, Conv2dShape, Padding, Pool2d, Pool2dShape};
 use gemmnet::workspace::{Buffer, Workspace};
 use gemmnet::{Element, naive, parallel};
@@ -251,9 +251,9 @@ fn step(notation: &str, batch: usize, weight_scale: Option<f32>) -> Work {
     assert!(error <= 1e-2, "{notation}: the gradients in f32 and f64 differ by {error:.1e}");
 
     let (mut network, (x, y)) = (network::<f32>(notation), images(batch));
-    let (rule, len) = ("adam".parse().expect("Adam is a rule"), network.params().values().len());
-    let mut optimizer = Optimizer::<f32>::new(rule, len).expect("the defaults are sound");
-    let weights = network.params().weight_ranges();
+    let (rule, rate) = ("adam".parse().expect("Adam is a rule"), LearningRate::constant(1e-3).expect("1e-3 is a rate"));
+    let groups = Group::classic(rule, rate, 0.0);
+    let mut optimizer = Optimizer::new(groups, network.params()).expect("the defaults are sound");
     // Forward, and twice as much backward.
     let flop = Some(3 * 2 * batch * multiply_adds(&network));
     let mut count = 0;
@@ -261,7 +261,7 @@ fn step(notation: &str, batch: usize, weight_scale: Option<f32>) -> Work {
         count += 1;
         network.loss(&x, &y, 0, count).expect("images and labels fit");
         let (params, grads) = network.params_and_grads();
-        optimizer.step(params.values_mut(), grads.values(), &weights, 0.0, 1e-3);
+        optimizer.step(params, grads, Progress::default());
     };
     let Some(scale) = weight_scale else { return Work::new(flop, move || step(&mut network)) };
     let mut scaled = network.params().clone();

@@ -5,7 +5,7 @@ use gemmnet::Element;
 use gemmnet::nn::init::Init;
 use gemmnet::nn::network::Network;
 use gemmnet::nn::notation::NetworkSpec;
-use gemmnet::optim::Optimizer;
+use gemmnet::optim::{Group, LearningRate, Optimizer, Progress};
 use ndarray::Array4;
 
 use crate::common::{group, normal, slice, slow};
@@ -44,8 +44,8 @@ fn bench(criterion: &mut Criterion, (name, notation, batch): (&str, &str, usize)
     let mut network = network::<f32>(notation);
     let (x, y) = images(batch);
     let adam = "adam".parse().expect("Adam is a rule");
-    let mut optimizer = Optimizer::<f32>::new(adam, network.params().values().len()).expect("the defaults are sound");
-    let weights = network.params().weight_ranges();
+    let groups = Group::classic(adam, LearningRate::constant(1e-4).expect("1e-4 is a rate"), 1e-3);
+    let mut optimizer = Optimizer::new(groups, network.params()).expect("the defaults are sound");
     let mut step = 0;
 
     let multiply_adds: usize = network.summary().iter().map(|layer| layer.macs).sum();
@@ -57,7 +57,7 @@ fn bench(criterion: &mut Criterion, (name, notation, batch): (&str, &str, usize)
             step += 1;
             network.loss(slice(&x), &y, 0, step).expect("images and labels fit");
             let (params, grads) = network.params_and_grads();
-            optimizer.step(params.values_mut(), grads.values(), &weights, 1e-3, 1e-4)
+            optimizer.step(params, grads, Progress::default())
         });
     });
     benches.finish();

@@ -4,7 +4,7 @@
 //! use gemmnet::nn::init::Init;
 //! use gemmnet::nn::network::Network;
 //! use gemmnet::nn::notation::NetworkSpec;
-//! use gemmnet::optim::Optimizer;
+//! use gemmnet::optim::{Group, LearningRate, Optimizer, Progress};
 //!
 //! // 64 images of 16x16 pixels: vertical stripes are class 0, horizontal ones class 1; none begins where the last one did.
 //! let stripe = |image: usize, pixel: usize| {
@@ -16,14 +16,14 @@
 //!
 //! let spec: NetworkSpec = "conv8-relu-pool-affine32-relu-affine2".parse()?;
 //! let mut network = Network::<f32>::new(&spec, [1, 16, 16], Init::He, 0)?;
-//! let mut adam = Optimizer::new("adam".parse()?, network.params().values().len())?;
-//! let weights = network.params().weight_ranges();
+//! let groups = Group::classic("adam".parse()?, LearningRate::constant(2e-3)?, 1e-4);
+//! let mut adam = Optimizer::new(groups, network.params())?;
 //!
 //! let first = network.loss(&x, &y, 0, 0)?;
 //! let mut last = first;
 //! for step in 1..=40 {
 //!     let (params, grads) = network.params_and_grads();
-//!     adam.step(params.values_mut(), grads.values(), &weights, 1e-4, 2e-3);
+//!     adam.step(params, grads, Progress::default());
 //!     last = network.loss(&x, &y, 0, step)?;
 //! }
 //! assert!(last < 0.1 * first, "the loss was {first}, and is {last}");

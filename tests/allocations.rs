@@ -13,7 +13,7 @@ use gemmnet::nn::init::Init;
 use gemmnet::nn::network::Network;
 use gemmnet::nn::notation::NetworkSpec;
 use gemmnet::nn::session::Session;
-use gemmnet::optim::{Optimizer, UpdateRule};
+use gemmnet::optim::{Ema, Group, LearningRate, Optimizer, Progress};
 use ndarray::Array4;
 
 struct Counting;
@@ -37,12 +37,22 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
+/// Allocations so far, memory maps of buffers among them.
+fn allocated() -> usize {
+    ALLOCATIONS.load(Ordering::Relaxed) + gemmnet::workspace::maps()
+}
+
 /// Allocations of `steps` training steps after `first` ones.
 fn allocations(notation: &str, data: &Dataset, batch: usize, first: u64, steps: u64) -> usize {
     let spec: NetworkSpec = notation.parse().unwrap();
     let mut network = Network::<f32>::new(&spec, data.dim(), Init::He, 0).unwrap();
-    let mut optimizer = Optimizer::new("adam".parse::<UpdateRule>().unwrap(), network.params().values().len()).unwrap();
-    let weights = network.params().weight_ranges();
+    let rate = LearningRate::constant(1e-3).unwrap();
+    let group = |select: &str, rule: &str| Group::new(select.parse().unwrap(), rule.parse().unwrap(), rate);
+    let groups =
+        vec![Group { l2: 1e-3, ..group("conv*.weight", "muon") }, group("*.bias", "momentum"), group("*", "adam")];
+    let mut optimizer = Optimizer::new(groups, network.params()).unwrap();
+    optimizer.set_clip_norm(Some(1.0)).unwrap();
+    let mut average = Ema::new(0.9, network.params()).unwrap();
     let indices: Vec<usize> = (0..batch).collect();
     let (mut x, mut y) = (vec![0.0; batch * data.image_len()], vec![0; batch]);
     let augment = Some(Augment { flip: true, shift: 2 });
@@ -51,13 +61,14 @@ fn allocations(notation: &str, data: &Dataset, batch: usize, first: u64, steps: 
         data.fill_batch(draw, &indices, &mut x, &mut y).unwrap();
         network.loss(&x, &y, 0, step).unwrap();
         let (params, grads) = network.params_and_grads();
-        optimizer.step(params.values_mut(), grads.values(), &weights, 1e-3, 1e-3);
+        optimizer.step(params, grads, Progress::default());
+        average.update(params);
     };
     (0..first).for_each(&mut step);
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let before = allocated();
     assert!(before > 0, "the counter counts");
     (first..first + steps).for_each(&mut step);
-    ALLOCATIONS.load(Ordering::Relaxed) - before
+    allocated() - before
 }
 
 /// Allocations of `calls` calls of a session.
@@ -67,9 +78,9 @@ fn session_allocations(notation: &str, batch: usize, calls: usize) -> usize {
     let session = Session::new(&network, batch).unwrap();
     let (x, mut scores) = (vec![0.5; batch * 3072], vec![0.0; batch * 10]);
     let mut scratch = session.scratch();
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let before = allocated();
     (0..calls).for_each(|_| session.run(&x, &mut scores, &mut scratch).unwrap());
-    ALLOCATIONS.load(Ordering::Relaxed) - before
+    allocated() - before
 }
 
 #[test]

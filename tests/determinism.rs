@@ -5,7 +5,7 @@ use gemmnet::Element;
 use gemmnet::nn::init::Init;
 use gemmnet::nn::network::Network;
 use gemmnet::nn::notation::{LayerSpec, NetworkSpec};
-use gemmnet::optim::{Optimizer, UpdateRule};
+use gemmnet::optim::{Group, LearningRate, Optimizer, Progress};
 use gemmnet::parallel::with_threads;
 use gemmnet::random::{Purpose, stream};
 use gemmnet::shape::Algorithm;
@@ -57,9 +57,8 @@ fn train<T: Element>(notation: &str, algorithm: Algorithm, seed: u64) -> Bits {
     }
     let mut net = Network::<T>::new(&spec, INPUT, Init::He, seed).unwrap();
     let initial = net.params().clone();
-    let weights = net.params().weight_ranges();
-    let adam = UpdateRule::Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
-    let mut optimizer = Optimizer::new(adam, net.params().values().len()).unwrap();
+    let groups = Group::classic("adam".parse().unwrap(), LearningRate::constant(1e-3).unwrap(), 1e-3);
+    let mut optimizer = Optimizer::new(groups, net.params()).unwrap();
     let labels: Vec<usize> = (0..IMAGES).map(|n| n * 7 % CLASSES).collect();
     let mut x = Vec::new();
     let mut losses = Vec::new();
@@ -70,7 +69,7 @@ fn train<T: Element>(notation: &str, algorithm: Algorithm, seed: u64) -> Bits {
             .collect();
         losses.push(net.loss(&x, &labels, seed, step).unwrap());
         let (params, grads) = net.params_and_grads();
-        losses.push(T::of(optimizer.step(params.values_mut(), grads.values(), &weights, 1e-3, 1e-3)));
+        losses.push(T::of(optimizer.step(params, grads, Progress::default()).regularization));
     }
     let mut scores = vec![T::zero(); IMAGES * CLASSES];
     net.scores(&x, &mut scores).unwrap();

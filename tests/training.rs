@@ -9,7 +9,7 @@ use gemmnet::data::{Augment, Batches, Dataset, Draw, Normalization, Normalizer, 
 use gemmnet::nn::init::Init;
 use gemmnet::nn::network::Network;
 use gemmnet::nn::notation::NetworkSpec;
-use gemmnet::optim::{LearningRate, Optimizer};
+use gemmnet::optim::{Group, LearningRate, Optimizer, Progress};
 use gemmnet::parallel::with_threads;
 use gemmnet::random::{Purpose, stream};
 use gemmnet::train::{
@@ -108,8 +108,8 @@ fn a_solver_does_what_its_parts_do() {
     let options =
         SolverOptions { epochs: 3, learning_rate: rate(1e-3, "cosine"), train_accuracy_samples: IMAGES, ..options() };
     let mut by_hand = network::<f32>(NOTATION);
-    let weights = by_hand.params().weight_ranges();
-    let mut optimizer = Optimizer::new(options.rule, by_hand.params().values().len()).unwrap();
+    let groups = Group::classic(options.rule, options.learning_rate, options.l2);
+    let mut optimizer = Optimizer::new(groups, by_hand.params()).unwrap();
     let batches = Batches::new(IMAGES, 8).unwrap();
     let (mut x, mut y, mut order, mut losses) = (vec![0.0; 8 * PIXELS], [0; 8], Vec::new(), Vec::new());
     for epoch in 0..3 {
@@ -120,9 +120,8 @@ fn a_solver_does_what_its_parts_do() {
             data.fill_batch(draw, indices, &mut x, &mut y).unwrap();
             let loss = by_hand.loss(&x, &y, options.seed, step as u64).unwrap();
             let (params, grads) = by_hand.params_and_grads();
-            let learning_rate = options.learning_rate.at(step, STEPS_PER_EPOCH, 9);
-            let squares = optimizer.step(params.values_mut(), grads.values(), &weights, options.l2, learning_rate);
-            losses.push(f64::from(loss) + options.l2 * squares);
+            let at = Progress { step, steps_per_epoch: STEPS_PER_EPOCH, steps: 9 };
+            losses.push(f64::from(loss) + optimizer.step(params, grads, at).regularization);
         }
     }
     let mut solver = solver::<f32>(options);

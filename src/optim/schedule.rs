@@ -8,6 +8,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
+/// Where in training a step is. Constant rates need none: [`Progress::default`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The step, from 0.
+    pub step: usize,
+    /// Steps in an epoch.
+    pub steps_per_epoch: usize,
+    /// Steps of the whole training.
+    pub steps: usize,
+}
+
 /// The learning rate as a fraction of its base, over training. `e` counts finished epochs and `p` is the fraction of
 /// the steps that are done, both from the end of the warm-up.
 ///
@@ -78,10 +89,10 @@ impl Schedule {
         }
     }
 
-    /// The fraction of the base rate after `done` of `total` steps.
-    fn fraction(self, done: usize, steps_per_epoch: usize, total: usize) -> f64 {
-        let epoch = done / steps_per_epoch.max(1);
-        let progress = (done as f64 / total.max(1) as f64).min(1.0);
+    /// The fraction of the base rate; `at` counts from the end of the warm-up.
+    fn fraction(self, at: Progress) -> f64 {
+        let epoch = at.step / at.steps_per_epoch.max(1);
+        let progress = (at.step as f64 / at.steps.max(1) as f64).min(1.0);
         let line = |from: f64, to: f64, t: f64| from + (to - from) * t;
         match self {
             Schedule::Constant => 1.0,
@@ -225,6 +236,14 @@ impl LearningRate {
         Ok(LearningRate { base, schedule, warmup_epochs })
     }
 
+    /// The same rate in every step.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it is not a positive number.
+    pub fn constant(rate: f64) -> Result<Self> {
+        Self::new(rate, Schedule::Constant, 0.0)
+    }
+
     /// The rate at the end of the warm-up.
     pub fn base(&self) -> f64 {
         self.base
@@ -240,14 +259,15 @@ impl LearningRate {
         self.warmup_epochs
     }
 
-    /// The rate of step `step` (from 0) of `total_steps`. With a warm-up of `W` steps, `base * (step + 1) / W` while
-    /// `step < W`; then `base` times the schedule's fraction, which counts steps from `W` on.
-    pub fn at(&self, step: usize, steps_per_epoch: usize, total_steps: usize) -> f64 {
-        let warmup = (self.warmup_epochs * steps_per_epoch as f64).round() as usize;
-        if step < warmup {
-            return self.base * (step + 1) as f64 / warmup as f64;
+    /// The rate of a step. With a warm-up of `W` steps, `base * (step + 1) / W` while `step < W`; then `base` times the
+    /// schedule's fraction, which counts steps from `W` on.
+    pub fn at(&self, at: Progress) -> f64 {
+        let warmup = (self.warmup_epochs * at.steps_per_epoch as f64).round() as usize;
+        if at.step < warmup {
+            return self.base * (at.step + 1) as f64 / warmup as f64;
         }
-        self.base * self.schedule.fraction(step - warmup, steps_per_epoch, total_steps.saturating_sub(warmup))
+        let after = Progress { step: at.step - warmup, steps: at.steps.saturating_sub(warmup), ..at };
+        self.base * self.schedule.fraction(after)
     }
 }
 
@@ -255,11 +275,9 @@ impl LearningRate {
 mod tests {
     use super::*;
 
-    const STEPS_PER_EPOCH: usize = 10;
-    const TOTAL: usize = 100;
-
     fn rate(schedule: &str, warmup_epochs: f64, step: usize) -> f64 {
-        LearningRate::new(2.0, schedule.parse().unwrap(), warmup_epochs).unwrap().at(step, STEPS_PER_EPOCH, TOTAL)
+        let at = Progress { step, steps_per_epoch: 10, steps: 100 };
+        LearningRate::new(2.0, schedule.parse().unwrap(), warmup_epochs).unwrap().at(at)
     }
 
     /// Each formula at its corners and in between; base 2, 10 epochs of 10 steps.
@@ -311,9 +329,9 @@ mod tests {
         for schedule in ["constant", "exp:0.9", "step:1:0.5", "cosine:0.1", "onecycle"] {
             for warmup in [0.0, 1.5] {
                 let Ok(rates) = LearningRate::new(1.0, schedule.parse().unwrap(), warmup) else { continue };
-                for (step, steps_per_epoch, total) in [(0, 0, 0), (0, 1, 1), (5, 1, 1), (1, 4, 2)] {
-                    let rate = rates.at(step, steps_per_epoch, total);
-                    assert!(rate > 0.0 && rate <= 1.0, "{schedule} at {step}/{total}: {rate}");
+                for (step, steps_per_epoch, steps) in [(0, 0, 0), (0, 1, 1), (5, 1, 1), (1, 4, 2)] {
+                    let rate = rates.at(Progress { step, steps_per_epoch, steps });
+                    assert!(rate > 0.0 && rate <= 1.0, "{schedule} at {step}/{steps}: {rate}");
                 }
             }
         }

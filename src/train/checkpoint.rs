@@ -86,7 +86,7 @@ impl<T: Element> Checkpoint<T> {
             step: 0,
             batches: Batches::new(data.len(Split::Train), options.batch_size)?,
             latest: Snapshot { params: network.params().clone(), statistics: network.statistics().clone() },
-            optimizer: Optimizer::new(options.rule, network.params().values().len())?,
+            optimizer: Optimizer::new(options.groups(), network.params())?,
             trained: Trained {
                 network,
                 normalizer: data.normalizer().clone(),
@@ -130,8 +130,8 @@ impl<T: Element> Checkpoint<T> {
         tensors.push_params("", network.statistics(), network.statistics().values());
         tensors.push_params("latest.", &self.latest.params, self.latest.params.values());
         tensors.push_params("latest.", &self.latest.statistics, self.latest.statistics.values());
-        for (name, values) in self.optimizer.state() {
-            tensors.push_params(&format!("optim.{name}."), network.params(), values);
+        for (name, param, values) in self.optimizer.state() {
+            tensors.push(format!("optim.{name}.{}", param.name), &param.shape, values);
         }
         tensors.push("normalizer.mean".into(), &normalizer.dim(), normalizer.mean());
         tensors.push("normalizer.scale".into(), &normalizer.dim()[..1], normalizer.scale());
@@ -164,17 +164,11 @@ impl<T: Element> Checkpoint<T> {
             Snapshot { params: network.params().zeros_like(), statistics: network.statistics().zeros_like() };
         archive.tensors.read_params("latest.", &mut latest.params)?;
         archive.tensors.read_params("latest.", &mut latest.statistics)?;
-        let mut optimizer = Optimizer::new(options.rule, network.params().values().len())
+        let mut optimizer = Optimizer::new(options.groups(), network.params())
             .map_err(|e| Error::data(path, format!("has an impossible update rule: {e}"), RESTORE))?;
         optimizer.set_steps(step as u64);
-        for (name, values) in optimizer.state_mut() {
-            for param in network.params().iter() {
-                archive.tensors.read(
-                    &format!("optim.{name}.{}", param.name),
-                    &param.shape,
-                    &mut values[param.range.clone()],
-                )?;
-            }
+        for (name, param, values) in optimizer.state_mut() {
+            archive.tensors.read(&format!("optim.{name}.{}", param.name), &param.shape, values)?;
         }
         Ok(Checkpoint { trained, options, step, batches: archive.batches, latest, optimizer })
     }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::{Augment, Sampler};
 use crate::error::{Error, Result};
-use crate::optim::{LearningRate, Schedule, UpdateRule};
+use crate::optim::{Group, LearningRate, Schedule, UpdateRule};
 
 /// How a [`Solver`](super::Solver) trains. The defaults are those of CS231n's solver, except for Adam at 1e-3 in place
 /// of SGD at 1e-2, and shuffled epochs in place of batches drawn with replacement.
@@ -55,14 +55,15 @@ impl Default for SolverOptions {
 }
 
 impl SolverOptions {
+    /// The groups that rule, rate and `l2` stand for.
+    pub(super) fn groups(&self) -> Vec<Group> {
+        Group::classic(self.rule, self.learning_rate, self.l2)
+    }
+
     /// What [`Batches`](crate::data::Batches), the optimizer and the first batch do not check.
     pub(super) fn check(&self) -> Result<()> {
         if self.epochs == 0 {
             return Err(Error::invalid("epochs", "0 epochs teach nothing", "give 1 or more"));
-        }
-        if !(self.l2 >= 0.0 && self.l2.is_finite()) {
-            let problem = format!("{} is not a number from 0 up", self.l2);
-            return Err(Error::invalid("l2 regularisation", problem, "1e-3 is usual, 0 is none"));
         }
         if self.train_accuracy_samples == 0 {
             let problem = "it cannot be measured on 0 images";

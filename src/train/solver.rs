@@ -1,7 +1,7 @@
 //! Level 5. The training loop.
 
 use std::io;
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use crate::data::{Batches, Dataset, Draw, Split};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::nn::network::Network;
+use crate::optim::Progress;
 use crate::profile::{self, Phase, Work};
 use crate::random::{Purpose, stream};
 
@@ -30,8 +31,6 @@ pub struct Solver<T: Element> {
     /// The state. During `train` its network is the latest and `latest` is the best, otherwise it is as it says.
     state: Checkpoint<T>,
     data: Dataset,
-    /// Where the weights are among the parameters.
-    weights: Vec<Range<usize>>,
     batch: Batch<T>,
     /// The images of an epoch, and which epoch that is.
     order: (Option<usize>, Vec<usize>),
@@ -67,9 +66,9 @@ impl<T: Element> Solver<T> {
     /// # Errors
     /// As [`Solver::new`], and [`Error::Invalid`] if the data has another number of training images than it had then, or
     /// if an option was changed that cannot be: the batch size, the update rule, or fewer epochs than are done.
-    pub fn resume(checkpoint: Checkpoint<T>, data: Dataset) -> Result<Self> {
+    pub fn resume(mut checkpoint: Checkpoint<T>, data: Dataset) -> Result<Self> {
         let data = data.with_normalizer(checkpoint.trained.normalizer.clone())?;
-        let Checkpoint { options, batches, optimizer, .. } = &checkpoint;
+        let Checkpoint { options, batches, optimizer, .. } = &mut checkpoint;
         let now = Batches::new(data.len(Split::Train), options.batch_size)?;
         if now != *batches {
             let problem = format!(
@@ -78,10 +77,7 @@ impl<T: Element> Solver<T> {
             );
             return Err(Error::invalid("checkpoint", problem, "give the same data and batch size"));
         }
-        if options.rule != optimizer.rule() {
-            let problem = format!("it holds the state of {:?}, not of {:?}", optimizer.rule(), options.rule);
-            return Err(Error::invalid("checkpoint", problem, "leave the update rule as it is"));
-        }
+        optimizer.set_groups(options.groups())?;
         let total = options.epochs.saturating_mul(batches.count);
         if checkpoint.step > total {
             let problem = format!("it has done {} iterations, more than {total} in all", checkpoint.step);
@@ -98,7 +94,6 @@ impl<T: Element> Solver<T> {
             return Err(Error::invalid("network", problem, format!("end it with affine{}", data.classes())));
         }
         Ok(Solver {
-            weights: network.params().weight_ranges(),
             batch: Batch::new(network, &data, state.batches.size)?,
             order: (None, Vec::new()),
             save_to: None,
@@ -232,17 +227,12 @@ impl<T: Element> Solver<T> {
         drop(drawing);
 
         let mut loss = network.loss(x, y, options.seed, *step as u64)?.f64();
-        let learning_rate = options.learning_rate.at(*step, batches.count, steps);
+        let at = Progress { step: *step, steps_per_epoch: batches.count, steps };
+        let learning_rate = optimizer.learning_rate(at);
         // Without a loss the gradients are worth nothing: the parameters stay as they are.
         if loss.is_finite() {
             let (params, grads) = network.params_and_grads();
-            // The gradients are read, the parameters and the rule's own vectors read and written.
-            let vectors = 1 + 2 * (1 + optimizer.state().len());
-            let bytes = vectors * params.values().len() * size_of::<T>();
-            let _scope = profile::scope(Phase::Optimizer, || Work { op: optimizer.rule().name(), flops: 0, bytes });
-            let half_squares =
-                optimizer.step(params.values_mut(), grads.values(), &self.weights, options.l2, learning_rate);
-            loss += options.l2 * half_squares;
+            loss += optimizer.step(params, grads, at).regularization;
         }
         if !loss.is_finite() {
             return Err(Error::Diverged { iteration: *step + 1, loss, learning_rate });
@@ -265,7 +255,7 @@ impl<T: Element> Solver<T> {
     /// Measures accuracy, writes it into the history and keeps the network if it is the best.
     fn measure(&mut self, epoch: usize) -> Result<Event> {
         let steps = self.steps_total();
-        let Checkpoint { trained: Trained { network, history, .. }, options, step, batches, latest: best, .. } =
+        let Checkpoint { trained: Trained { network, history, .. }, options, step, batches, latest: best, optimizer } =
             &mut self.state;
         let mut accuracy = |split, samples: &[usize]| self.batch.accuracy(network, &self.data, split, samples);
         let len = self.data.len(Split::Train);
@@ -285,7 +275,8 @@ impl<T: Element> Solver<T> {
         }
         history.train_accuracy.push(train_accuracy);
         history.val_accuracy.push(val_accuracy);
-        history.learning_rate.push(options.learning_rate.at(*step - 1, batches.count, steps));
+        let at = Progress { step: *step - 1, steps_per_epoch: batches.count, steps };
+        history.learning_rate.push(optimizer.learning_rate(at));
         Ok(Event::Epoch { epoch, epochs: options.epochs, train_accuracy, val_accuracy, best: is_best })
     }
 }

@@ -3,10 +3,10 @@
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::ops::activation::Activation;
-use crate::ops::affine::{AffineShape, affine_backward_into, affine_product_into};
+use crate::ops::affine::{AffineGradsMut, AffineShape, affine_backward_into, affine_product_into};
 use crate::ops::batchnorm::{
-    BatchNorm, ChannelGradient, Channels, batch_statistics, gradient_sums, inverse_std, moments, train_backward_into,
-    update_running,
+    BatchNorm, ChannelGradient, Channels, Norm, NormGradsMut, batch_statistics, gradient_sums, inverse_std, moments,
+    train_backward_into, update_running,
 };
 use crate::ops::conv::{self, PlaneRows, conv2d_backward_into, conv2d_forward_into};
 use crate::ops::dropout::{DropoutKey, apply_mask, draw_mask};
@@ -561,7 +561,7 @@ impl Block {
             match (self.kernel, dx) {
                 (Kernel::Affine { inputs, outputs }, dx) => {
                     let shape = AffineShape { samples: images, inputs, outputs };
-                    affine_backward_into(&shape, dout, x, weights.w, dx, grads.w, db);
+                    affine_backward_into(&shape, dout, x, weights.w, AffineGradsMut { dx, dw: Some(grads.w), db });
                 }
                 (Kernel::Conv(shape), dx) => {
                     conv2d_backward_into(&shape.with_images(images), dout, x, weights.w, dx, grads.w, db, ws);
@@ -592,7 +592,7 @@ impl Block {
             }
             Kernel::Affine { inputs, outputs } => {
                 let shape = AffineShape { samples: images, inputs, outputs };
-                affine_backward_into(&shape, dy, x, weights.w, dx, grads.w, db);
+                affine_backward_into(&shape, dy, x, weights.w, AffineGradsMut { dx, dw: Some(grads.w), db });
             }
             Kernel::None => {}
         }
@@ -712,7 +712,8 @@ impl Block {
         if let Some(norm) = self.parts.norm {
             dy.reserve(dout.len());
             let dy = &mut dy[..dout.len()];
-            train_backward_into(of, dout, y, gamma, norm.eps, mean, var, dy, dgamma, dbeta);
+            let norm = Norm { gamma, mean, var, eps: norm.eps };
+            train_backward_into(of, dout, y, norm, NormGradsMut { dx: dy, dgamma, dbeta });
             dout.copy_from_slice(dy);
         }
     }

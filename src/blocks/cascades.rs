@@ -24,9 +24,10 @@ use ndarray::{Array, Array1, ArrayView, ArrayView1, ArrayView2, ArrayView4, Dime
 use super::block::{Block, BlockParts, BlockState, Core, Pass, Pool, Weights};
 use crate::element::Element;
 use crate::error::{Error, Result, check_shape};
+use crate::ops::Mode;
 use crate::ops::activation::Activation;
 use crate::ops::affine::AffineGrads;
-use crate::ops::batchnorm::{BatchNorm, Mode, Statistics};
+use crate::ops::batchnorm::{BatchNorm, Statistics};
 use crate::ops::conv::Conv2dGrads;
 use crate::ops::dropout::DropoutKey;
 use crate::shape::{Conv2d, Pool2d};

@@ -22,7 +22,9 @@ use gemmnet::nn::init::Init;
 use gemmnet::nn::network::Network;
 use gemmnet::nn::notation::NetworkSpec;
 use gemmnet::nn::session::Session;
-use gemmnet::ops::batchnorm::{BatchNorm, Statistics, spatial_batchnorm_backward_into, spatial_batchnorm_forward_into};
+use gemmnet::ops::batchnorm::{
+    BatchNorm, NormGradsMut, ScaleShift, Statistics, spatial_batchnorm_backward_into, spatial_batchnorm_forward_into,
+};
 use gemmnet::ops::conv::{conv2d_backward, conv2d_backward_into, conv2d_forward, conv2d_forward_into};
 use gemmnet::ops::pool::{max_pool2d_backward, max_pool2d_backward_into, max_pool2d_forward, max_pool2d_forward_into};
 use gemmnet::optim::{Group, LearningRate, Optimizer, Progress};
@@ -194,9 +196,11 @@ fn batchnorm(shape: [usize; 4], direction: Direction) -> Work {
     let (mut running, mut batch) = (Statistics::new(channels), Statistics::new(channels));
     let (mut out, mut dx) = (zeros(&shape), zeros(&shape));
     let (mut dgamma, mut dbeta) = (zeros(&[channels]), zeros(&[channels]));
-    spatial_batchnorm_forward_into(shape, &x, &gamma, &beta, &mut running, &config, &mut out, &mut batch)
+    let parameters = ScaleShift { gamma: &gamma, beta: &beta };
+    spatial_batchnorm_forward_into(shape, &x, parameters, &mut running, &config, &mut out, &mut batch)
         .expect("the default constants are sound");
-    spatial_batchnorm_backward_into(shape, &dout, &x, &gamma, &batch, &config, &mut dx, &mut dgamma, &mut dbeta);
+    let grads = NormGradsMut { dx: &mut dx, dgamma: &mut dgamma, dbeta: &mut dbeta };
+    spatial_batchnorm_backward_into(shape, &dout, &x, batch.norm(&gamma, &config), grads);
 
     let images = |values| ArrayView4::from_shape(shape, values).expect("made with this shape");
     let (gamma_view, beta_view) = (ArrayView1::from(&*gamma), ArrayView1::from(&*beta));
@@ -210,12 +214,13 @@ fn batchnorm(shape: [usize; 4], direction: Direction) -> Work {
 
     match direction {
         Direction::Forward => Work::new(None, move || {
-            spatial_batchnorm_forward_into(shape, &x, &gamma, &beta, &mut running, &config, &mut out, &mut batch)
+            let parameters = ScaleShift { gamma: &gamma, beta: &beta };
+            spatial_batchnorm_forward_into(shape, &x, parameters, &mut running, &config, &mut out, &mut batch)
                 .expect("as before");
         }),
         Direction::Backward => Work::new(None, move || {
-            let (dgamma, dbeta) = (&mut dgamma, &mut dbeta);
-            spatial_batchnorm_backward_into(shape, &dout, &x, &gamma, &batch, &config, &mut dx, dgamma, dbeta);
+            let grads = NormGradsMut { dx: &mut dx, dgamma: &mut dgamma, dbeta: &mut dbeta };
+            spatial_batchnorm_backward_into(shape, &dout, &x, batch.norm(&gamma, &config), grads);
         }),
     }
 }

@@ -11,8 +11,9 @@ use gemmnet::blocks::cascades::{
 use gemmnet::blocks::{Block, BlockParts, BlockState, Core, Pass, Pool, Weights};
 use gemmnet::gradcheck::{check, numeric_gradient_array};
 use gemmnet::naive;
+use gemmnet::ops::Mode;
 use gemmnet::ops::activation::Activation;
-use gemmnet::ops::batchnorm::{BatchNorm, Mode, Statistics, spatial_batchnorm_backward, spatial_batchnorm_forward};
+use gemmnet::ops::batchnorm::{BatchNorm, Statistics, spatial_batchnorm_backward, spatial_batchnorm_forward};
 use gemmnet::ops::conv::{conv2d_backward, conv2d_forward};
 use gemmnet::ops::dropout::{DropoutKey, dropout_forward};
 use gemmnet::ops::pool::{max_pool2d_backward, max_pool2d_forward};

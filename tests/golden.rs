@@ -5,10 +5,11 @@
 mod common;
 
 use common::{Golden, assert_close, golden};
+use gemmnet::ops::Mode;
 use gemmnet::ops::activation::{Activation, activation_backward, activation_forward};
 use gemmnet::ops::affine::AffineGrads;
 use gemmnet::ops::batchnorm::BatchNormGrads;
-use gemmnet::ops::batchnorm::{BatchNorm, BatchNormCache, Mode, Statistics};
+use gemmnet::ops::batchnorm::{BatchNorm, BatchNormCache, Statistics};
 use gemmnet::ops::conv::Conv2dGrads;
 use gemmnet::ops::pool::Argmax;
 use gemmnet::shape::{Algorithm, Conv2d, Conv2dShape, Padding, Pool2d};

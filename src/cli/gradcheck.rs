@@ -15,11 +15,11 @@ use crate::blocks::{Block, BlockGrads, BlockInput, BlockParts, BlockState, Core,
 use crate::error::Result;
 use crate::gradcheck::{GradReport, NumericGradient, STEP, check, numeric_gradient, numeric_gradient_array};
 use crate::models::ThreeLayerConvNet;
+use crate::ops::Mode;
 use crate::ops::activation::{Activation, activation_backward, activation_forward};
 use crate::ops::affine::{affine_backward, affine_forward};
 use crate::ops::batchnorm::{
-    BatchNorm, Mode, Statistics, batchnorm_backward, batchnorm_forward, spatial_batchnorm_backward,
-    spatial_batchnorm_forward,
+    BatchNorm, Statistics, batchnorm_backward, batchnorm_forward, spatial_batchnorm_backward, spatial_batchnorm_forward,
 };
 use crate::ops::conv::{conv2d_backward, conv2d_forward};
 use crate::ops::dropout::{DropoutKey, dropout_backward, dropout_forward};

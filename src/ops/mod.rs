@@ -38,7 +38,17 @@ pub mod conv;
 pub mod depthwise;
 pub mod dropout;
 pub mod im2col;
+pub(crate) mod layout;
 pub mod loss;
 pub mod pool;
 pub(crate) mod slots;
 pub mod winograd;
+
+/// Which statistics normalise, and whether values are dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Statistics of the batch, which the running ones follow; dropout.
+    Train,
+    /// The running statistics, which stay as they are; no dropout.
+    Test,
+}

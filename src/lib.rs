@@ -76,6 +76,8 @@
 //! Without either OpenBLAS feature products are [`matrixmultiply`](https://docs.rs/matrixmultiply)'s, pure Rust and slower,
 //! and there is no orthogonal initialisation. Do not choose both.
 
+#![warn(clippy::too_many_lines)]
+
 pub mod blas;
 pub mod blocks;
 #[cfg(feature = "cli")]

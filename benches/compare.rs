@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use gemmnet::blas::{self, Accum, Mat, MatMut, gemm};
 use gemmnet::nn::init::Init;
-use gemmnet::nn::network::Network;
+use gemmnet::nn::network::{Network, StepKey};
 use gemmnet::nn::notation::NetworkSpec;
 use gemmnet::nn::session::Session;
 use gemmnet::ops::batchnorm::{
@@ -245,7 +245,7 @@ fn multiply_adds(network: &Network<f32>) -> usize {
 fn step(notation: &str, batch: usize, weight_scale: Option<f32>) -> Work {
     fn loss_and_gradient<T: Element>(notation: &str) -> (f64, Vec<f64>) {
         let ((x, y), mut network) = (images(8), network::<T>(notation));
-        let loss = network.loss(&x, &y, 0, 0).expect("images and labels fit");
+        let loss = network.loss(&x, &y, StepKey::default()).expect("images and labels fit");
         (loss.f64(), network.grads().values().iter().map(|g| g.f64()).collect())
     }
     // The operations have twins; of the whole network, f64 is one: the same weights, other kernels.
@@ -264,7 +264,7 @@ fn step(notation: &str, batch: usize, weight_scale: Option<f32>) -> Work {
     let mut count = 0;
     let mut step = move |network: &mut Network<f32>| {
         count += 1;
-        network.loss(&x, &y, 0, count).expect("images and labels fit");
+        network.loss(&x, &y, StepKey { seed: 0, step: count }).expect("images and labels fit");
         let (params, grads) = network.params_and_grads();
         optimizer.step(params, grads, Progress::default());
     };
@@ -283,7 +283,7 @@ fn step(notation: &str, batch: usize, weight_scale: Option<f32>) -> Work {
 fn inference(notation: &str, batch: usize) -> Work {
     let (mut network, (x, y)) = (network::<f32>(notation), images(batch.max(8)));
     // Gives batchnorm statistics to fold.
-    network.loss(&x, &y, 0, 0).expect("images and labels fit");
+    network.loss(&x, &y, StepKey::default()).expect("images and labels fit");
     let x = &x[..x.len() / y.len() * batch];
     let (mut want, mut scores) = (zeros(&[batch, network.classes()]), zeros(&[batch, network.classes()]));
     network.scores(x, &mut want).expect("one row of scores per image");

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::element::{Element, Kind};
 use crate::error::Result;
-use crate::ops::batchnorm::Mode;
+use crate::ops::Mode;
 use crate::params::{ParamKind, Params};
 use crate::workspace::Workspace;
 

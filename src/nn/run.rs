@@ -7,7 +7,7 @@ use crate::nn::layer::{Backward, Forward, LayerGrads, LayerParams};
 use crate::nn::memory::{Memory, Slots, for_gradients};
 use crate::nn::steps::{Kernel, Step};
 use crate::ops::activation::Activation;
-use crate::ops::batchnorm::Mode;
+use crate::ops::Mode;
 use crate::ops::conv::Prepared;
 use crate::parallel::for_each_chunk_mut;
 use crate::params::Params;

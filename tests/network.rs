@@ -83,7 +83,7 @@ fn networks_of_every_kind_have_right_gradients() {
         "conv3-pool-bn-relu-conv3-pool2x3-bn-silu-pool-affine4", // pools before batchnorm, one of them before another pool
         "conv3-relu-res[conv3-relu-conv3]-relu-affine4",
         "res[conv4s2-bn-relu-conv4-bn]-relu-gap-affine4", // a projection, whose input needs no gradient
-        "conv3-res[conv4s2-relu-conv4]-gelu-affine4", // a projection, whose input needs one
+        "conv3-res[conv4s2-relu-conv4]-gelu-affine4",     // a projection, whose input needs one
         "conv3-res[res[conv3]-silu-conv3-dropout0]-leaky0.1-affine4", // residuals within each other
         "conv3-res[bn]-res[relu]-res[affine144]-affine4", // blocks without product, other sizes
     ] {
@@ -271,7 +271,17 @@ fn the_summary_shows_the_graph() {
     ];
     assert_eq!(lines, want.map(|(name, inputs, output)| (name.to_owned(), inputs, output)));
     let names: Vec<_> = net.params().iter().map(|param| param.name.as_str()).collect();
-    let want = ["conv1.weight", "conv1.bias", "conv2.weight", "bn1.weight", "bn1.bias", "shortcut1.weight",
-        "shortcut1.bn.weight", "shortcut1.bn.bias", "affine1.weight", "affine1.bias"];
+    let want = [
+        "conv1.weight",
+        "conv1.bias",
+        "conv2.weight",
+        "bn1.weight",
+        "bn1.bias",
+        "shortcut1.weight",
+        "shortcut1.bn.weight",
+        "shortcut1.bn.bias",
+        "affine1.weight",
+        "affine1.bias",
+    ];
     assert_eq!(names, want);
 }

@@ -31,7 +31,8 @@ pub(super) fn run(args: &SummaryArgs, out: &Output) -> Result<(), Stop> {
     let spec = NetworkSpec::parse(args.net.as_deref().unwrap_or(preset.net))?;
     let network = Network::<f32>::new(&spec, DIM, Init::He, 0)?;
     let layers = network.summary();
-    let (parameters, multiply_adds) = (network.params().count(), layers.iter().map(|layer| layer.multiply_adds).sum::<usize>());
+    let (parameters, multiply_adds) =
+        (network.params().count(), layers.iter().map(|layer| layer.multiply_adds).sum::<usize>());
 
     use Align::{Left, Right};
     let mut table = Table::new([("layer", Left), ("output", Right), ("parameters", Right), ("multiply-adds", Right)]);

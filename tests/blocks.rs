@@ -304,7 +304,7 @@ fn compare_with<T: Element>(
 
         let xs: Vec<T> = to(x.as_slice().unwrap());
         let statistics = (&mut block_running.mean[..], &mut block_running.var[..]);
-        block.forward(images, &xs, weights, statistics, pass, &mut state, &ws);
+        block.forward(images, &xs, weights, statistics, pass, &mut state, &mut ws);
         assert_eq!(block.output(), want.out.shape()[1..], "{}", what("output shape"));
         source.assert_same(state.out(&block, images), want.out.as_slice().unwrap(), &what("out"));
         source.assert_same(&block_running.mean, &running.mean, &what("running mean"));
@@ -328,7 +328,7 @@ fn compare_with<T: Element>(
             if wants_dx { Some(&mut dx) } else { None },
             Weights { w: &mut dw[..], b: &mut db, gamma: &mut dgamma, beta: &mut dbeta },
             &mut state,
-            &ws,
+            &mut ws,
         );
         if wants_dx {
             source.assert_same(&dx, &want.dx, &what("dx"));
@@ -343,9 +343,10 @@ fn compare_with<T: Element>(
 /// A workspace whose arenas hold NaN: nothing may be taken for initialised.
 fn poisoned_workspace() -> Workspace {
     const LEN: usize = 1 << 16;
-    let ws = Workspace::new();
-    rayon::broadcast(|_| ws.scratch(LEN, |arena: &mut [f64]| arena.fill(f64::NAN)));
-    ws.shared(LEN, |arena: &mut [f64]| arena.fill(f64::NAN));
+    let mut ws = Workspace::new();
+    let (shared, scratch) = ws.lend(LEN, LEN);
+    shared.fill(f64::NAN);
+    rayon::broadcast(|_| scratch.with(|arena: &mut [f64]| arena.fill(f64::NAN)));
     ws
 }
 
@@ -622,15 +623,15 @@ fn the_number_of_threads_changes_no_bit() {
                 let weights = Weights { w: &w[..], b: &b, gamma: &gamma, beta: &beta };
                 let x = random(&[images, input[0], input[1], input[2]], 5);
                 let mut running = Statistics::new(gamma.len());
-                let (mut state, ws) = (BlockState::new(), Workspace::new());
+                let (mut state, mut ws) = (BlockState::new(), Workspace::new());
                 let pass = Pass::Train(DropoutKey { seed: 1, step: 2, layer: 3 });
-                block.forward(images, &x, weights, (&mut running.mean, &mut running.var), pass, &mut state, &ws);
+                block.forward(images, &x, weights, (&mut running.mean, &mut running.var), pass, &mut state, &mut ws);
                 let mut dout = state.out(&block, images).to_vec();
                 bits.push(dout.clone());
                 let (mut dx, mut dw, mut db) = (vec![0.0; x.len()], vec![0.0; w.len()], vec![0.0; b.len()]);
                 let (mut dgamma, mut dbeta) = (vec![0.0; gamma.len()], vec![0.0; beta.len()]);
                 let grads = Weights { w: &mut dw[..], b: &mut db, gamma: &mut dgamma, beta: &mut dbeta };
-                block.backward(images, &x, weights, &mut dout, Some(&mut dx), grads, &mut state, &ws);
+                block.backward(images, &x, weights, &mut dout, Some(&mut dx), grads, &mut state, &mut ws);
                 bits.extend([dx, dw, db, dgamma, dbeta, running.mean, running.var]);
             }
         }
@@ -686,10 +687,10 @@ fn slices_of_the_wrong_length_panic() {
             std::panic::catch_unwind(move || {
                 let weights = Weights { w: &w[..], b: &b, gamma: &gamma, beta: &beta };
                 let grads = Weights { w: &mut dw[..], b: &mut db, gamma: &mut dgamma, beta: &mut dbeta };
-                let (mut state, ws) = (BlockState::new(), Workspace::new());
+                let (mut state, mut ws) = (BlockState::new(), Workspace::new());
                 let pass = Pass::Train(DropoutKey { seed: 0, step: 0, layer: 0 });
-                block.forward(1, &x, weights, (&mut mean, &mut var), pass, &mut state, &ws);
-                block.backward(1, &x, weights, &mut dout, Some(&mut dx), grads, &mut state, &ws);
+                block.forward(1, &x, weights, (&mut mean, &mut var), pass, &mut state, &mut ws);
+                block.backward(1, &x, weights, &mut dout, Some(&mut dx), grads, &mut state, &mut ws);
             })
             .is_ok()
         };

@@ -8,7 +8,9 @@ use crate::ops::batchnorm::{
     BatchNorm, ChannelGradient, Channels, batch_statistics, gradient_sums, inverse_std, moments, train_backward_into,
     update_running,
 };
-use crate::ops::conv::{self, PlaneRows, conv2d_backward_into, conv2d_forward_into};
+use crate::ops::conv::{
+    self, ConvGradsMut, ConvInput, ConvPlan, Filters, Outputs, PlaneRows, conv2d_backward_into, conv2d_forward_into,
+};
 use crate::ops::dropout::{DropoutKey, apply_mask, draw_mask};
 use crate::parallel::{Disjoint, for_each_chunk_mut, for_each_piece};
 use crate::shape::{Conv2d, Conv2dShape, Pool2d, Pool2dShape};
@@ -151,6 +153,11 @@ impl<T: Element> Default for BlockState<T> {
     }
 }
 
+/// How a convolution runs.
+fn plan_of<T: Element>(shape: &Conv2dShape) -> ConvPlan {
+    ConvPlan::new::<T>(shape).expect("the algorithm was checked when the block was made")
+}
+
 impl Block {
     /// A block for images `[C, H, W]`.
     ///
@@ -209,7 +216,7 @@ impl Block {
     /// [`Error::Invalid`] if not.
     pub fn check_algorithm<T: Element>(&self) -> Result<()> {
         match self.kernel {
-            Kernel::Conv(shape) => shape.check_algorithm::<T>(),
+            Kernel::Conv(shape) => ConvPlan::new::<T>(&shape).map(drop),
             Kernel::None | Kernel::Affine { .. } => Ok(()),
         }
     }
@@ -359,13 +366,13 @@ impl Block {
         let BlockState { y, out, cell, mask, mean, var, maps, .. } = state;
         let out = &mut out[..images * self.output_len()];
         if let (Kernel::Conv(shape), true) = (self.kernel, self.fuses(pass)) {
-            self.fused_conv_forward(&shape.with_images(images), x, weights.w, maps, out, cell, ws);
+            self.fused_conv_forward(&plan_of::<T>(&shape), images, x, weights.w, maps, out, cell, ws);
         } else {
             let y = match self.kernel {
                 Kernel::None => x,
                 Kernel::Conv(shape) => {
                     let y = &mut y[..images * self.product_len()];
-                    conv2d_forward_into(&shape.with_images(images), x, weights.w, None, y, ws);
+                    conv2d_forward_into(&plan_of::<T>(&shape), images, x, Filters::Plain(weights.w), None, y, ws);
                     y
                 }
                 Kernel::Affine { inputs, outputs } => {
@@ -417,7 +424,8 @@ impl Block {
     /// Product, map, activation and pool, tile by tile.
     fn fused_conv_forward<T: Element>(
         &self,
-        shape: &Conv2dShape,
+        plan: &ConvPlan,
+        images: usize,
         x: &[T],
         w: &[T],
         maps: &[ChannelMap<T>],
@@ -425,17 +433,14 @@ impl Block {
         cell: &mut [u8],
         ws: &mut Workspace,
     ) {
-        let (band, out_plane) = (self.tail.band_rows().expect("fuses"), self.output[1] * self.output[2]);
-        let (out, cell) = (Disjoint::new(out), Disjoint::new(cell));
-        conv::forward(shape, band, x, w, ws, |at, product| {
-            let plane = (at.image * shape.filters + at.filter) * out_plane;
-            let (start, len) = self.out_rows(at, product.len());
-            let cells = if self.tail.keeps_cells() { len } else { 0 };
-            // SAFETY: the bands of all images and filters are disjoint, and so are their outputs.
-            let (out, cell) =
-                unsafe { (out.slice(plane + start, len), cell.slice((plane + start).min(cell.len()), cells)) };
-            vectorized!(self.tail.finish(maps[at.filter], product, out, cell),);
-        });
+        let band = self.tail.band_rows().expect("fuses");
+        let cells = if self.tail.keeps_cells() { &mut cell[..out.len()] } else { &mut [] };
+        let (out_plane, out_cols) = (self.output[1] * self.output[2], self.output[2]);
+        let outputs = Outputs { out, cells, out_plane, out_cols, band };
+        let finish = |filter: usize, product: &mut [T], out: &mut [T], cells: &mut [u8]| {
+            vectorized!(self.tail.finish(maps[filter], product, out, cells));
+        };
+        conv::forward(&plan.with_bands(band), images, x, Filters::Plain(w), outputs, finish, ws);
     }
 
     /// Where the output of a band of `len` pixels, beginning at `at.row`, lies in its output plane.
@@ -550,8 +555,9 @@ impl Block {
         let db = Some(grads.b).filter(|b| !b.is_empty());
         let training = Pass::Train(DropoutKey { seed: 0, step: 0, layer: 0 });
         if let (Kernel::Conv(shape), true) = (self.kernel, self.fuses(training)) {
-            let shape = shape.with_images(images);
-            return self.fused_conv_backward(&shape, x, weights.w, maps, dout, out, cell, dx, grads.w, db, ws);
+            let input = ConvInput { images, x, w: weights.w };
+            let grads = ConvGradsMut { dx, dw: Some(grads.w), db };
+            return self.fused_conv_backward(&plan_of::<T>(&shape), input, maps, dout, out, cell, grads, ws);
         }
         let statistics = (&**mean, &**var);
         let scale = (weights.gamma, grads.gamma, grads.beta);
@@ -564,7 +570,9 @@ impl Block {
                     affine_backward_into(&shape, dout, x, weights.w, dx, grads.w, db);
                 }
                 (Kernel::Conv(shape), dx) => {
-                    conv2d_backward_into(&shape.with_images(images), dout, x, weights.w, dx, grads.w, db, ws);
+                    let input = ConvInput { images, x, w: weights.w };
+                    let grads = ConvGradsMut { dx, dw: Some(grads.w), db };
+                    conv2d_backward_into(&plan_of::<T>(&shape), dout, input, grads, ws);
                 }
                 (Kernel::None, Some(dx)) => dx.copy_from_slice(dout),
                 (Kernel::None, None) => {}
@@ -588,7 +596,9 @@ impl Block {
         self.plane_gradients(images, dy, dout, out, cell, maps, statistics, scale, ws);
         match self.kernel {
             Kernel::Conv(shape) => {
-                conv2d_backward_into(&shape.with_images(images), dy, x, weights.w, dx, grads.w, db, ws);
+                let input = ConvInput { images, x, w: weights.w };
+                let grads = ConvGradsMut { dx, dw: Some(grads.w), db };
+                conv2d_backward_into(&plan_of::<T>(&shape), dy, input, grads, ws);
             }
             Kernel::Affine { inputs, outputs } => {
                 let shape = AffineShape { samples: images, inputs, outputs };
@@ -601,27 +611,24 @@ impl Block {
     /// Gradient of [`Block::fused_conv_forward`].
     fn fused_conv_backward<T: Element>(
         &self,
-        shape: &Conv2dShape,
-        x: &[T],
-        w: &[T],
+        plan: &ConvPlan,
+        input: ConvInput<'_, T>,
         maps: &[ChannelMap<T>],
         dout: &[T],
         out: &[T],
         cell: &[u8],
-        dx: Option<&mut [T]>,
-        dw: &mut [T],
-        db: Option<&mut [T]>,
+        grads: ConvGradsMut<'_, T>,
         ws: &mut Workspace,
     ) {
         let (band, out_plane) = (self.tail.band_rows().expect("fuses"), self.output[1] * self.output[2]);
         let source = |at: PlaneRows, dz: &mut [T]| {
-            let plane = (at.image * shape.filters + at.filter) * out_plane;
+            let plane = (at.image * self.product[0] + at.filter) * out_plane;
             let (start, len) = self.out_rows(at, dz.len());
             let here = plane + start..plane + start + len;
             let cell = if self.tail.keeps_cells() { &cell[here.clone()] } else { &[] };
             vectorized!(self.tail.backward(maps[at.filter], &dout[here.clone()], &out[here], cell, &[], dz),);
         };
-        conv::backward(shape, band, x, w, source, dx, dw, db, ws);
+        conv::backward(&plan.with_bands(band), input, source, grads, ws);
     }
 
     /// Gradient of [`Block::finish`], channel by channel: `y` holds the product and becomes its gradient. `scale` is

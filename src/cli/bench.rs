@@ -15,7 +15,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gradcheck::{rel_error, rel_error_norm};
 use crate::naive;
-use crate::ops::conv::{conv2d_backward_into, conv2d_forward_into};
+use crate::ops::conv::{ConvGradsMut, ConvInput, ConvPlan, Filters, conv2d_backward_into, conv2d_forward_into};
 use crate::ops::pool::{max_pool2d_backward_into, max_pool2d_forward_into};
 use crate::random::{Purpose, stream};
 use crate::shape::{Conv2d, Conv2dShape, Padding, Pool2d, Pool2dShape};
@@ -121,6 +121,7 @@ fn measure<T: Element>(repeats: usize, seed: u64, ws: &mut Workspace, rows: &mut
 
     let conv = Conv2d { stride: (2, 2), padding: Padding::All(1), ..Conv2d::default() };
     let shape = Conv2dShape::new([100, 3, 31, 31], [25, 3, 3, 3], &conv)?;
+    let (plan, images) = (ConvPlan::new::<T>(&shape)?, shape.images);
     let x = Array4::from_shape_simple_fn(shape.x(), normal(0));
     let w = Array4::from_shape_simple_fn(shape.w(), normal(1));
     let b = Array1::from_shape_simple_fn(shape.filters, normal(2));
@@ -129,17 +130,24 @@ fn measure<T: Element>(repeats: usize, seed: u64, ws: &mut Workspace, rows: &mut
     let naive_backward = || naive::conv2d_backward(dout.view(), x.view(), w.view(), &conv);
 
     let mut out = Array4::zeros(shape.out());
-    let mut fast = || conv2d_forward_into(&shape, slice(&x), slice(&w), Some(slice(&b)), slice_mut(&mut out), ws);
+    let mut fast = || {
+        let filters = Filters::Plain(slice(&w));
+        conv2d_forward_into(&plan, images, slice(&x), filters, Some(slice(&b)), slice_mut(&mut out), ws);
+    };
     fast();
     let error = difference(&naive_forward()?, &out);
-    let mut fast = || conv2d_forward_into(&shape, slice(&x), slice(&w), Some(slice(&b)), slice_mut(&mut out), ws);
+    let mut fast = || {
+        let filters = Filters::Plain(slice(&w));
+        conv2d_forward_into(&plan, images, slice(&x), filters, Some(slice(&b)), slice_mut(&mut out), ws);
+    };
     add("conv", "forward", error, &mut || drop(black_box(naive_forward())), &mut fast)?;
 
     let mut grads = crate::ops::conv::Conv2dGrads { dx: x.clone(), dw: w.clone(), db: b.clone() };
     let mut fast = |grads: &mut crate::ops::conv::Conv2dGrads<T>| {
         let crate::ops::conv::Conv2dGrads { dx, dw, db } = grads;
-        let (dx, dw, db) = (Some(slice_mut(dx)), slice_mut(dw), Some(slice_mut(db)));
-        conv2d_backward_into(&shape, slice(&dout), slice(&x), slice(&w), dx, dw, db, ws);
+        let input = ConvInput { images, x: slice(&x), w: slice(&w) };
+        let grads = ConvGradsMut { dx: Some(slice_mut(dx)), dw: Some(slice_mut(dw)), db: Some(slice_mut(db)) };
+        conv2d_backward_into(&plan, slice(&dout), input, grads, ws);
     };
     fast(&mut grads);
     let reference = naive_backward()?;

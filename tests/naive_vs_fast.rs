@@ -19,7 +19,10 @@ use gemmnet::ops::batchnorm::{
     BatchNorm, NormGradsMut, ScaleShift, Statistics, batchnorm_backward, batchnorm_forward, spatial_batchnorm_backward,
     spatial_batchnorm_backward_into, spatial_batchnorm_forward, spatial_batchnorm_forward_into,
 };
-use gemmnet::ops::conv::{conv2d_backward, conv2d_backward_into, conv2d_forward, conv2d_forward_into};
+use gemmnet::ops::conv::{
+    ConvGradsMut, ConvInput, ConvPlan, Filters, conv2d_backward, conv2d_backward_into, conv2d_forward,
+    conv2d_forward_into,
+};
 use gemmnet::ops::loss::{check_labels, softmax_cross_entropy, softmax_cross_entropy_into, svm_hinge, svm_hinge_into};
 use gemmnet::ops::pool::{
     avg_pool2d_backward, avg_pool2d_forward, global_avg_pool_backward, global_avg_pool_forward, max_pool2d_backward,
@@ -114,8 +117,8 @@ fn check_conv_as<T: Element>(
 ) {
     let what = |part| format!("{why}: {} {part} of x {:?}, w {:?}, {conv:?}", T::NAME, shape.x(), shape.w());
     let (x, w, dout, b) = (to::<T, _>(x), to(w), to(dout), to(b));
-    let (column, positions) = (shape.column(), shape.images * shape.out_plane());
-    let windows = shape.rows.window * shape.cols.window * shape.filters;
+    let (column, positions) = (shape.column(), shape.images() * shape.out_plane());
+    let windows = shape.rows().window() * shape.cols().window() * shape.filters();
     let got = conv2d_forward(x.view(), w.view(), Some(b.view()), conv).unwrap();
     assert_sums(&got, out, column + 1, &what("out"));
     let got = conv2d_backward(dout.view(), x.view(), w.view(), conv).unwrap();
@@ -309,18 +312,20 @@ fn convolution_into_used_buffers() {
         let want_grads = conv2d_backward(dout.view(), x.view(), w.view(), &conv).unwrap();
         assert!(want_grads.dw.iter().all(|v| v.is_finite()));
 
-        let ws = poisoned_workspace();
+        let plan = ConvPlan::new::<f64>(&shape).unwrap();
+        let mut ws = poisoned_workspace();
         let (x, w, dout) = (x.as_slice().unwrap(), w.as_slice().unwrap(), dout.as_slice().unwrap());
         let nan = |len| vec![f64::NAN; len];
         let mut out = nan(dout.len());
-        conv2d_forward_into(&shape, x, w, b.as_slice(), &mut out, &ws);
+        conv2d_forward_into(&plan, shape.images(), x, Filters::Plain(w), b.as_slice(), &mut out, &mut ws);
         assert_eq!(out, want.as_slice().unwrap(), "{what}");
 
         for wants_dx in [true, false] {
-            let ws = poisoned_workspace();
-            let (mut dx, mut dw, mut db) = (nan(x.len()), nan(w.len()), nan(shape.filters));
+            let mut ws = poisoned_workspace();
+            let (mut dx, mut dw, mut db) = (nan(x.len()), nan(w.len()), nan(shape.filters()));
             let dx_asked = if wants_dx { Some(&mut dx[..]) } else { None };
-            conv2d_backward_into(&shape, dout, x, w, dx_asked, &mut dw, Some(&mut db), &ws);
+            let grads = ConvGradsMut { dx: dx_asked, dw: Some(&mut dw), db: Some(&mut db) };
+            conv2d_backward_into(&plan, dout, ConvInput { images: shape.images(), x, w }, grads, &mut ws);
             assert_eq!(dw, want_grads.dw.as_slice().unwrap(), "{what}: dw");
             assert_eq!(db, want_grads.db.as_slice().unwrap(), "{what}: db");
             if wants_dx {
@@ -333,9 +338,10 @@ fn convolution_into_used_buffers() {
 /// A workspace whose arenas hold NaN.
 fn poisoned_workspace() -> Workspace {
     const LEN: usize = 1 << 20;
-    let ws = Workspace::new();
-    rayon::broadcast(|_| ws.scratch(LEN, |arena: &mut [f64]| arena.fill(f64::NAN)));
-    ws.shared(LEN, |arena: &mut [f64]| arena.fill(f64::NAN));
+    let mut ws = Workspace::new();
+    let (shared, scratch) = ws.lend(LEN, LEN);
+    shared.fill(f64::NAN);
+    rayon::broadcast(|_| scratch.with(|arena: &mut [f64]| arena.fill(f64::NAN)));
     ws
 }
 

@@ -15,7 +15,9 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gradcheck::{rel_error, rel_error_norm};
 use crate::naive;
-use crate::ops::conv::{Conv2dGrads, conv2d_backward_into, conv2d_forward_into};
+use crate::ops::conv::{
+    Conv2dGrads, ConvGradsMut, ConvInput, ConvPlan, Filters, conv2d_backward_into, conv2d_forward_into,
+};
 use crate::ops::pool::{max_pool2d_backward_into, max_pool2d_forward_into};
 use crate::random::{Purpose, stream};
 use crate::shape::{Conv2d, Conv2dShape, Padding, Pool2d, Pool2dShape};
@@ -153,8 +155,10 @@ impl Bench {
         let naive_forward = || naive::conv2d_forward(x.view(), w.view(), Some(b.view()), &conv);
         let naive_backward = || naive::conv2d_backward(dout.view(), x.view(), w.view(), &conv);
 
+        let (plan, images) = (ConvPlan::new::<T>(&shape)?, x.shape()[0]);
         let forward = |out: &mut Array4<T>, ws: &mut Workspace| {
-            conv2d_forward_into(&shape, slice(&x), slice(&w), Some(slice(&b)), slice_mut(out), ws);
+            let filters = Filters::Plain(slice(&w));
+            conv2d_forward_into(&plan, images, slice(&x), filters, Some(slice(&b)), slice_mut(out), ws);
         };
         let mut out = Array4::zeros(shape.out());
         forward(&mut out, &mut self.ws);
@@ -164,8 +168,9 @@ impl Bench {
 
         let backward = |grads: &mut Conv2dGrads<T>, ws: &mut Workspace| {
             let Conv2dGrads { dx, dw, db } = grads;
-            let (dx, dw, db) = (Some(slice_mut(dx)), slice_mut(dw), Some(slice_mut(db)));
-            conv2d_backward_into(&shape, slice(&dout), slice(&x), slice(&w), dx, dw, db, ws);
+            let input = ConvInput { images, x: slice(&x), w: slice(&w) };
+            let grads = ConvGradsMut { dx: Some(slice_mut(dx)), dw: Some(slice_mut(dw)), db: Some(slice_mut(db)) };
+            conv2d_backward_into(&plan, slice(&dout), input, grads, ws);
         };
         let mut grads = Conv2dGrads { dx: x.clone(), dw: w.clone(), db: b.clone() };
         backward(&mut grads, &mut self.ws);

@@ -48,7 +48,7 @@ fn bench(criterion: &mut Criterion, (name, notation, batch): (&str, &str, usize)
     let mut optimizer = Optimizer::new(groups, network.params()).expect("the defaults are sound");
     let mut step = 0;
 
-    let multiply_adds: usize = network.summary().iter().map(|layer| layer.macs).sum();
+    let multiply_adds: usize = network.summary().iter().map(|layer| layer.multiply_adds).sum();
     // Forward, and twice as much backward.
     let mut benches = group(criterion, &format!("train step {name}"), 3 * 2 * batch * multiply_adds);
     slow(&mut benches);

@@ -22,9 +22,9 @@ fn trained(notation: &str) -> Network<f64> {
 
 const NETWORKS: [&str; 7] = [
     "[conv6-bn-relu-conv6-bn-relu-pool]x2-[affine9-bn-relu-dropout0.5]-affine4",
-    "conv5-relu-pool-affine7-relu-affine4", // nothing to fold
-    "bn-conv5s2-silu-bn-gap",               // batchnorms without a product before them
-    "conv6g3-bn-gelu-pool3s2-affine4-bn",   // groups; batchnorm of the scores
+    "conv5-relu-pool-affine7-relu-affine4",               // nothing to fold
+    "bn-conv5s2-silu-bn-gap",                             // batchnorms without a product before them
+    "conv6g3-bn-gelu-pool3s2-affine4-bn",                 // groups; batchnorm of the scores
     "conv6-pool-bn-relu-conv6-pool-bn-silu-pool-affine4", // pools before batchnorm
     "conv6-bn-relu-res[conv6-bn-relu-conv6-bn]-relu-res[conv8s2-bn-relu-conv8-bn]-relu-gap-affine4",
     "res[res[conv6-relu]-conv6]-gap-affine4", // values that live while others come and go

@@ -27,7 +27,7 @@ use crate::ops::conv::Prepared;
 /// session.run(&[0.5; 2 * 64], &mut scores, &mut scratch)?;
 /// # Ok::<(), gemmnet::Error>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Session<T: Element> {
     folded: Network<T>,
     /// For each step.

@@ -147,7 +147,7 @@ fn residuals_nest_repeat_and_print() {
         (" Res [ conv8 - relu ] x 2 ", vec![inside(&[conv(8), RELU]); 2], "res[conv8-relu]-res[conv8-relu]-softmax"),
         (
             "[res[bn]-relu]x2",
-            vec![inside(&[LayerSpec::BatchNorm]), RELU].repeat(2),
+            vec![vec![inside(&[LayerSpec::BatchNorm]), RELU]; 2].concat(),
             "res[bn]-relu-res[bn]-relu-softmax",
         ),
         (
@@ -187,7 +187,7 @@ fn groups_nest_and_spaces_are_free() {
         "[conv8-relu-[conv8-relu]x1-[bn]]x2",
     ] {
         let once = [conv(8), RELU, conv(8), RELU, LayerSpec::BatchNorm];
-        assert_eq!(NetworkSpec::parse(text).unwrap().layers, [once, once].concat(), "{text}");
+        assert_eq!(NetworkSpec::parse(text).unwrap().layers, [once.clone(), once].concat(), "{text}");
     }
     assert_eq!(NetworkSpec::parse("[relu]x1000").unwrap().layers.len(), 1000);
 }

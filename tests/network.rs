@@ -164,9 +164,15 @@ fn a_rejected_call_leaves_no_trace() {
     check(&net, "a loss that is no number");
 }
 
-/// Scores of an image are the same bits alone and in any company, in a network and in a session.
+/// Scores of an image are the same bits alone and in any company, in a network and in a session; with OpenBLAS' AVX2 kernels
+/// but for rounding.
 #[test]
 fn scores_do_not_depend_on_the_other_images() {
+    fn same<T: gemmnet::Element>(got: &[T], want: &[T]) -> bool {
+        let tolerance = if gemmnet::blas::setup().rows_alike { 0.0 } else { 1e-4 };
+        let largest = want.iter().fold(0.0_f64, |most, v| most.max(v.f64().abs()));
+        got.iter().zip(want).all(|(got, want)| (got.f64() - want.f64()).abs() <= tolerance * largest)
+    }
     fn check<T: gemmnet::Element>(notation: &str) {
         let spec: NetworkSpec = notation.parse().unwrap();
         let mut net = Network::<T>::new(&spec, [3, 16, 16], Init::He, 0).unwrap();
@@ -183,9 +189,9 @@ fn scores_do_not_depend_on_the_other_images() {
             for first in [0, 40 - size] {
                 let (x, here) = (&x[first * image..][..size * image], first * 7..(first + size) * 7);
                 net.scores(x, &mut scores).unwrap();
-                assert!(scores == together[here.clone()], "{} {notation}: {size} images from {first}", T::NAME);
+                assert!(same(&scores, &together[here.clone()]), "{} {notation}: {size} images from {first}", T::NAME);
                 session.run(x, &mut scores, &mut scratch).unwrap();
-                assert!(scores == served[here], "{} {notation}: session, {size} images from {first}", T::NAME);
+                assert!(same(&scores, &served[here]), "{} {notation}: session, {size} images from {first}", T::NAME);
             }
         }
     }

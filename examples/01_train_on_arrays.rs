@@ -46,7 +46,7 @@ fn main() -> gemmnet::Result<()> {
     )?;
 
     let spec = NetworkSpec::parse("[conv8-bn-relu-pool]x2-affine3")?;
-    let network = Network::<f32>::new(&spec, [3, 32, 32], Init::He, 0)?;
+    let network = Network::<f32>::new(&spec, data.dim(), Init::He, 0)?;
     for block in network.summary() {
         println!("{:20} output {:?}, {} parameters", block.name, block.output, block.parameters);
     }

@@ -53,10 +53,12 @@ impl Element for f32 {
     const KIND: Kind = Kind::F32;
     const NAME: &'static str = "f32";
 
+    #[inline]
     fn of(value: f64) -> Self {
         value as f32
     }
 
+    #[inline]
     fn f64(self) -> f64 {
         f64::from(self)
     }
@@ -66,10 +68,12 @@ impl Element for f64 {
     const KIND: Kind = Kind::F64;
     const NAME: &'static str = "f64";
 
+    #[inline]
     fn of(value: f64) -> Self {
         value
     }
 
+    #[inline]
     fn f64(self) -> f64 {
         self
     }

@@ -43,7 +43,7 @@
 //! | 1 | [`blas`], [`parallel`], [`workspace`], [`random`], [`profile`], [`gradcheck`] | the matrix product, the only file that calls OpenBLAS; the one thread policy; memory that is asked for once; random streams; where the time goes; numeric gradients |
 //! | 2 | [`naive`], [`ops`] | every operation twice: nested loops to read, and the fast one to use, with the same signature; pure functions over array views |
 //! | 3 | [`blocks`] | a product and all that follows it, in as few passes over memory as its parts allow |
-//! | 4 | [`nn`], [`models`], [`optim`], [`data`] | networks with named parameters, their notation, initialisers; CS231n's networks; optimizers and schedules; CIFAR-10, batches, augmentation |
+//! | 4 | [`nn`], [`models`], [`optim`], [`data`] | networks with named parameters, their notation, initialisers; CS231n's networks; optimizers and schedules; sources of images of any size, batches, augmentation |
 //! | 5 | [`train`] | the solver: epochs, history, checkpoints |
 //! | 6 | `cli` | the `gemmnet` program |
 //!

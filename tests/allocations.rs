@@ -8,7 +8,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use gemmnet::data::{Augment, Dataset, Normalization, Split};
+use gemmnet::data::{Augment, Dataset, Draw, Normalization, Split};
 use gemmnet::nn::init::Init;
 use gemmnet::nn::network::Network;
 use gemmnet::nn::notation::NetworkSpec;
@@ -45,7 +45,7 @@ fn allocated() -> usize {
 /// Allocations of `steps` training steps after `first` ones.
 fn allocations(notation: &str, data: &Dataset, batch: usize, first: u64, steps: u64) -> usize {
     let spec: NetworkSpec = notation.parse().unwrap();
-    let mut network = Network::<f32>::new(&spec, [3, 32, 32], Init::He, 0).unwrap();
+    let mut network = Network::<f32>::new(&spec, data.dim(), Init::He, 0).unwrap();
     let rate = LearningRate::constant(1e-3).unwrap();
     let group = |select: &str, rule: &str| Group::new(select.parse().unwrap(), rule.parse().unwrap(), rate);
     let groups =
@@ -54,10 +54,11 @@ fn allocations(notation: &str, data: &Dataset, batch: usize, first: u64, steps: 
     optimizer.set_clip_norm(Some(1.0)).unwrap();
     let mut average = Ema::new(0.9, network.params()).unwrap();
     let indices: Vec<usize> = (0..batch).collect();
-    let (mut x, mut y) = (vec![0.0; batch * 3072], vec![0; batch]);
-    let augment = Augment { flip: true, shift: 2 };
+    let (mut x, mut y) = (vec![0.0; batch * data.image_len()], vec![0; batch]);
+    let augment = Some(Augment { flip: true, shift: 2 });
     let mut step = |step: u64| {
-        data.fill_batch(Split::Train, &indices, Some(&augment), 0, step, &mut x, &mut y).unwrap();
+        let draw = Draw { split: Split::Train, augment, seed: 0, epoch: step };
+        data.fill_batch(draw, &indices, &mut x, &mut y).unwrap();
         network.loss(&x, &y, 0, step).unwrap();
         let (params, grads) = network.params_and_grads();
         optimizer.step(params, grads, Progress::default());
@@ -88,6 +89,9 @@ fn a_step_allocates_nothing_after_the_first() {
     let labels: Vec<u8> = (0..64).map(|n| n % 10).collect();
     let labelled = || (images.view(), &labels[..]);
     let data = Dataset::from_arrays(labelled(), labelled(), labelled(), Normalization::MeanImage).unwrap();
+    let images = Array4::from_shape_fn((64, 1, 28, 20), |(n, _, i, j)| (n * 7 + i * 5 + j * 3) as f32);
+    let labelled = || (images.view(), &labels[..]);
+    let floats = Dataset::from_arrays(labelled(), labelled(), labelled(), Normalization::PerChannel).unwrap();
     // Inside the pool, as the solver works: a call from outside hands the work over through a queue that allocates.
     gemmnet::parallel::with_threads(2, || {
         for notation in [
@@ -96,6 +100,7 @@ fn a_step_allocates_nothing_after_the_first() {
             "conv16s2-silu-avgpool2-conv16g4-leaky-pool3s2-gap-affine10-svm", // the general paths
         ] {
             assert_eq!(allocations(notation, &data, 48, 1, 5), 0, "{notation}");
+            assert_eq!(allocations(notation, &floats, 48, 1, 5), 0, "{notation} on floats of another size");
             assert_eq!(session_allocations(notation, 16, 5), 0, "session of {notation}");
         }
     })

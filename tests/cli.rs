@@ -4,11 +4,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use assert_cmd::Command;
 use gemmnet::data::cifar10::{RECORD, TEST_BATCH, TRAIN_BATCHES};
 use gemmnet::data::pictures::write_pictures;
+use gemmnet::data::{Arrays, Dataset, Normalization};
+use gemmnet::nn::init::Init;
+use gemmnet::nn::network::Network;
+use gemmnet::train::{Solver, SolverOptions};
+use ndarray::Array4;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -232,14 +238,14 @@ fn files_that_do_not_serve_are_code_1() {
     room.run("predict not.png").fails(1, &["not.png", "no PNG picture"]);
     room.run("predict odd.bin").fails(1, &["odd.bin", "3074 bytes", "3073"]);
     room.run("predict pics/test_batch.bin:20").fails(1, &["test_batch.bin", "no record 20", "0 to 19"]);
-    write_png(&room.path("large.png"), 64);
+    write_png(&room.path("large.png"), (64, 64), png::ColorType::Rgb);
     room.run("predict large.png").fails(1, &["large.png", "64x64", "32x32"]);
 }
 
-fn write_png(path: &Path, side: u32) {
-    let mut encoder = png::Encoder::new(fs::File::create(path).unwrap(), side, side);
-    encoder.set_color(png::ColorType::Rgb);
-    let samples: Vec<u8> = (0..3 * side * side).map(|i| (i % 251) as u8).collect();
+fn write_png(path: &Path, (width, height): (u32, u32), color: png::ColorType) {
+    let mut encoder = png::Encoder::new(fs::File::create(path).unwrap(), width, height);
+    encoder.set_color(color);
+    let samples: Vec<u8> = (0..color.samples() * (width * height) as usize).map(|i| (i % 251) as u8).collect();
     encoder.write_header().unwrap().write_image_data(&samples).unwrap();
 }
 
@@ -412,12 +418,39 @@ fn eval_and_predict_use_the_saved_network() {
         assert!(p[0] >= p[1] && p[1] >= p[2] && p.iter().sum::<f64>() <= 1.0 + 1e-12, "{p:?}");
     }
     assert_eq!(room.json("predict pics/test_batch.bin:7")["predictions"][0], predictions[7]);
-    write_png(&room.path("drawn.png"), 32);
+    write_png(&room.path("drawn.png"), (32, 32), png::ColorType::Rgb);
     let text = room.run("predict drawn.png pics/test_batch.bin:0").succeeds().stdout;
     assert!(text.starts_with("drawn.png: ") && text.lines().count() == 2, "{text}");
     // Other data than it was trained on is no measure.
     fs::remove_file(room.path("pics/batches.meta.txt")).unwrap();
     room.run("eval --data-dir pics").fails(1, &["pics", "other classes (airplane", "(disc", "--data-dir"]);
+}
+
+/// A network that the library made for grey pictures of 12x9 pixels.
+#[test]
+fn predict_takes_the_size_from_the_network() {
+    let room = Room::new();
+    let images = Array4::from_shape_fn((6, 1, 9, 12), |(n, _, h, w)| (n * 40 + h * 9 + w) as u8);
+    let names = ["cup", "jug", "pot"].map(String::from).to_vec();
+    let labelled = (images.view(), &[0, 1, 2, 0, 1, 2][..]);
+    let arrays = Arrays::new(names, labelled, labelled, labelled).unwrap();
+    let data = Dataset::new(Arc::new(arrays), Normalization::PerChannel).unwrap();
+    let network = Network::<f32>::new(&"conv2-relu-affine3".parse().unwrap(), data.dim(), Init::He, 0).unwrap();
+    let solver = Solver::new(network, data, SolverOptions::default()).unwrap();
+    solver.checkpoint().save(&room.path("gemmnet.safetensors")).unwrap();
+
+    write_png(&room.path("grey.png"), (12, 9), png::ColorType::Grayscale);
+    write_png(&room.path("coloured.png"), (12, 9), png::ColorType::Rgb);
+    write_png(&room.path("turned.png"), (9, 12), png::ColorType::Grayscale);
+    let predictions = room.json("predict grey.png coloured.png")["predictions"].as_array().unwrap().clone();
+    assert_eq!(predictions.len(), 2);
+    let mut seen: Vec<_> = predictions[0]["classes"].as_array().unwrap().iter().map(|c| c["class"].clone()).collect();
+    seen.sort_by_key(Value::to_string);
+    assert_eq!(seen, ["cup", "jug", "pot"]);
+    room.run("predict turned.png").fails(1, &["turned.png", "9x12", "takes 12x9", "crop and scale"]);
+    room.run("predict pics/test_batch.bin").fails(1, &["3x32x32", "takes 1x9x12", "PNG files of 12x9 pixels"]);
+    room.run("eval --data-dir pics").fails(1, &["pics", "3x32x32", "trained on 1x9x12", "--data-dir"]);
+    room.run("train --resume gemmnet.safetensors --data-dir pics").fails(1, &["pics", "3x32x32", "1x9x12"]);
 }
 
 #[test]

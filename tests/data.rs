@@ -1,11 +1,12 @@
-//! The reader against broken and real files, splits, normalisation, augmentation, and the pictures.
+//! CIFAR-10's reader against broken and real files, its splits, normalisation and augmentation, and the pictures.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use gemmnet::data::cifar10::{self, FOLDER, NAMES, RECORD, TEST_BATCH, TRAIN_BATCHES};
-use gemmnet::data::pictures::{self, write_pictures};
-use gemmnet::data::{Augment, Batches, Cifar10, Dataset, Normalization, Normalizer, PIXELS, SIDE, Sampler, Split};
+use gemmnet::data::cifar10::{self, DIM, FOLDER, NAMES, PIXELS, RECORD, SIDE, TEST_BATCH, TRAIN_BATCHES};
+use gemmnet::data::pictures::{self, Pictures, write_pictures};
+use gemmnet::data::{Batches, Cifar10, Dataset, Draw, Image, Normalization, Normalizer, Sampler, Source, Split};
 use gemmnet::parallel::with_threads;
 use gemmnet::random::{Purpose, stream};
 use ndarray::{Array2, Array4, Axis};
@@ -32,6 +33,14 @@ fn folder(counts: [usize; 5]) -> TempDir {
 
 fn open(dir: &TempDir) -> Dataset {
     Dataset::open(dir.path(), Normalization::MeanImage).unwrap()
+}
+
+/// Bytes and label of an image.
+fn record(data: &Dataset, split: Split, index: usize) -> (&[u8], usize) {
+    match data.image(split, index) {
+        (Image::Bytes(pixels), label) => (pixels, label),
+        (Image::Floats(_), _) => panic!("CIFAR-10 is bytes"),
+    }
 }
 
 /// An error message says all of this, in one line.
@@ -163,7 +172,7 @@ fn batches_are_found_in_the_archives_own_folder_with_their_names() {
     assert_eq!(Cifar10::open(root.path()).unwrap().class_names()[9], "kind 9");
 }
 
-/// The real files, if this machine has them: byte for byte, or all records through the same splits as the seed.
+/// The real files, if this machine has them: byte for byte, or all records through the same splits as in CS231n.
 #[test]
 fn real_records_are_read_exactly() {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/cifar10/exact-sample");
@@ -187,14 +196,14 @@ fn real_records_are_read_exactly() {
 }
 
 #[test]
-fn splits_follow_the_seeds_proportions() {
+fn splits_follow_cs231ns_proportions() {
     for (counts, train, validation) in
         [([100; 5], 490, 10), ([45, 1, 1, 1, 1], 48, 1), ([1; 5], 4, 1), ([75, 1, 72, 1, 1], 147, 3)]
     {
         let data = open(&folder(counts));
         assert_eq!((data.len(Split::Train), data.len(Split::Validation)), (train, validation));
         let notes = data.notes();
-        assert!(notes[0].contains(&format!("the last 2 % ({validation})")) && notes.len() == 2, "{notes:?}");
+        assert!(notes[0].contains(&format!("the last 2 % ({validation})")) && notes.len() == 1, "{notes:?}");
     }
     let dir = folder([20, 30, 10, 25, 15]);
     let data = open(&dir);
@@ -202,19 +211,21 @@ fn splits_follow_the_seeds_proportions() {
     let all: Vec<_> = all.chunks_exact(RECORD).collect();
     for i in 0..100 {
         let (pixels, label) =
-            if i < 98 { data.record(Split::Train, i) } else { data.record(Split::Validation, i - 98) };
-        assert!(pixels[..] == all[i][1..] && label == all[i][0], "record {i}");
+            if i < 98 { record(&data, Split::Train, i) } else { record(&data, Split::Validation, i - 98) };
+        assert!(pixels == &all[i][1..] && label == usize::from(all[i][0]), "record {i}");
     }
-    assert_eq!((data.len(Split::Test), data.len(Split::TestFull)), (30, 30));
+    assert_eq!(data.len(Split::Test), 30);
+    assert_eq!((data.dim(), data.image_len(), data.classes()), (DIM, PIXELS, 10));
 
     let dir = folder([10_000; 5]);
     fs::write(dir.path().join(TEST_BATCH), random_records(10_000, 9)).unwrap();
     assert!(cifar10::verify(dir.path()).has_official_size());
     let data = open(&dir);
-    let lens = [Split::Train, Split::Validation, Split::Test, Split::TestFull].map(|split| data.len(split));
-    assert_eq!(lens, [49_000, 1_000, 1_000, 10_000]);
+    assert_eq!(Split::ALL.map(|split| data.len(split)), [49_000, 1_000, 10_000]);
     assert!(data.notes().is_empty());
-    assert_eq!(data.record(Split::Test, 999), data.record(Split::TestFull, 999));
+    let small = data.clone().limit(Split::Test, 1_000).unwrap();
+    assert_eq!(Split::ALL.map(|split| small.len(split)), [49_000, 1_000, 1_000]);
+    assert_eq!(record(&small, Split::Test, 999), record(&data, Split::Test, 999));
 }
 
 #[test]
@@ -223,17 +234,17 @@ fn the_mean_image_is_that_of_the_training_split() {
     let data = with_threads(1, || open(&dir)).unwrap();
     let n = data.len(Split::Train);
     for pixel in [0, 1, 1023, 1024, 3071] {
-        let sum: u64 = (0..n).map(|i| u64::from(data.record(Split::Train, i).0[pixel])).sum();
+        let sum: u64 = (0..n).map(|i| u64::from(record(&data, Split::Train, i).0[pixel])).sum();
         assert_eq!(data.normalizer().mean()[pixel], (sum as f64 / n as f64) as f32, "pixel {pixel}");
     }
     assert_eq!(data.normalizer().scale(), [1.0; 3]);
     let again = with_threads(3, || open(&dir)).unwrap();
     assert_eq!(data.normalizer(), again.normalizer());
-    let limited = again.limit_train(7).unwrap();
+    let limited = again.limit(Split::Train, 7).unwrap();
     assert_eq!((limited.len(Split::Train), limited.normalizer()), (7, data.normalizer()));
     for wrong in [0, 8] {
         assert_names(
-            &limited.clone().limit_train(wrong).unwrap_err().to_string(),
+            &limited.clone().limit(Split::Train, wrong).unwrap_err().to_string(),
             &[&format!("{wrong} of 7"), "1 to 7"],
         );
     }
@@ -245,7 +256,7 @@ fn per_channel_normalisation_gives_mean_0_and_variance_1() {
     let data = Dataset::open(dir.path(), Normalization::PerChannel).unwrap();
     let n = data.len(Split::Train);
     let (mut x, mut y) = (vec![0_f64; n * PIXELS], vec![0; n]);
-    data.fill_batch(Split::Train, &(0..n).collect::<Vec<_>>(), None, 0, 0, &mut x, &mut y).unwrap();
+    data.fill_batch(Draw::plain(Split::Train), &(0..n).collect::<Vec<_>>(), &mut x, &mut y).unwrap();
     for channel in 0..3 {
         let values = || x.chunks_exact(PIXELS).flat_map(|image| &image[channel * 1024..][..1024]);
         let count = values().count() as f64;
@@ -255,125 +266,30 @@ fn per_channel_normalisation_gives_mean_0_and_variance_1() {
     }
     // Pictures without contrast have no standard deviation to divide by.
     let flat = Array4::from_elem((2, 3, SIDE, SIDE), 7_u8);
-    let flat = (flat.view(), &[0, 1][..]);
+    let flat = (flat.view(), &[0_u8, 1][..]);
     let data = Dataset::from_arrays(flat, flat, flat, Normalization::PerChannel).unwrap();
     let mut x = vec![f32::NAN; PIXELS];
-    data.fill_batch(Split::Train, &[1], None, 0, 0, &mut x, &mut [0]).unwrap();
+    data.fill_batch(Draw::plain(Split::Train), &[1], &mut x, &mut [0]).unwrap();
     assert!(x.iter().all(|&v| v == 0.0));
 }
 
 #[test]
 fn a_checkpoints_normaliser_is_used_as_it_is() {
     let data = open(&folder([10; 5]));
-    let normalizer = Normalizer::new(vec![100.0; PIXELS], vec![1.0, 0.5, 2.0]).unwrap();
-    let data = data.with_normalizer(normalizer.clone());
+    let normalizer = Normalizer::new(DIM, vec![100.0; PIXELS], vec![1.0, 0.5, 2.0]).unwrap();
+    let data = data.with_normalizer(normalizer.clone()).unwrap();
     let (mut x, mut y) = (vec![0_f32; 2 * PIXELS], [0; 2]);
-    data.fill_batch(Split::Test, &[4, 29], None, 0, 0, &mut x, &mut y).unwrap();
+    data.fill_batch(Draw::plain(Split::Test), &[4, 29], &mut x, &mut y).unwrap();
     assert_eq!(y, [4, 9]);
     for (image, index) in x.chunks_exact(PIXELS).zip([4, 29]) {
-        let (pixels, _) = data.record(Split::Test, index);
+        let (pixels, _) = record(&data, Split::Test, index);
         for (i, (&value, &pixel)) in image.iter().zip(pixels).enumerate() {
             assert_eq!(value, (f32::from(pixel) - 100.0) * [1.0, 0.5, 2.0][i / 1024]);
         }
         let mut alone = vec![0_f32; PIXELS];
-        normalizer.apply(pixels, &mut alone).unwrap();
+        normalizer.apply(Image::Bytes(pixels), &mut alone).unwrap();
         assert_eq!(alone, image);
     }
-    assert!(Normalizer::new(vec![0.0; 7], vec![1.0; 3]).is_err());
-    assert!(Normalizer::new(vec![0.0; PIXELS], vec![1.0]).is_err());
-}
-
-#[test]
-fn batches_that_do_not_fit_are_errors() {
-    let data = open(&folder([10; 5]));
-    let (mut x, mut y) = (vec![0_f32; PIXELS], [0; 1]);
-    let mut fill = |indices: &[usize], augment: Option<&Augment>| {
-        data.fill_batch(Split::Train, indices, augment, 0, 0, &mut x, &mut y).map_err(|e| e.to_string())
-    };
-    assert!(fill(&[48], None).is_ok());
-    assert_names(&fill(&[49], None).unwrap_err(), &["no image 49 among 49"]);
-    assert_names(&fill(&[1, 2], None).unwrap_err(), &["batch: x"]);
-    let far = Augment { flip: false, shift: 32 };
-    assert_names(&fill(&[1], Some(&far)).unwrap_err(), &["32 pixels"]);
-
-    let images = Array4::zeros((2, 3, SIDE, SIDE));
-    let good = (images.view(), &[0_u8, 1][..]);
-    let short = (images.view(), &[0_u8][..]);
-    let empty = images.slice(ndarray::s![..0, .., .., ..]);
-    assert!(Dataset::from_arrays(good, good, good, Normalization::MeanImage).is_ok());
-    assert!(Dataset::from_arrays(short, good, good, Normalization::MeanImage).is_err());
-    assert!(Dataset::from_arrays(good, (empty, &[]), good, Normalization::MeanImage).is_err());
-}
-
-/// One image from memory, all of whose pixels differ from the mean, so that zeros can only be padding.
-fn memory() -> Dataset {
-    let images = Array4::from_shape_fn(
-        (2, 3, SIDE, SIDE),
-        |(n, c, h, w)| {
-            if n == 0 { (c * 40 + h * 3 + w + 1) as u8 } else { 0 }
-        },
-    );
-    let train = (images.view(), &[3_u8, 0][..]);
-    Dataset::from_arrays(train, train, train, Normalization::MeanImage).unwrap()
-}
-
-#[test]
-fn augmentation_mirrors_and_shifts_the_normalised_image() {
-    let data = memory();
-    assert_eq!(data.classes(), 4);
-    let image = |augment: Option<&Augment>, epoch| {
-        let mut x = vec![f32::NAN; PIXELS];
-        data.fill_batch(Split::Train, &[0], augment, 1, epoch, &mut x, &mut [0]).unwrap();
-        Array4::from_shape_vec((1, 3, SIDE, SIDE), x).unwrap()
-    };
-    let plain = image(None, 0);
-    assert_eq!(plain[[0, 2, 5, 7]], (2 * 40 + 5 * 3 + 7 + 1) as f32 / 2.0);
-    assert_eq!(image(Some(&Augment::default()), 3), plain);
-
-    let (mut placements, mut mirrored) = (std::collections::BTreeSet::new(), 0);
-    for epoch in 0..200 {
-        let seen = image(Some(&Augment { flip: true, shift: 2 }), epoch);
-        // Which of the 50 possible pictures is it?
-        let is = |flip: bool, down: isize, right: isize| {
-            seen.indexed_iter().all(|((n, c, h, w), &value)| {
-                let source = |to: usize, by: isize| to.checked_add_signed(-by).filter(|&from| from < SIDE);
-                let expected = match (source(h, down), source(w, right)) {
-                    (Some(h), Some(w)) => plain[[n, c, h, if flip { SIDE - 1 - w } else { w }]],
-                    _ => 0.0,
-                };
-                value == expected
-            })
-        };
-        let all = (-2..=2).flat_map(|down| (-2..=2).flat_map(move |right| [(false, down, right), (true, down, right)]));
-        let matches: Vec<_> = all.filter(|&(flip, down, right)| is(flip, down, right)).collect();
-        assert_eq!(matches.len(), 1, "epoch {epoch}: {matches:?}");
-        placements.insert((matches[0].1, matches[0].2));
-        mirrored += usize::from(matches[0].0);
-    }
-    assert_eq!(placements.len(), 25);
-    assert!((70..130).contains(&mirrored), "{mirrored} of 200 mirrored");
-}
-
-#[test]
-fn augmentation_does_not_depend_on_batch_order_or_threads() {
-    let dir = folder([100; 5]);
-    let data = open(&dir);
-    let augment = Augment { flip: true, shift: 4 };
-    let fill = |threads: usize, indices: &[usize], epoch: u64, seed: u64| {
-        let (mut x, mut y) = (vec![0_f32; indices.len() * PIXELS], vec![0; indices.len()]);
-        with_threads(threads, || data.fill_batch(Split::Train, indices, Some(&augment), seed, epoch, &mut x, &mut y))
-            .unwrap()
-            .unwrap();
-        x
-    };
-    let forward: Vec<_> = (0..64).collect();
-    let backward: Vec<_> = (0..64).rev().collect();
-    let (a, b) = (fill(1, &forward, 2, 0), fill(3, &backward, 2, 0));
-    for (image, other) in a.chunks_exact(PIXELS).zip(b.chunks_exact(PIXELS).rev()) {
-        assert_eq!(image, other);
-    }
-    assert_ne!(a, fill(1, &forward, 3, 0));
-    assert_ne!(a, fill(1, &forward, 2, 1));
 }
 
 #[test]
@@ -394,6 +310,15 @@ fn pictures_are_cifar10_files_from_a_seed() {
     assert_eq!(files.class_names(), pictures::CLASS_NAMES);
     assert_eq!(files.test().len(), 40);
 
+    // In memory they are the same.
+    let (written, drawn) = (&files, Pictures::draw(5, 40).unwrap());
+    assert_eq!((drawn.dim(), drawn.class_names()), (written.dim(), written.class_names()));
+    for split in Split::ALL {
+        assert_eq!(drawn.len(split), written.len(split));
+        (0..drawn.len(split)).for_each(|i| assert_eq!(drawn.image(split, i), written.image(split, i), "{split:?} {i}"));
+    }
+    assert_names(&Pictures::draw(5, 0).unwrap_err().to_string(), &["0 records"]);
+
     // A set of ours is replaced, anything else is left alone.
     write_pictures(&dirs[0], 6, 30).unwrap();
     assert_eq!(Cifar10::open(&dirs[0]).unwrap().test().len(), 30);
@@ -412,17 +337,16 @@ fn pictures_are_cifar10_files_from_a_seed() {
 /// it converges: it learns something, and far from everything.
 #[test]
 fn a_linear_classifier_cannot_solve_the_pictures() {
-    let dir = tempfile::tempdir().unwrap();
-    write_pictures(dir.path(), 0, pictures::DEFAULT_RECORDS).unwrap();
-    let data = open(&dir);
+    let pictures = Pictures::draw(0, pictures::DEFAULT_RECORDS).unwrap();
+    let data = Dataset::new(Arc::new(pictures), Normalization::MeanImage).unwrap();
     let load = |split: Split| {
         let n = data.len(split);
         let (mut x, mut y) = (Array2::<f32>::zeros((n, PIXELS)), vec![0; n]);
         let all: Vec<_> = (0..n).collect();
-        data.fill_batch(split, &all, None, 0, 0, x.as_slice_mut().unwrap(), &mut y).unwrap();
+        data.fill_batch(Draw::plain(split), &all, x.as_slice_mut().unwrap(), &mut y).unwrap();
         (x / 64.0, y)
     };
-    let (train, test) = (load(Split::Train), load(Split::TestFull));
+    let (train, test) = (load(Split::Train), load(Split::Test));
     let (mut w, mut b) = (Array2::<f32>::zeros((PIXELS, 10)), Array2::<f32>::zeros((1, 10)));
     let accuracy = |(x, y): &(Array2<f32>, Vec<usize>), w: &Array2<f32>, b: &Array2<f32>| {
         let scores = x.dot(w) + b;

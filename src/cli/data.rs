@@ -1,6 +1,7 @@
 //! Level 6. `gemmnet data`, and where the other commands find their data.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -12,8 +13,10 @@ use crate::data::cifar10::{self, OFFICIAL_RECORDS};
 use crate::data::fetch::{FetchOptions, MIRROR_VARIABLE};
 use crate::data::pictures::{self, CLASS_NAMES, write_pictures};
 use crate::data::places::{default_data_dir, find_cifar10};
-use crate::data::{Cifar10, Dataset, Normalization};
+use crate::data::{Cifar10, Dataset, Normalization, Source, Split, written};
+use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::train::Trained;
 
 /// CIFAR-10: download, check; and the built-in pictures
 #[derive(Debug, Args)]
@@ -96,13 +99,13 @@ fn verify(dir: &Path, out: &Output) -> Result<(), Stop> {
 
 /// Where data is read from.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct Folder {
     pub(super) dir: PathBuf,
     /// Keeps a folder of pictures that could go nowhere else.
     _temporary: Option<TempDir>,
 }
 
-impl Source {
+impl Folder {
     /// What was asked for with `--data-dir`; or CIFAR-10 where it can be found, or else, if `fetch`, downloaded; where
     /// that fails, the built-in pictures.
     pub(super) fn find(global: &Global, fetch: bool, out: &Output) -> Result<Self, Stop> {
@@ -119,15 +122,15 @@ impl Source {
         } else {
             missing
         };
-        let source = Self::pictures()?;
+        let folder = Self::pictures()?;
         out.note(reason);
         out.note(format_args!(
             "Without CIFAR-10, this trains on the built-in pictures: ten classes of drawn shapes, in {}. Their accuracies \
              do not compare with CIFAR-10's. To get CIFAR-10, run `gemmnet data fetch` where there is a network, name \
              another address in {MIRROR_VARIABLE}, or give the folder with the six .bin files with --data-dir.",
-            source.dir.display()
+            folder.dir.display()
         ));
-        Ok(source)
+        Ok(folder)
     }
 
     /// For a network that was trained to tell these classes apart: what was asked for with `--data-dir`, or where such
@@ -140,7 +143,7 @@ impl Source {
     }
 
     fn lasting(dir: PathBuf) -> Self {
-        Source { dir, _temporary: None }
+        Folder { dir, _temporary: None }
     }
 
     /// The built-in pictures, always the same ones: drawn once and kept in the cache folder, or in a temporary one if that
@@ -157,7 +160,7 @@ impl Source {
             Error::io("create a folder in", std::env::temp_dir(), e, fix)
         })?;
         write_pictures(temporary.path(), PICTURES_SEED, pictures::DEFAULT_RECORDS)?;
-        Ok(Source { dir: temporary.path().to_owned(), _temporary: Some(temporary) })
+        Ok(Folder { dir: temporary.path().to_owned(), _temporary: Some(temporary) })
     }
 
     /// The data, and what it is, for results: `cifar10`, `cifar10-subset` or `pictures`.
@@ -169,23 +172,33 @@ impl Source {
             (false, true) => "cifar10",
             (false, false) => "cifar10-subset",
         };
-        Ok((Dataset::from_cifar10(&files, normalization)?, kind))
+        Ok((Dataset::new(Arc::new(files), normalization)?, kind))
     }
 }
 
-/// Whether `data` has the classes that the network in `checkpoint` was trained to tell apart.
-pub(super) fn check_classes(data: &Dataset, source: &Source, classes: &[String], checkpoint: &Path) -> Result<()> {
-    if data.class_names() == classes {
-        return Ok(());
-    }
+/// The first 1,000 test images, as in CS231n, or all if there are fewer.
+pub(super) fn small_test(data: &Dataset) -> Result<Dataset> {
+    data.clone().limit(Split::Test, data.len(Split::Test).min(1_000))
+}
+
+/// Whether `data` has the size and the classes that the network in `checkpoint` was trained for.
+pub(super) fn check_fits<T: Element>(
+    data: &Dataset,
+    folder: &Folder,
+    trained: &Trained<T>,
+    checkpoint: &Path,
+) -> Result<()> {
     let few = |names: &[String]| names[..names.len().min(3)].join(", ");
-    let problem = format!(
-        "has other classes ({}, ...) than the network in {} was trained on ({}, ...)",
-        few(data.class_names()),
-        checkpoint.display(),
-        few(classes)
-    );
-    Err(Error::data(&source.dir, problem, "give the data that it was trained on with --data-dir"))
+    let (dim, classes) = (trained.normalizer.dim(), &trained.class_names[..]);
+    let (here, there) = if data.dim() != dim {
+        (format!("images of {}", written(data.dim())), written(dim))
+    } else if data.class_names() != classes {
+        (format!("other classes ({}, ...)", few(data.class_names())), format!("({}, ...)", few(classes)))
+    } else {
+        return Ok(());
+    };
+    let problem = format!("has {here}, the network in {} was trained on {there}", checkpoint.display());
+    Err(Error::data(&folder.dir, problem, "give the data that it was trained on with --data-dir"))
 }
 
 /// The pictures are a data set, not an experiment: `--seed` does not change them.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::data::{Source, check_classes};
+use super::data::{Folder, check_fits, small_test};
 use super::output::{Align, Output, Table, thousands};
 use super::{CHECKPOINT, Global, Stop};
 use crate::data::{Normalization, Split};
@@ -58,23 +58,26 @@ pub(super) fn load_any(path: &Path) -> Result<Any, Error> {
 }
 
 fn eval<T: Element>(mut trained: Trained<T>, args: &EvalArgs, global: &Global, out: &Output) -> Result<(), Stop> {
-    let source = Source::of_classes(&trained.class_names, global)?;
-    let (data, kind) = source.open(Normalization::MeanImage)?;
-    check_classes(&data, &source, &trained.class_names, &args.checkpoint)?;
-    let data = data.with_normalizer(trained.normalizer.clone());
+    let folder = Folder::of_classes(&trained.class_names, global)?;
+    let (data, kind) = folder.open(Normalization::MeanImage)?;
+    check_fits(&data, &folder, &trained, &args.checkpoint)?;
+    let mut data = data.with_normalizer(trained.normalizer.clone())?;
     data.notes().iter().for_each(|note| out.note(format_args!("note: {note}")));
     let (split, split_name) = match args.split {
         SplitName::Validation => (Split::Validation, "validation"),
         SplitName::Test => (Split::Test, "test"),
-        SplitName::TestFull => (Split::TestFull, "test-full"),
+        SplitName::TestFull => (Split::Test, "test-full"),
     };
+    if let SplitName::Test = args.split {
+        data = small_test(&data)?;
+    }
 
     let classes = data.classes();
     let predicted = predict(&mut trained.network, &data, split, args.batch_size)?;
     // Rows: what the images show; columns: what the network sees. Images without a class are in none of them.
     let mut confusion = vec![vec![0_usize; classes]; classes];
     for (index, class) in predicted.iter().enumerate() {
-        let shown = usize::from(data.record(split, index).1);
+        let shown = data.image(split, index).1;
         if let Some(seen) = class.filter(|&class| class < classes) {
             confusion[shown][seen] += 1;
         }
@@ -88,7 +91,7 @@ fn eval<T: Element>(mut trained: Trained<T>, args: &EvalArgs, global: &Global, o
     let head = names.iter().map(|name| (name.as_str(), Align::Right));
     let mut table = Table::new([("", Align::Left)].into_iter().chain(head).chain([("correct", Align::Right)]));
     for (class, (name, row)) in names.iter().zip(&confusion).enumerate() {
-        let images = (0..predicted.len()).filter(|&i| usize::from(data.record(split, i).1) == class).count();
+        let images = (0..predicted.len()).filter(|&i| data.image(split, i).1 == class).count();
         let correct =
             if images == 0 { String::new() } else { format!("{:.1} %", 100.0 * row[class] as f64 / images as f64) };
         table.row([name.clone()].into_iter().chain(row.iter().map(usize::to_string)).chain([correct]));
@@ -106,7 +109,7 @@ fn eval<T: Element>(mut trained: Trained<T>, args: &EvalArgs, global: &Global, o
         "class_names": names,
         "confusion": confusion,
         "data": kind,
-        "data_dir": source.dir.display().to_string(),
+        "data_dir": folder.dir.display().to_string(),
         "checkpoint": args.checkpoint.display().to_string(),
     }))
 }

@@ -10,15 +10,15 @@ use serde_json::json;
 use super::eval::{Any, load_any};
 use super::output::Output;
 use super::{CHECKPOINT, Stop};
-use crate::data::cifar10::RECORD;
-use crate::data::{PIXELS, SIDE};
+use crate::data::cifar10::{DIM, RECORD};
+use crate::data::{Image, written};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::train::Trained;
 
 /// Classify pictures with a saved network
 ///
-/// Prints the three most probable classes of each.
+/// Prints the three most probable classes of each. A network for grey pictures sees the brightness of coloured ones.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  gemmnet predict cat.png\n  \
                         gemmnet predict --checkpoint deep.safetensors data/test_batch.bin:0 data/test_batch.bin:7")]
@@ -26,7 +26,8 @@ pub(super) struct PredictArgs {
     /// File that `gemmnet train` saved; its best network is used
     #[arg(long, value_name = "FILE", default_value = CHECKPOINT)]
     checkpoint: PathBuf,
-    /// PNG files of 32x32 pixels; CIFAR-10 batches as FILE.bin for all records, or FILE.bin:INDEX for one, from 0
+    /// PNG files of the network's size; for CIFAR-10's 32x32 pixels its batches too, as FILE.bin for all records, or
+    /// FILE.bin:INDEX for one, from 0
     #[arg(required = true, value_name = "IMAGES")]
     images: Vec<String>,
 }
@@ -37,9 +38,10 @@ const SHOWN: usize = 3;
 /// One picture.
 struct Picture {
     name: String,
-    pixels: Box<[u8; PIXELS]>,
+    /// `(C, H, W)`
+    pixels: Vec<u8>,
     /// Of a record in a batch.
-    label: Option<u8>,
+    label: Option<usize>,
 }
 
 pub(super) fn run(args: &PredictArgs, out: &Output) -> Result<(), Stop> {
@@ -52,20 +54,21 @@ pub(super) fn run(args: &PredictArgs, out: &Output) -> Result<(), Stop> {
 fn classify<T: Element>(mut trained: Trained<T>, args: &PredictArgs, out: &Output) -> Result<(), Stop> {
     let mut pictures = Vec::new();
     for image in &args.images {
-        read(image, &mut pictures)?;
+        read(image, trained.normalizer.dim(), &mut pictures)?;
     }
     let name = |class: usize| trained.class_names.get(class).cloned().unwrap_or_else(|| format!("class {class}"));
-    let (mut x, mut scores) = (vec![T::zero(); PIXELS], vec![T::zero(); trained.network.classes()]);
+    let (mut x, mut scores) =
+        (vec![T::zero(); trained.normalizer.mean().len()], vec![T::zero(); trained.network.classes()]);
     let mut predictions = Vec::new();
     for picture in &pictures {
-        trained.normalizer.apply(&picture.pixels, &mut x)?;
+        trained.normalizer.apply(Image::Bytes(&picture.pixels), &mut x)?;
         trained.network.scores(&x, &mut scores)?;
         let mut ranked: Vec<_> = softmax(&scores).into_iter().enumerate().collect();
         ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
         ranked.truncate(SHOWN);
 
         let text: Vec<_> = ranked.iter().map(|&(class, p)| format!("{} {:.1} %", name(class), 100.0 * p)).collect();
-        let truth = picture.label.map_or(String::new(), |label| format!(" (it is: {})", name(label.into())));
+        let truth = picture.label.map_or(String::new(), |label| format!(" (it is: {})", name(label)));
         out.line(format_args!("{}: {}{truth}", picture.name, text.join(", ")))?;
         let classes: Vec<_> = (ranked.iter())
             .map(|&(class, p)| json!({ "class": name(class), "label": class, "probability": p }))
@@ -83,8 +86,8 @@ fn softmax<T: Element>(scores: &[T]) -> Vec<f64> {
     exp.into_iter().map(|e| e / sum).collect()
 }
 
-/// Adds what `argument` names to `pictures`.
-fn read(argument: &str, pictures: &mut Vec<Picture>) -> Result<()> {
+/// Adds what `argument` names to `pictures`, which have the size `dim`.
+fn read(argument: &str, dim: [usize; 3], pictures: &mut Vec<Picture>) -> Result<()> {
     let (path, index) = match argument.rsplit_once(':') {
         // A file may have a colon in its name.
         Some((path, index)) if !Path::new(argument).exists() => match index.parse::<usize>() {
@@ -94,20 +97,28 @@ fn read(argument: &str, pictures: &mut Vec<Picture>) -> Result<()> {
         _ => (argument, None),
     };
     if path.ends_with(".bin") {
-        return read_batch(Path::new(path), index, pictures);
+        return read_batch(Path::new(path), index, dim, pictures);
     }
-    pictures.push(Picture { name: argument.to_owned(), pixels: read_png(Path::new(argument))?, label: None });
+    pictures.push(Picture { name: argument.to_owned(), pixels: read_png(Path::new(argument), dim)?, label: None });
     Ok(())
 }
 
-const GIVE: &str = "give PNG files of 32x32 pixels, or batches of CIFAR-10 as FILE.bin or FILE.bin:INDEX";
+/// What to give to a network for pictures of this size.
+fn give(dim: [usize; 3]) -> String {
+    let batches = if dim == DIM { ", or batches of CIFAR-10 as FILE.bin or FILE.bin:INDEX" } else { "" };
+    format!("give PNG files of {}x{} pixels{batches}", dim[2], dim[1])
+}
 
-fn read_batch(path: &Path, index: Option<usize>, pictures: &mut Vec<Picture>) -> Result<()> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e, GIVE))?;
+fn read_batch(path: &Path, index: Option<usize>, dim: [usize; 3], pictures: &mut Vec<Picture>) -> Result<()> {
+    if dim != DIM {
+        let problem = format!("holds images of {}, the network takes {}", written(DIM), written(dim));
+        return Err(Error::data(path, problem, give(dim)));
+    }
+    let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e, give(dim)))?;
     let count = bytes.len() / RECORD;
     if count == 0 || !bytes.len().is_multiple_of(RECORD) {
         let problem = format!("has {} bytes, not a whole number of records of {RECORD} bytes", bytes.len());
-        return Err(Error::data(path, problem, GIVE));
+        return Err(Error::data(path, problem, give(dim)));
     }
     let wanted = match index {
         None => 0..count,
@@ -118,45 +129,55 @@ fn read_batch(path: &Path, index: Option<usize>, pictures: &mut Vec<Picture>) ->
         }
     };
     for index in wanted {
-        let (label, pixels) = bytes[index * RECORD..][..RECORD].split_at(1);
-        let pixels = <&[u8; PIXELS]>::try_from(pixels).expect("a record is a label and an image");
-        pictures.push(Picture {
-            name: format!("{}:{index}", path.display()),
-            pixels: Box::new(*pixels),
-            label: Some(label[0]),
-        });
+        let record = &bytes[index * RECORD..][..RECORD];
+        let name = format!("{}:{index}", path.display());
+        pictures.push(Picture { name, pixels: record[1..].to_vec(), label: Some(record[0].into()) });
     }
     Ok(())
 }
 
-/// The pixels `(3, 32, 32)` of a PNG file, without its transparency.
-fn read_png(path: &Path) -> Result<Box<[u8; PIXELS]>> {
-    let file = File::open(path).map_err(|e| Error::io("read", path, e, GIVE))?;
+/// The pixels `dim = (C, H, W)` of a PNG file, without its transparency.
+fn read_png(path: &Path, dim: [usize; 3]) -> Result<Vec<u8>> {
+    let [channels, height, width] = dim;
+    if channels != 1 && channels != 3 {
+        let problem = format!("has grey or coloured pixels, the network takes {channels} channels");
+        return Err(Error::data(path, problem, "use the library: gemmnet::data::Normalizer::apply takes any number"));
+    }
+    let file = File::open(path).map_err(|e| Error::io("read", path, e, give(dim)))?;
     let unreadable = |e: png::DecodingError| match e {
-        png::DecodingError::IoError(e) if e.kind() != ErrorKind::UnexpectedEof => Error::io("read", path, e, GIVE),
-        e => Error::data(path, format!("is no PNG picture that can be read ({e})"), GIVE),
+        png::DecodingError::IoError(e) if e.kind() != ErrorKind::UnexpectedEof => Error::io("read", path, e, give(dim)),
+        e => Error::data(path, format!("is no PNG picture that can be read ({e})"), give(dim)),
     };
     let mut decoder = png::Decoder::new(BufReader::new(file));
     // Palettes and 16 bits to 8 bits a channel.
     decoder.set_transformations(png::Transformations::normalize_to_color8());
     let mut reader = decoder.read_info().map_err(unreadable)?;
-    let (width, height) = reader.info().size();
-    if (width, height) != (SIDE as u32, SIDE as u32) {
-        let problem = format!("has {width}x{height} pixels, the network takes {SIDE}x{SIDE}");
-        return Err(Error::data(path, problem, format!("crop and scale it to {SIDE}x{SIDE} first")));
+    let (wide, high) = reader.info().size();
+    if (wide as usize, high as usize) != (width, height) {
+        let problem = format!("has {wide}x{high} pixels, the network takes {width}x{height}");
+        return Err(Error::data(path, problem, format!("crop and scale it to {width}x{height} first")));
     }
-    let mut samples = vec![0; reader.output_buffer_size().expect("a small picture fits the memory")];
+    let mut samples = vec![0; reader.output_buffer_size().expect("pictures of the network's size fit the memory")];
     let frame = reader.next_frame(&mut samples).map_err(unreadable)?;
-    let channels = frame.color_type.samples();
-    let mut pixels = Box::new([0; PIXELS]);
-    for (channel, plane) in pixels.chunks_exact_mut(SIDE * SIDE).enumerate() {
-        // Grey, perhaps with alpha, has one sample for all three colours.
-        let sample = if channels < 3 { 0 } else { channel };
-        for (pixel, samples) in plane.iter_mut().zip(samples.chunks_exact(channels)) {
-            *pixel = samples[sample];
-        }
+    Ok(planes(&samples, frame.color_type.samples(), channels))
+}
+
+/// The `channels` planes, one or three, of pixels with one to four samples each: grey or red, green and blue, and then
+/// perhaps alpha, which is left out.
+///
+/// Grey is all three colours at once. The grey of a colour is its luma (ITU-R BT.601), rounded as Pillow does for mode
+/// `L`, so that a network trained on its grey pictures sees the same here.
+fn planes(samples: &[u8], per_pixel: usize, channels: usize) -> Vec<u8> {
+    let pixels = || samples.chunks_exact(per_pixel);
+    let luma = |pixel: &[u8]| {
+        let [red, green, blue] = [pixel[0], pixel[1], pixel[2]].map(u32::from);
+        ((19_595 * red + 38_470 * green + 7_471 * blue + (1 << 15)) >> 16) as u8
+    };
+    match (channels, per_pixel) {
+        (1, 3..) => pixels().map(luma).collect(),
+        (_, 3..) => (0..channels).flat_map(|channel| pixels().map(move |pixel| pixel[channel])).collect(),
+        _ => (0..channels).flat_map(|_| pixels().map(|pixel| pixel[0])).collect(),
     }
-    Ok(pixels)
 }
 
 #[cfg(test)]
@@ -173,26 +194,54 @@ mod tests {
     fn png_of_every_colour_type_become_planes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("picture.png");
+        let (height, width) = (5, 7);
         // Sample `s` of pixel `i`.
         let value = |i: usize, s: usize| (i * 7 + s * 50) as u8;
-        for (color, channels) in [
+        for (color, samples) in [
             (png::ColorType::Rgb, 3),
             (png::ColorType::Rgba, 4),
             (png::ColorType::Grayscale, 1),
             (png::ColorType::GrayscaleAlpha, 2),
         ] {
-            let mut encoder = png::Encoder::new(File::create(&path).unwrap(), SIDE as u32, SIDE as u32);
+            let mut encoder = png::Encoder::new(File::create(&path).unwrap(), width as u32, height as u32);
             encoder.set_color(color);
             encoder.set_depth(png::BitDepth::Eight);
-            let samples: Vec<u8> = (0..SIDE * SIDE).flat_map(|i| (0..channels).map(move |s| value(i, s))).collect();
-            encoder.write_header().unwrap().write_image_data(&samples).unwrap();
-            let pixels = read_png(&path).unwrap();
-            for channel in 0..3 {
-                let sample = if channels < 3 { 0 } else { channel };
-                for i in [0, 1, 33, 1023] {
-                    assert_eq!(pixels[channel * SIDE * SIDE + i], value(i, sample), "{color:?}");
+            let bytes: Vec<u8> = (0..height * width).flat_map(|i| (0..samples).map(move |s| value(i, s))).collect();
+            encoder.write_header().unwrap().write_image_data(&bytes).unwrap();
+            let grey = read_png(&path, [1, height, width]).unwrap();
+            let colours = read_png(&path, [3, height, width]).unwrap();
+            assert_eq!((grey.len(), colours.len()), (height * width, 3 * height * width));
+            for i in 0..height * width {
+                for channel in 0..3 {
+                    let sample = if samples < 3 { 0 } else { channel };
+                    assert_eq!(colours[channel * height * width + i], value(i, sample), "{color:?}");
                 }
+                let [red, green, blue] = [0, 1, 2].map(|s| f64::from(value(i, s)));
+                let luma = (0.299 * red + 0.587 * green + 0.114 * blue).round() as u8;
+                assert_eq!(grey[i], if samples < 3 { value(i, 0) } else { luma }, "{color:?}");
             }
         }
+    }
+
+    #[test]
+    fn pictures_that_do_not_suit_the_network_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("picture.png");
+        png::Encoder::new(File::create(&path).unwrap(), 7, 5)
+            .write_header()
+            .unwrap()
+            .write_image_data(&[0; 35])
+            .unwrap();
+        let argument = path.to_str().unwrap();
+        let message = |argument: &str, dim| read(argument, dim, &mut Vec::new()).unwrap_err().to_string();
+        assert!(
+            message(argument, [1, 7, 5]).contains("has 7x5 pixels, the network takes 5x7; crop and scale it to 5x7")
+        );
+        assert!(message(argument, [2, 5, 7]).contains("the network takes 2 channels; use the library"));
+        let batch = message("data/test_batch.bin:3", [1, 28, 30]);
+        assert!(
+            batch.ends_with("holds images of 3x32x32, the network takes 1x28x30; give PNG files of 30x28 pixels"),
+            "{batch}"
+        );
     }
 }

@@ -5,7 +5,8 @@ use serde_json::json;
 
 use super::output::{Align, Output, Table, thousands};
 use super::{Stop, presets};
-use crate::data::{CHANNELS, SIDE};
+use crate::data::cifar10::DIM;
+use crate::data::written;
 use crate::nn::init::Init;
 use crate::nn::network::Network;
 use crate::nn::notation::NetworkSpec;
@@ -28,7 +29,7 @@ pub(super) struct SummaryArgs {
 pub(super) fn run(args: &SummaryArgs, out: &Output) -> Result<(), Stop> {
     let preset = presets::find(&args.preset)?;
     let spec = NetworkSpec::parse(args.net.as_deref().unwrap_or(preset.net))?;
-    let network = Network::<f32>::new(&spec, [CHANNELS, SIDE, SIDE], Init::He, 0)?;
+    let network = Network::<f32>::new(&spec, DIM, Init::He, 0)?;
     let layers = network.summary();
     let (parameters, multiply_adds) = (network.params().count(), layers.iter().map(|layer| layer.macs).sum::<usize>());
 
@@ -40,7 +41,7 @@ pub(super) fn run(args: &SummaryArgs, out: &Output) -> Result<(), Stop> {
     }
     table.row(["total".into(), String::new(), thousands(parameters), thousands(multiply_adds)]);
     out.line(table)?;
-    out.line(format_args!("{} input, {} loss", [CHANNELS, SIDE, SIDE].map(|n| n.to_string()).join("x"), spec.loss))?;
+    out.line(format_args!("{} input, {} loss", written(DIM), spec.loss))?;
 
     let layers: Vec<_> = (layers.iter())
         .map(|layer| {

@@ -8,13 +8,14 @@ use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use serde_json::json;
 
-use super::data::{Source, check_classes};
+use super::data::{Folder, check_fits, small_test};
 use super::interrupt::Interrupt;
 use super::output::{Align, Output, Table, thousands};
 use super::presets::{self, PRESETS};
 use super::progress::bar;
 use super::{CHECKPOINT, Global, Stop};
-use crate::data::{Augment, Batches, CHANNELS, Normalization, SIDE, Sampler, Split};
+use crate::data::cifar10::DIM;
+use crate::data::{Augment, Batches, Normalization, Sampler, Split};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::nn::init::Init;
@@ -150,7 +151,7 @@ fn train<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -> Result<
     }
     let profiled = profile::wanted(args.profile)?;
     let checkpoint = args.checkpoint.as_ref().or(args.resume.as_ref()).map_or(Path::new(CHECKPOINT), PathBuf::as_path);
-    let (mut solver, source, data_kind) = match &args.resume {
+    let (mut solver, folder, data_kind) = match &args.resume {
         None => start::<T>(args, global, out)?,
         Some(from) => resume::<T>(from, args, global)?,
     };
@@ -176,7 +177,7 @@ fn train<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -> Result<
             options.epochs,
             thousands(data.len(Split::Train)),
             options.batch_size,
-            source.dir.display()
+            folder.dir.display()
         ))?;
     }
     if profiled {
@@ -190,8 +191,9 @@ fn train<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -> Result<
     }
     let report = watched?;
 
-    let mut measure = |split| accuracy(solver.network_mut(), &data, split, options.batch_size);
-    let (test, test_full) = (measure(Split::Test)?, measure(Split::TestFull)?);
+    let small = small_test(&data)?;
+    let mut measure = |data| accuracy(solver.network_mut(), data, Split::Test, options.batch_size);
+    let (test, test_full) = (measure(&small)?, measure(&data)?);
     let history = solver.history();
     out.line(format_args!(
         "validation accuracy: {:.4}, the best, after epoch {}; {:.4} in the end ({} images)",
@@ -202,8 +204,8 @@ fn train<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -> Result<
     ))?;
     out.line(format_args!(
         "test accuracy of the best: {test:.4} on the first {} images, {test_full:.4} on all {}",
-        thousands(data.len(Split::Test)),
-        thousands(data.len(Split::TestFull))
+        thousands(small.len(Split::Test)),
+        thousands(data.len(Split::Test))
     ))?;
     out.line(format_args!(
         "{:.1} s of training, {:.0} images/s, {} thread(s); the network is in {}",
@@ -233,7 +235,7 @@ fn train<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -> Result<
         "seed": options.seed,
         "threads": rayon::current_num_threads(),
         "data": data_kind,
-        "data_dir": source.dir.display().to_string(),
+        "data_dir": folder.dir.display().to_string(),
         "checkpoint": checkpoint.display().to_string(),
     });
     if let Some(rows) = &rows {
@@ -285,14 +287,14 @@ fn profile_json(row: &Row) -> serde_json::Value {
 }
 
 /// A solver with its data: where that is from, and what it is.
-type Ready<T> = (Solver<T>, Source, &'static str);
+type Ready<T> = (Solver<T>, Folder, &'static str);
 
 /// A new training. What the user typed is checked before anything is downloaded.
 fn start<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -> Result<Ready<T>, Stop> {
     let preset = presets::find(&args.preset)?;
     let spec = NetworkSpec::parse(args.net.as_deref().unwrap_or(preset.net))?;
     let init: Init = args.init.as_deref().unwrap_or(preset.init).parse()?;
-    let network = Network::<T>::new(&spec, [CHANNELS, SIDE, SIDE], init, global.seed())?;
+    let network = Network::<T>::new(&spec, DIM, init, global.seed())?;
     let schedule: Schedule = args.schedule.as_deref().unwrap_or(preset.schedule).parse()?;
     let base = args.learning_rate.unwrap_or(preset.learning_rate);
     let options = SolverOptions {
@@ -318,12 +320,12 @@ fn start<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -> Result<
         Some(NormalizationName::PerChannel) => Normalization::PerChannel,
     };
 
-    let source = Source::find(global, !args.no_fetch, out)?;
-    let (mut data, kind) = source.open(normalization)?;
+    let folder = Folder::find(global, !args.no_fetch, out)?;
+    let (mut data, kind) = folder.open(normalization)?;
     if let Some(samples) = args.train_limit {
-        data = data.limit_train(samples)?;
+        data = data.limit(Split::Train, samples)?;
     }
-    Ok((Solver::new(network, data, options)?, source, kind))
+    Ok((Solver::new(network, data, options)?, folder, kind))
 }
 
 /// A training that was saved, with the options that were given again.
@@ -349,14 +351,14 @@ fn resume<T: Element>(from: &Path, args: &TrainArgs, global: &Global) -> Result<
             args.warmup_epochs.unwrap_or(options.learning_rate.warmup_epochs()),
         )?;
     }
-    let source = Source::of_classes(&checkpoint.trained.class_names, global)?;
+    let folder = Folder::of_classes(&checkpoint.trained.class_names, global)?;
     // The solver puts the checkpoint's normalisation in the place of this one.
-    let (mut data, kind) = source.open(Normalization::MeanImage)?;
-    check_classes(&data, &source, &checkpoint.trained.class_names, from)?;
+    let (mut data, kind) = folder.open(Normalization::MeanImage)?;
+    check_fits(&data, &folder, &checkpoint.trained, from)?;
     if let Some(samples) = args.train_limit {
-        data = data.limit_train(samples)?;
+        data = data.limit(Split::Train, samples)?;
     }
-    Ok((Solver::resume(checkpoint, data)?, source, kind))
+    Ok((Solver::resume(checkpoint, data)?, folder, kind))
 }
 
 fn augment(args: &TrainArgs, base: Augment) -> Option<Augment> {

@@ -1,8 +1,8 @@
 //! Level 4. Random flips and shifts.
 
 use rand::RngExt;
+use serde::{Deserialize, Serialize};
 
-use super::cifar10::SIDE;
 use crate::error::{Error, Result};
 use crate::random::{Purpose, stream};
 
@@ -10,7 +10,7 @@ use crate::random::{Purpose, stream};
 ///
 /// The image is normalised, mirrored, padded with zeros (which the mean image has become) and cropped at a random place,
 /// in this order (He et al. 2016, section 4.2).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Augment {
     /// Mirror every second image left to right.
     pub flip: bool,
@@ -19,12 +19,15 @@ pub struct Augment {
 }
 
 impl Augment {
-    pub(super) fn check(&self) -> Result<()> {
-        if self.shift < SIDE {
+    /// Whether some of an image `[C, H, W]` is always left to see.
+    pub(super) fn check(&self, [_, height, width]: [usize; 3]) -> Result<()> {
+        let shortest = height.min(width);
+        if self.shift < shortest {
             return Ok(());
         }
-        let problem = format!("a shift by {} pixels can push an image of {SIDE} pixels out of sight", self.shift);
-        Err(Error::invalid("augmentation", problem, format!("give less than {SIDE}; 4 is usual")))
+        let problem =
+            format!("a shift by {} pixels can push an image of {width}x{height} pixels out of sight", self.shift);
+        Err(Error::invalid("augmentation", problem, format!("give less than {shortest}")))
     }
 
     /// What happens to image `index` in this epoch. Every number is drawn whether it is used or not, so that flipping

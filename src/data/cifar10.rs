@@ -3,13 +3,11 @@
 //! A batch file is a row of records and nothing else: one byte of label, 0 to 9, then 3,072 bytes of pixels, 32 x 32 of
 //! red, then green, then blue, each row by row from the top. That is `(C, H, W)` already, so a record needs no unpacking.
 
-use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use memmap2::Mmap;
-
+use super::map::Map;
+use super::source::{Image, Source, Split};
 use crate::error::{Error, Result};
 
 /// Colour channels of an image: red, green, blue.
@@ -18,6 +16,8 @@ pub const CHANNELS: usize = 3;
 pub const SIDE: usize = 32;
 /// Values of an image, `CHANNELS * SIDE * SIDE`.
 pub const PIXELS: usize = CHANNELS * SIDE * SIDE;
+/// `[C, H, W]` of an image.
+pub const DIM: [usize; 3] = [CHANNELS, SIDE, SIDE];
 /// Bytes of a record: the label and the image.
 pub const RECORD: usize = 1 + PIXELS;
 /// Classes: labels are 0 to 9.
@@ -29,6 +29,8 @@ pub const TRAIN_BATCHES: [&str; 5] =
 pub const TEST_BATCH: &str = "test_batch.bin";
 /// Records in each of the six official batches.
 pub const OFFICIAL_RECORDS: usize = 10_000;
+/// Training records of the official files.
+const OFFICIAL_TRAIN: usize = TRAIN_BATCHES.len() * OFFICIAL_RECORDS;
 /// The folder that the official archive unpacks to.
 pub const FOLDER: &str = "cifar-10-batches-bin";
 /// The file with the names of the classes, one a line.
@@ -48,7 +50,7 @@ pub struct Records(Bytes);
 
 #[derive(Debug)]
 enum Bytes {
-    Mapped(Mmap),
+    Mapped(Map),
     Owned(Vec<u8>),
 }
 
@@ -57,31 +59,14 @@ impl Records {
     ///
     /// # Panics
     /// If the last record is not whole.
-    pub(crate) fn from_bytes(bytes: Vec<u8>) -> Self {
+    pub(super) fn from_bytes(bytes: Vec<u8>) -> Self {
         assert!(bytes.len().is_multiple_of(RECORD), "{} bytes are not whole records", bytes.len());
         Records(Bytes::Owned(bytes))
     }
 
     /// Maps a batch file, unless something is wrong with it: then says all that is wrong.
     fn map(path: &Path) -> Result<Self, Vec<Error>> {
-        let unreadable =
-            |e| vec![Error::io("read", path, e, format!("check its permissions and the disk, or {FETCH}"))];
-        // Before it is opened: opening a named pipe would wait for ever.
-        let kind = std::fs::metadata(path).map_err(unreadable)?;
-        if !kind.is_file() {
-            let what = if kind.is_dir() { "is a folder, not a file" } else { "is not a regular file" };
-            return Err(vec![Error::data(path, what, format!("remove it and {FETCH}"))]);
-        }
-        let file = File::open(path).map_err(unreadable)?;
-        if file.metadata().map_err(unreadable)?.len() == 0 {
-            return Err(vec![Error::data(path, "is empty", FETCH)]);
-        }
-        // SAFETY: the file is opened read only and nothing here writes to the map. The system cannot promise that no
-        // other process does: if one truncates the file meanwhile, touching a lost page ends this process with SIGBUS;
-        // if one overwrites it, pixels and labels change under us, which are only ever used as numbers, and a label is
-        // checked again by whatever takes it for an index. Neither can make memory of ours invalid.
-        let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
-
+        let map = Map::open(path, FETCH).map_err(|problem| vec![problem])?;
         let mut problems = Vec::new();
         let over = map.len() % RECORD;
         if over > 0 {
@@ -132,20 +117,81 @@ impl Records {
     }
 }
 
-/// The six batches of a folder.
-#[derive(Clone, Debug)]
+/// Records of training and test batches, and which of them belong to which split.
+///
+/// Of the official 50,000 training records, the first 49,000 are the training split and the last 1,000 the validation
+/// split, as in CS231n. That is 2 %, and other numbers of records are split alike, with at least one for validation.
+#[derive(Debug)]
+pub(super) struct Splits {
+    pub(super) train: Vec<Records>,
+    pub(super) test: Records,
+}
+
+impl Splits {
+    /// Records of all training batches.
+    fn records(&self) -> usize {
+        self.train.iter().map(Records::len).sum()
+    }
+
+    /// How many of them are held out for validation.
+    fn held_out(&self) -> usize {
+        (self.records() / 50).max(1)
+    }
+
+    pub(super) fn len(&self, split: Split) -> usize {
+        match split {
+            Split::Train => self.records() - self.held_out(),
+            Split::Validation => self.held_out(),
+            Split::Test => self.test.len(),
+        }
+    }
+
+    pub(super) fn image(&self, split: Split, index: usize) -> (Image<'_>, usize) {
+        let (pixels, label) = match split {
+            Split::Train => self.training_record(index),
+            Split::Validation => self.training_record(self.len(Split::Train) + index),
+            Split::Test => self.test.get(index),
+        };
+        (Image::Bytes(pixels), label.into())
+    }
+
+    /// Record `index` of all training batches, numbered through.
+    fn training_record(&self, index: usize) -> Record<'_> {
+        let mut rest = index;
+        for records in &self.train {
+            if rest < records.len() {
+                return records.get(rest);
+            }
+            rest -= records.len();
+        }
+        panic!("there is no record {index} among {}", self.records());
+    }
+}
+
+/// The six batches of a folder, mapped: a [`Source`].
+///
+/// Of the official 50,000 training records, the first 49,000 are the training split and the last 1,000 the validation
+/// split, as in CS231n. That is 2 %, and other numbers of records are split alike, with at least one for validation; its
+/// notes then say so. The test split is the whole test batch.
+#[derive(Debug)]
 pub struct Cifar10 {
-    pub(crate) dir: PathBuf,
-    pub(crate) train: Vec<Arc<Records>>,
-    pub(crate) test: Arc<Records>,
-    pub(crate) class_names: Vec<String>,
+    dir: PathBuf,
+    splits: Splits,
+    class_names: Vec<String>,
+    notes: Vec<String>,
 }
 
 impl Cifar10 {
     /// Maps the batches in `dir`, or in its subfolder `cifar-10-batches-bin`, and checks their sizes and every label. The
     /// batches need not have the official 10,000 records each.
     ///
-    /// The files must stay as they are while they are open: they are mapped, not copied.
+    /// The files are mapped, not copied, and must stay as they are while they are open. What is promised: they are opened
+    /// read only and locked for reading, so that a program that asks for a lock before it writes is kept out; a file that
+    /// changes its length while it is opened is an error; a file that is replaced by its name stays as it was. What is
+    /// not: a program that asks for no lock can still change a file in place (on Unix). If it shortens the file, reading
+    /// what is lost ends this process (SIGBUS). If it overwrites records, pixels and labels change under shared
+    /// references, which Rust's rules forbid; this crate takes pixels for numbers only and checks a label again where it is
+    /// an index, but does not promise that nothing else happens.
     ///
     /// # Errors
     /// [`Error::Data`] or [`Error::Io`] with the first problem; [`verify`] lists them all.
@@ -154,9 +200,21 @@ impl Cifar10 {
         if let Some(problem) = problems.into_iter().next() {
             return Err(problem);
         }
-        let mut train: Vec<_> = batches.into_iter().map(|(_, records)| Arc::new(records)).collect();
+        let mut train: Vec<_> = batches.into_iter().map(|(_, records)| records).collect();
         let test = train.pop().expect("without problems there are six batches");
-        Ok(Cifar10 { class_names: read_names(&dir), dir, train, test })
+        let splits = Splits { train, test };
+        let mut notes = Vec::new();
+        if splits.records() != OFFICIAL_TRAIN {
+            notes.push(format!(
+                "{} holds {} training records, not CIFAR-10's {OFFICIAL_TRAIN}: the last 2 % ({}) are for validation, the \
+                 other {} for training",
+                dir.display(),
+                splits.records(),
+                splits.len(Split::Validation),
+                splits.len(Split::Train)
+            ));
+        }
+        Ok(Cifar10 { class_names: read_names(&dir), dir, splits, notes })
     }
 
     /// The folder with the batches.
@@ -165,18 +223,36 @@ impl Cifar10 {
     }
 
     /// The five training batches, in order.
-    pub fn train(&self) -> &[Arc<Records>] {
-        &self.train
+    pub fn train(&self) -> &[Records] {
+        &self.splits.train
     }
 
     /// The test batch.
-    pub fn test(&self) -> &Arc<Records> {
-        &self.test
+    pub fn test(&self) -> &Records {
+        &self.splits.test
+    }
+}
+
+impl Source for Cifar10 {
+    fn dim(&self) -> [usize; 3] {
+        DIM
     }
 
-    /// Names of the ten classes: those of `batches.meta.txt`, or the official ones if there is no such file.
-    pub fn class_names(&self) -> &[String] {
+    /// Those of `batches.meta.txt`, or the official ones if there is no such file.
+    fn class_names(&self) -> &[String] {
         &self.class_names
+    }
+
+    fn len(&self, split: Split) -> usize {
+        self.splits.len(split)
+    }
+
+    fn image(&self, split: Split, index: usize) -> (Image<'_>, usize) {
+        self.splits.image(split, index)
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
     }
 }
 
@@ -265,7 +341,7 @@ fn batch_dir(dir: &Path) -> PathBuf {
 }
 
 /// The names in the folder's list, which has blank lines at its end; the official names if it does not name ten classes.
-pub(crate) fn read_names(dir: &Path) -> Vec<String> {
+pub(super) fn read_names(dir: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(dir.join(NAMES)).unwrap_or_default();
     let names: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect();
     if names.len() == CLASSES { names } else { OFFICIAL_NAMES.map(String::from).to_vec() }

@@ -1,127 +1,233 @@
-//! Level 4. From bytes to numbers around zero.
+//! Level 4. From pixels to numbers around zero.
 
-use super::Samples;
+use serde::{Deserialize, Serialize};
+
 use super::augment::Placement;
-use super::cifar10::{CHANNELS, PIXELS, SIDE};
+use super::source::{Image, Pixel, Source, Split};
 use crate::element::Element;
-use crate::error::{Result, check_shape};
-use crate::parallel;
+use crate::error::{Error, Result, check_shape};
+use crate::parallel::{self, piece_range};
+use crate::simd::{LANES, vectorized};
 
-/// Pixels of one channel.
-const PLANE: usize = SIDE * SIDE;
-/// Records summed by one piece: the sum of so many bytes fits 32 bits.
+/// Images summed by one piece, at least.
 const PIECE: usize = 1024;
+/// Sums of pixels that all pieces together may keep, in numbers (32 MB), as long as there are four pieces.
+const SUMS: usize = 1 << 22;
 
 /// Which statistics of the training split to normalise with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Normalization {
-    /// Subtract the mean image, as the seed does: pixels stay on the scale of 0 to 255.
+    /// Subtract the mean image, as CS231n does: pixels stay on their scale.
     #[default]
     MeanImage,
     /// Subtract each channel's mean and divide by its standard deviation, as is usual for deep networks.
     PerChannel,
 }
 
-/// `x = (pixel - mean) * scale`, with a mean per pixel and a scale per channel.
+/// `x = (pixel - mean) * scale`, with a mean per pixel and a scale per channel, for images of one size.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Normalizer {
+    dim: [usize; 3],
     mean: Vec<f32>,
     scale: Vec<f32>,
 }
 
 impl Normalizer {
-    /// From the numbers of a checkpoint: a mean for every pixel `(3, 32, 32)` and a scale for every channel `(3)`.
+    /// From the numbers of a checkpoint, for images `dim = [C, H, W]`: a mean for every pixel `(C, H, W)` and a scale for
+    /// every channel `(C)`.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) if they have other lengths.
-    pub fn new(mean: Vec<f32>, scale: Vec<f32>) -> Result<Self> {
-        check_shape("normalizer", "mean", &[mean.len()], &[PIXELS])?;
-        check_shape("normalizer", "scale", &[scale.len()], &[CHANNELS])?;
-        Ok(Normalizer { mean, scale })
+    /// [`Error::Shape`] if they have other lengths, [`Error::Invalid`] if one of them is not finite.
+    pub fn new(dim: [usize; 3], mean: Vec<f32>, scale: Vec<f32>) -> Result<Self> {
+        let [channels, height, width] = dim;
+        // A size that overflows is not that of a vector that exists.
+        let pixels = channels.saturating_mul(height).saturating_mul(width);
+        check_shape("normaliser", "mean", &[mean.len()], &[pixels])?;
+        check_shape("normaliser", "scale", &[scale.len()], &[channels])?;
+        if let Some(value) = mean.iter().chain(&scale).find(|value| !value.is_finite()) {
+            let problem = format!("{value} is not a number to normalise with");
+            return Err(Error::invalid("normaliser", problem, "restore it from a copy, or measure it again"));
+        }
+        Ok(Normalizer { dim, mean, scale })
     }
 
-    /// What is subtracted from every pixel, `(3, 32, 32)`.
+    /// `[C, H, W]` of the images that it is for: channels, height, width.
+    pub fn dim(&self) -> [usize; 3] {
+        self.dim
+    }
+
+    /// What is subtracted from every pixel, `(C, H, W)`.
     pub fn mean(&self) -> &[f32] {
         &self.mean
     }
 
-    /// What every channel is then multiplied by, `(3)`.
+    /// What every channel is then multiplied by, `(C)`.
     pub fn scale(&self) -> &[f32] {
         &self.scale
     }
 
-    /// Normalises one image `(3, 32, 32)`.
+    /// Normalises one image `(C, H, W)`.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) if `out` has another length.
-    pub fn apply<T: Element>(&self, pixels: &[u8; PIXELS], out: &mut [T]) -> Result<()> {
-        check_shape("normalizer", "out", &[out.len()], &[PIXELS])?;
-        self.write(pixels, Placement::CENTRED, out);
+    /// [`Error::Shape`] if `image` or `out` has another length.
+    pub fn apply<T: Element>(&self, image: Image<'_>, out: &mut [T]) -> Result<()> {
+        check_shape("normaliser", "image", &[image.len()], &[self.mean.len()])?;
+        check_shape("normaliser", "out", &[out.len()], &[self.mean.len()])?;
+        self.write(image, Placement::CENTRED, out);
         Ok(())
     }
 
-    /// Statistics of `samples`. All sums are of integers, so they are exact and their order does not matter.
-    pub(super) fn measure(samples: &Samples, normalization: Normalization) -> Self {
-        let n = samples.len();
-        let mut pieces = vec![([0_u32; PIXELS], [0_u64; CHANNELS]); n.div_ceil(PIECE)];
-        parallel::for_each_chunk_mut(&mut pieces, 1, |piece, slot| {
-            let (sums, squares) = &mut slot[0];
-            for index in piece * PIECE..n.min((piece + 1) * PIECE) {
-                let pixels = samples.get(index).0;
-                sums.iter_mut().zip(pixels).for_each(|(sum, &p)| *sum += u32::from(p));
-                if normalization == Normalization::PerChannel {
-                    for (square, plane) in squares.iter_mut().zip(pixels.chunks_exact(PLANE)) {
-                        *square += u64::from(plane.iter().map(|&p| u32::from(p) * u32::from(p)).sum::<u32>());
-                    }
-                }
-            }
-        });
-        let mut sums = vec![0_u64; PIXELS];
-        for (piece, _) in &pieces {
-            sums.iter_mut().zip(piece).for_each(|(sum, &s)| *sum += u64::from(s));
-        }
-        match normalization {
-            Normalization::MeanImage => Normalizer {
-                mean: sums.iter().map(|&sum| (sum as f64 / n as f64) as f32).collect(),
-                scale: vec![1.0; CHANNELS],
-            },
+    /// Statistics of the training split of `source`, which has images.
+    ///
+    /// The sums are `f64`, of whole numbers for bytes: exact up to 2^53, so that their order does not matter. For floats it
+    /// does, and depends on the number and size of images alone.
+    pub(super) fn measure(source: &dyn Source, normalization: Normalization) -> Result<Self> {
+        let [channels, height, width] = source.dim();
+        let (mean, scale) = match normalization {
+            Normalization::MeanImage => (mean_image(source), vec![1.0; channels]),
             Normalization::PerChannel => {
-                let (mut mean, mut scale) = (Vec::with_capacity(PIXELS), Vec::with_capacity(CHANNELS));
-                let values = n as u128 * PLANE as u128;
-                for (channel, plane) in sums.chunks_exact(PLANE).enumerate() {
-                    let sum: u128 = plane.iter().map(|&s| u128::from(s)).sum();
-                    let squares: u128 = pieces.iter().map(|(_, squares)| u128::from(squares[channel])).sum();
-                    // n^2 times the variance, an integer: no cancellation.
-                    let variance = (values * squares - sum * sum) as f64 / (values as f64 * values as f64);
-                    mean.extend([(sum as f64 / values as f64) as f32; PLANE]);
-                    // A channel without contrast is zero once its mean is subtracted; leave it so.
-                    scale.push(if variance > 0.0 { (1.0 / variance.sqrt()) as f32 } else { 1.0 });
-                }
-                Normalizer { mean, scale }
+                let statistics = channel_statistics(source);
+                let mean = statistics.iter().flat_map(|s| std::iter::repeat_n(s.0, height * width));
+                (mean.collect(), statistics.iter().map(|s| s.1).collect())
             }
+        };
+        if mean.iter().any(|mean| !mean.is_finite()) {
+            return Err(not_finite(source));
+        }
+        Normalizer::new(source.dim(), mean, scale)
+    }
+
+    /// Normalises an image and puts it where `placement` says, with zeros around it.
+    pub(super) fn write<T: Element>(&self, image: Image<'_>, placement: Placement, out: &mut [T]) {
+        match image {
+            Image::Bytes(pixels) => vectorized!(self.place(pixels, placement, out)),
+            Image::Floats(pixels) => vectorized!(self.place(pixels, placement, out)),
         }
     }
 
-    /// Normalises `pixels` and puts the image where `placement` says, with zeros around it.
-    pub(super) fn write<T: Element>(&self, pixels: &[u8; PIXELS], placement: Placement, out: &mut [T]) {
-        // Columns that stay in sight, as the output counts them.
-        let columns = placement.right.max(0) as usize..SIDE - (-placement.right).max(0) as usize;
-        let first = (-placement.right).max(0) as usize;
-        for (channel, &scale) in self.scale.iter().enumerate() {
-            for y in 0..SIDE {
-                let target = &mut out[channel * PLANE + y * SIDE..][..SIDE];
-                target.fill(T::zero());
-                let Some(from) = y.checked_add_signed(-placement.down).filter(|&from| from < SIDE) else { continue };
-                let start = channel * PLANE + from * SIDE;
-                let mut row = [T::zero(); SIDE];
-                for ((value, &p), &mean) in row.iter_mut().zip(&pixels[start..]).zip(&self.mean[start..]) {
-                    *value = T::of(f64::from((f32::from(p) - mean) * scale));
+    #[inline(always)]
+    fn place<P: Pixel, T: Element>(&self, pixels: &[P], placement: Placement, out: &mut [T]) {
+        let [_, height, width] = self.dim;
+        let Placement { mirrored, down, right } = placement;
+        // Columns of the output that show some of the image; then the first column of the image that they show.
+        let seen = right.max(0) as usize..width - (-right).max(0) as usize;
+        let first = (if mirrored { right } else { -right }).max(0) as usize;
+        for (channel, (plane, &scale)) in out.chunks_exact_mut(height * width).zip(&self.scale).enumerate() {
+            for (y, row) in plane.chunks_exact_mut(width).enumerate() {
+                let Some(from) = y.checked_add_signed(-down).filter(|&from| from < height) else {
+                    row.fill(T::zero());
+                    continue;
+                };
+                row[..seen.start].fill(T::zero());
+                row[seen.end..].fill(T::zero());
+                let start = (channel * height + from) * width + first;
+                let (pixels, mean) = (&pixels[start..][..seen.len()], &self.mean[start..][..seen.len()]);
+                let row = &mut row[seen.clone()];
+                for ((value, &pixel), &mean) in row.iter_mut().zip(pixels).zip(mean) {
+                    let pixel: f32 = pixel.into();
+                    *value = T::of(f64::from((pixel - mean) * scale));
                 }
-                if placement.mirrored {
+                if mirrored {
                     row.reverse();
                 }
-                target[columns.clone()].copy_from_slice(&row[first..first + columns.len()]);
             }
         }
     }
+}
+
+/// The mean of every pixel of the training split.
+fn mean_image(source: &dyn Source) -> Vec<f32> {
+    let (n, len) = (source.len(Split::Train), source.dim().iter().product::<usize>());
+    let pieces = n.div_ceil(PIECE).min((SUMS / len).max(4));
+    let mut sums = vec![0.0; pieces * len];
+    parallel::for_each_chunk_mut(&mut sums, len, |piece, sums| {
+        for index in piece_range(n, pieces, piece) {
+            match source.image(Split::Train, index).0 {
+                Image::Bytes(pixels) => vectorized!(add(sums, pixels)),
+                Image::Floats(pixels) => vectorized!(add(sums, pixels)),
+            }
+        }
+    });
+    let (total, rest) = sums.split_at_mut(len);
+    rest.chunks_exact(len).for_each(|piece| add(total, piece));
+    total.iter().map(|sum| (sum / n as f64) as f32).collect()
+}
+
+#[inline(always)]
+fn add<P: Copy + Into<f64>>(sums: &mut [f64], pixels: &[P]) {
+    for (sum, &pixel) in sums.iter_mut().zip(pixels) {
+        *sum += pixel.into();
+    }
+}
+
+/// Mean of every channel of the training split, and what to multiply with for a standard deviation of 1.
+fn channel_statistics(source: &dyn Source) -> Vec<(f32, f32)> {
+    let (n, [channels, height, width]) = (source.len(Split::Train), source.dim());
+    let plane = height * width;
+    // Sums of differences to some value of the channel, for sums of squares that do not drown their variance.
+    let some = source.image(Split::Train, 0).0;
+    let reference = |channel: usize| f64::from(some.value(channel * plane));
+    let pieces = n.div_ceil(PIECE);
+    let mut sums = vec![[0.0; 2]; pieces * channels];
+    parallel::for_each_chunk_mut(&mut sums, channels, |piece, sums| {
+        for index in piece_range(n, pieces, piece) {
+            let image = source.image(Split::Train, index).0;
+            for (channel, sums) in sums.iter_mut().enumerate() {
+                let range = channel * plane..(channel + 1) * plane;
+                let [differences, squares] = match image {
+                    Image::Bytes(pixels) => vectorized!(moments(&pixels[range], reference(channel))),
+                    Image::Floats(pixels) => vectorized!(moments(&pixels[range], reference(channel))),
+                };
+                sums[0] += differences;
+                sums[1] += squares;
+            }
+        }
+    });
+    let count = n as f64 * plane as f64;
+    let statistics = |channel: usize| {
+        let total = |which: usize| sums.iter().skip(channel).step_by(channels).map(|sum| sum[which]).sum::<f64>();
+        let (differences, squares) = (total(0), total(1));
+        let mean = (count * reference(channel) + differences) / count;
+        let variance = (squares - differences * differences / count) / count;
+        let scale = (1.0 / variance.sqrt()) as f32;
+        // A channel without contrast is zero once its mean is subtracted; leave it so.
+        (mean as f32, if scale.is_finite() { scale } else { 1.0 })
+    };
+    (0..channels).map(statistics).collect()
+}
+
+/// Sums of `p - reference` and of its square.
+#[inline(always)]
+fn moments<P: Pixel>(pixels: &[P], reference: f64) -> [f64; 2] {
+    let mut sums = [[0.0; LANES]; 2];
+    let (chunks, rest) = pixels.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            add_moments(&mut sums, lane, chunk[lane], reference);
+        }
+    }
+    for (lane, &pixel) in rest.iter().enumerate() {
+        add_moments(&mut sums, lane, pixel, reference);
+    }
+    sums.map(|lanes| lanes.iter().sum())
+}
+
+#[inline(always)]
+fn add_moments<P: Pixel>(sums: &mut [[f64; LANES]; 2], lane: usize, pixel: P, reference: f64) {
+    let pixel: f64 = pixel.into();
+    let difference = pixel - reference;
+    sums[0][lane] += difference;
+    sums[1][lane] += difference * difference;
+}
+
+/// The error of a training split whose mean is not finite.
+fn not_finite(source: &dyn Source) -> Error {
+    let bad = |index: usize| match source.image(Split::Train, index).0 {
+        Image::Bytes(_) => None,
+        Image::Floats(pixels) => Some((index, *pixels.iter().find(|pixel| !pixel.is_finite())?)),
+    };
+    let (index, value) = (0..source.len(Split::Train)).find_map(bad).unwrap_or_default();
+    let problem = format!("image {index} holds a pixel of {value}");
+    Error::invalid(Split::Train.name(), problem, "leave that image out, or mend it")
 }

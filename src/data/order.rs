@@ -1,11 +1,12 @@
 //! Level 4. Which samples make up the batches of an epoch.
 
 use rand::RngExt;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::random::{Purpose, stream};
 
-/// How an epoch is cut into batches: `count` full ones, as in the seed's `num_train // batch_size`, at least one.
+/// How an epoch is cut into batches: `count` full ones, as in CS231n's `num_train // batch_size`, at least one.
 ///
 /// What is left over is not trained on in that epoch: a short batch would have a noisier gradient at the same learning
 /// rate, and a shape of its own. Shuffling leaves over other samples each time.
@@ -37,12 +38,13 @@ impl Batches {
 }
 
 /// How the samples of an epoch are drawn.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Sampler {
     /// A new permutation in every epoch: no sample twice.
     #[default]
     ShuffledEpochs,
-    /// Every batch on its own, uniformly with replacement, as the seed does.
+    /// Every batch on its own, uniformly with replacement, as CS231n does.
     WithReplacement,
 }
 

@@ -1,7 +1,7 @@
 //! Level 4. A data set drawn by this program, for machines without CIFAR-10.
 //!
-//! Ten classes of shapes and patterns, 32 x 32 pixels, in CIFAR-10's files, so that everything that reads those reads
-//! these. Place, size, turn and colours are random, and the background may be the brighter part, so that no weighted sum
+//! Ten classes of shapes and patterns, 32 x 32 pixels, in memory or in CIFAR-10's files, so that everything that reads
+//! those reads these. Place, size, turn and colours are random, and the background may be the brighter part, so that no weighted sum
 //! of pixels tells the classes apart: a linear classifier gets few of them right, a small convolutional network most. A
 //! few pictures are faint or half covered on purpose; their labels are true all the same.
 
@@ -13,7 +13,10 @@ use rand::{Rng, RngExt};
 use rand_distr::StandardNormal;
 use tempfile::NamedTempFile;
 
-use super::cifar10::{CHANNELS, CLASSES, NAMES, RECORD, SIDE, TEST_BATCH, TRAIN_BATCHES, read_names};
+use super::cifar10::{
+    CHANNELS, CLASSES, DIM, NAMES, RECORD, Records, SIDE, Splits, TEST_BATCH, TRAIN_BATCHES, read_names,
+};
+use super::source::{Image, Source, Split};
 use crate::error::{Error, Result};
 use crate::parallel;
 use crate::random::{Purpose, stream};
@@ -25,6 +28,66 @@ pub const CLASS_NAMES: [&str; CLASSES] =
 /// Records per batch that are plenty for a first try: 12,000 in all, 37 MB.
 pub const DEFAULT_RECORDS: usize = 2_000;
 
+/// The pictures in memory: those, and in those splits, that [`write_pictures`] writes to files.
+#[derive(Debug)]
+pub struct Pictures {
+    splits: Splits,
+    class_names: Vec<String>,
+}
+
+impl Pictures {
+    /// Draws six batches of `records` pictures each: 3,073 bytes a picture.
+    ///
+    /// The same seed draws the same pictures (to the bit on the same platform: the sine is the system's).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for 0 records.
+    pub fn draw(seed: u64, records: usize) -> Result<Self> {
+        check_records(records)?;
+        let batch = |batch: usize| Records::from_bytes(draw_batch(seed, batch, records));
+        let train = (0..TRAIN_BATCHES.len()).map(batch).collect();
+        let splits = Splits { train, test: batch(TRAIN_BATCHES.len()) };
+        Ok(Pictures { splits, class_names: CLASS_NAMES.map(String::from).to_vec() })
+    }
+}
+
+impl Source for Pictures {
+    fn dim(&self) -> [usize; 3] {
+        DIM
+    }
+
+    fn class_names(&self) -> &[String] {
+        &self.class_names
+    }
+
+    fn len(&self, split: Split) -> usize {
+        self.splits.len(split)
+    }
+
+    fn image(&self, split: Split, index: usize) -> (Image<'_>, usize) {
+        self.splits.image(split, index)
+    }
+}
+
+fn check_records(records: usize) -> Result<()> {
+    if records == 0 {
+        return Err(Error::invalid("pictures", "0 records make no batch", "ask for 1 or more"));
+    }
+    Ok(())
+}
+
+/// Batch `batch` of the five with training records and the one with test records, as the bytes of its file.
+fn draw_batch(seed: u64, batch: usize, records: usize) -> Vec<u8> {
+    let mut bytes = vec![0; records * RECORD];
+    parallel::for_each_chunk_mut(&mut bytes, RECORD, |i, record| {
+        let mut rng = stream(seed, Purpose::Picture, batch as u64, i as u64);
+        let label = rng.random_range(0..CLASSES as u8);
+        record[0] = label;
+        draw(label, &mut rng, &mut record[1..]);
+    });
+    bytes
+}
+
 /// Draws six batches of `records` pictures each and writes them to `dir` under CIFAR-10's names, with
 /// `batches.meta.txt`. The folder is made if need be. An earlier set of pictures is replaced, other data never. The six
 /// files appear when all of them are complete, or not at all.
@@ -34,9 +97,7 @@ pub const DEFAULT_RECORDS: usize = 2_000;
 /// # Errors
 /// [`Error::Invalid`] for 0 records, [`Error::Data`] if `dir` holds other batches, [`Error::Io`] if it cannot be written.
 pub fn write_pictures(dir: &Path, seed: u64, records: usize) -> Result<()> {
-    if records == 0 {
-        return Err(Error::invalid("pictures", "0 records make no batch", "ask for 1 or more"));
-    }
+    check_records(records)?;
     let batches = || TRAIN_BATCHES.into_iter().chain([TEST_BATCH]);
     if batches().any(|name| dir.join(name).exists()) && read_names(dir) != CLASS_NAMES {
         let fix = "choose another folder, or remove its batches";
@@ -49,13 +110,7 @@ pub fn write_pictures(dir: &Path, seed: u64, records: usize) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(failed)?;
     let mut files = Vec::new();
     for (batch, name) in batches().enumerate() {
-        let mut bytes = vec![0; records * RECORD];
-        parallel::for_each_chunk_mut(&mut bytes, RECORD, |i, record| {
-            let mut rng = stream(seed, Purpose::Picture, batch as u64, i as u64);
-            let label = rng.random_range(0..CLASSES as u8);
-            record[0] = label;
-            draw(label, &mut rng, &mut record[1..]);
-        });
+        let bytes = draw_batch(seed, batch, records);
         files.push((name, write_beside(dir, &bytes).map_err(failed)?));
     }
     let names = CLASS_NAMES.map(|name| format!("{name}\n")).concat();

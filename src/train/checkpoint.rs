@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::history::History;
 use super::options::SolverOptions;
-use crate::data::{Batches, CHANNELS, Dataset, Normalizer, SIDE, Split};
+use crate::data::{Batches, Dataset, Normalizer, Split};
 use crate::element::{Element, Kind};
 use crate::error::{Error, Result};
 use crate::nn::init::Init;
@@ -133,8 +133,8 @@ impl<T: Element> Checkpoint<T> {
         for (name, param, values) in self.optimizer.state() {
             tensors.push(format!("optim.{name}.{}", param.name), &param.shape, values);
         }
-        tensors.push("normalizer.mean".into(), &IMAGE, normalizer.mean());
-        tensors.push("normalizer.scale".into(), &IMAGE[..1], normalizer.scale());
+        tensors.push("normalizer.mean".into(), &normalizer.dim(), normalizer.mean());
+        tensors.push("normalizer.scale".into(), &normalizer.dim()[..1], normalizer.scale());
         for (name, values) in history_tensors(history) {
             tensors.push(name.into(), &[values.len()], values);
         }
@@ -214,9 +214,6 @@ struct Contents {
 struct Version {
     format: u32,
 }
-
-/// Shape of the mean image; of the scales its first axis.
-const IMAGE: [usize; 3] = [CHANNELS, SIDE, SIDE];
 
 fn history_tensors(history: &History) -> [(&'static str, &Vec<f64>); 4] {
     let History { loss, train_accuracy, val_accuracy, learning_rate } = history;
@@ -306,10 +303,10 @@ impl<'a> Archive<'a> {
         self.tensors.read_params("", network.params_mut())?;
         self.tensors.read_params("", network.statistics_mut())?;
 
-        let mut mean = vec![0.0; IMAGE.iter().product()];
-        let mut scale = vec![0.0; CHANNELS];
-        self.tensors.read("normalizer.mean", &IMAGE, &mut mean)?;
-        self.tensors.read("normalizer.scale", &IMAGE[..1], &mut scale)?;
+        let mut mean = vec![0.0; input.iter().product()];
+        let mut scale = vec![0.0; input[0]];
+        self.tensors.read("normalizer.mean", input, &mut mean)?;
+        self.tensors.read("normalizer.scale", &input[..1], &mut scale)?;
         let measured = if *step == 0 { 0 } else { 1 + step / self.batches.count };
         let vector = |name, len| {
             let mut values = vec![0.0; len];
@@ -321,7 +318,8 @@ impl<'a> Archive<'a> {
             val_accuracy: vector("history.val_accuracy", measured)?,
             learning_rate: vector("history.learning_rate", measured)?,
         };
-        let normalizer = Normalizer::new(mean, scale)?;
+        let normalizer = Normalizer::new(*input, mean, scale)
+            .map_err(|e| Error::data(path, format!("cannot normalise images ({e})"), RESTORE))?;
         Ok(Trained { network, normalizer, class_names: class_names.clone(), history })
     }
 }

@@ -1,8 +1,8 @@
 //! Level 5. What a network makes of images, and how often it is right.
 
-use crate::data::{CHANNELS, Dataset, PIXELS, SIDE, Split};
+use crate::data::{Dataset, Draw, Split, written};
 use crate::element::Element;
-use crate::error::{Error, Result, check_shape};
+use crate::error::{Error, Result};
 use crate::nn::network::Network;
 use crate::workspace::Buffer;
 
@@ -18,16 +18,17 @@ pub fn argmax<T: Element>(scores: &[T]) -> Option<usize> {
 /// time.
 ///
 /// # Errors
-/// [`Error::Shape`] if the network is not for images `(3, 32, 32)`, [`Error::Invalid`] for a batch of 0.
+/// [`Error::Invalid`] if the network is for images of another size, for a split without images and for a batch of 0.
 pub fn predict<T: Element>(
     network: &mut Network<T>,
     data: &Dataset,
     split: Split,
     batch: usize,
 ) -> Result<Vec<Option<usize>>> {
-    let all: Vec<_> = (0..data.len(split)).collect();
+    let all = all_of(data, split)?;
     let mut classes = Vec::with_capacity(all.len());
-    Batch::new(network, batch.min(all.len()))?.classify(network, data, split, &all, |class, _| classes.push(class))?;
+    Batch::new(network, data, batch.min(all.len()))?
+        .classify(network, data, split, &all, |class, _| classes.push(class))?;
     Ok(classes)
 }
 
@@ -37,14 +38,22 @@ pub fn predict<T: Element>(
 /// # Errors
 /// As [`predict`].
 pub fn accuracy<T: Element>(network: &mut Network<T>, data: &Dataset, split: Split, batch: usize) -> Result<f64> {
-    let all: Vec<_> = (0..data.len(split)).collect();
-    Batch::new(network, batch.min(all.len()))?.accuracy(network, data, split, &all)
+    let all = all_of(data, split)?;
+    Batch::new(network, data, batch.min(all.len()))?.accuracy(network, data, split, &all)
+}
+
+/// The indices of a split, of which there is one at least.
+fn all_of(data: &Dataset, split: Split) -> Result<Vec<usize>> {
+    match data.len(split) {
+        0 => Err(Error::invalid(split.name(), "it has 0 images to measure on", "measure on another split")),
+        len => Ok((0..len).collect()),
+    }
 }
 
 /// Memory for one batch: images, labels, scores.
 #[derive(Debug)]
 pub(super) struct Batch<T: Element> {
-    /// `(size, 3, 32, 32)`
+    /// `(size, C, H, W)`
     pub(super) x: Buffer<T>,
     /// `(size)`
     pub(super) y: Vec<usize>,
@@ -53,13 +62,19 @@ pub(super) struct Batch<T: Element> {
 }
 
 impl<T: Element> Batch<T> {
-    pub(super) fn new(network: &Network<T>, size: usize) -> Result<Self> {
-        check_shape("images", "the network's input", &network.input(), &[CHANNELS, SIDE, SIDE])?;
+    /// For `size` images of `data` at once.
+    pub(super) fn new(network: &Network<T>, data: &Dataset, size: usize) -> Result<Self> {
+        let (input, dim) = (network.input(), data.dim());
+        if input != dim {
+            let problem = format!("it takes images of {}, the data's are {}", written(input), written(dim));
+            let fix = format!("make it for images of {}, or give data of its own size", written(dim));
+            return Err(Error::invalid("network", problem, fix));
+        }
         if size == 0 {
             return Err(Error::invalid("batch size", "a batch of 0 images is none", "give 1 or more"));
         }
         let scores = vec![T::zero(); size * network.classes()];
-        Ok(Batch { x: Buffer::zeroed(size * PIXELS), y: vec![0; size], scores })
+        Ok(Batch { x: Buffer::zeroed(size * data.image_len()), y: vec![0; size], scores })
     }
 
     /// The share of the images `samples` of a split that are classified correctly.
@@ -87,8 +102,9 @@ impl<T: Element> Batch<T> {
         let classes = network.classes();
         for indices in samples.chunks(self.y.len()) {
             let n = indices.len();
-            let (x, y, scores) = (&mut self.x[..n * PIXELS], &mut self.y[..n], &mut self.scores[..n * classes]);
-            data.fill_batch(split, indices, None, 0, 0, x, y)?;
+            let (x, y, scores) =
+                (&mut self.x[..n * data.image_len()], &mut self.y[..n], &mut self.scores[..n * classes]);
+            data.fill_batch(Draw::plain(split), indices, x, y)?;
             network.scores(x, scores)?;
             for (row, &label) in scores.chunks_exact(classes).zip(&*y) {
                 each(argmax(row), label);

@@ -22,10 +22,8 @@ pub struct SolverOptions {
     /// weights). The seed's `reg`; 0 or more.
     pub l2: f64,
     /// How the images of an epoch are drawn.
-    #[serde(with = "SavedSampler")]
     pub sampler: Sampler,
     /// Random changes to the training images.
-    #[serde(with = "saved_augment")]
     pub augment: Option<Augment>,
     /// Seed of the order of images, augmentation, dropout and the images that training accuracy is measured on.
     pub seed: u64,
@@ -76,35 +74,5 @@ impl SolverOptions {
             return Err(Error::invalid("print_every", problem, "give 1 or more, or turn verbose off"));
         }
         Ok(())
-    }
-}
-
-/// How a checkpoint spells [`Sampler`].
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "Sampler", rename_all = "kebab-case")]
-enum SavedSampler {
-    ShuffledEpochs,
-    WithReplacement,
-}
-
-/// How a checkpoint spells [`Augment`].
-mod saved_augment {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    use crate::data::Augment;
-
-    #[derive(Serialize, Deserialize)]
-    struct Saved {
-        flip: bool,
-        shift: usize,
-    }
-
-    pub(super) fn serialize<S: Serializer>(augment: &Option<Augment>, serializer: S) -> Result<S::Ok, S::Error> {
-        augment.map(|Augment { flip, shift }| Saved { flip, shift }).serialize(serializer)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Augment>, D::Error> {
-        let saved = Option::<Saved>::deserialize(deserializer)?;
-        Ok(saved.map(|Saved { flip, shift }| Augment { flip, shift }))
     }
 }

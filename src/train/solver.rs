@@ -11,7 +11,7 @@ use super::checkpoint::{Checkpoint, Trained};
 use super::evaluate::Batch;
 use super::history::{Event, History, Log, Report};
 use super::options::SolverOptions;
-use crate::data::{Batches, Dataset, Split};
+use crate::data::{Batches, Dataset, Draw, Split};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::nn::network::Network;
@@ -54,8 +54,8 @@ impl<T: Element> Solver<T> {
     /// A solver before its first iteration.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for an option that makes no sense or a network with fewer classes than the data,
-    /// [`Error::Shape`] for one that is not for images `(3, 32, 32)`.
+    /// [`Error::Invalid`] for an option that makes no sense, a network with fewer classes than the data, or one for images
+    /// of another size.
     pub fn new(network: Network<T>, data: Dataset, options: SolverOptions) -> Result<Self> {
         let state = Checkpoint::start(network, &data, options)?;
         Self::with_state(state, data)
@@ -67,7 +67,7 @@ impl<T: Element> Solver<T> {
     /// As [`Solver::new`], and [`Error::Invalid`] if the data has another number of training images than it had then, or
     /// if an option was changed that cannot be: the batch size, the update rule, or fewer epochs than are done.
     pub fn resume(mut checkpoint: Checkpoint<T>, data: Dataset) -> Result<Self> {
-        let data = data.with_normalizer(checkpoint.trained.normalizer.clone());
+        let data = data.with_normalizer(checkpoint.trained.normalizer.clone())?;
         let Checkpoint { options, batches, optimizer, .. } = &mut checkpoint;
         let now = Batches::new(data.len(Split::Train), options.batch_size)?;
         if now != *batches {
@@ -94,7 +94,7 @@ impl<T: Element> Solver<T> {
             return Err(Error::invalid("network", problem, format!("end it with affine{}", data.classes())));
         }
         Ok(Solver {
-            batch: Batch::new(network, state.batches.size)?,
+            batch: Batch::new(network, &data, state.batches.size)?,
             order: (None, Vec::new()),
             save_to: None,
             state,
@@ -220,10 +220,10 @@ impl<T: Element> Solver<T> {
         }
         let indices = &order[index * batches.size..][..batches.size];
         let Batch { x, y, .. } = &mut self.batch;
-        let augment = options.augment.as_ref();
+        let draw = Draw { split: Split::Train, augment: options.augment, seed: options.seed, epoch: epoch as u64 };
         let bytes = x.len() * (size_of::<u8>() + size_of::<T>());
         let drawing = profile::scope(Phase::Data, || Work { op: "batch", flops: 0, bytes });
-        self.data.fill_batch(Split::Train, indices, augment, options.seed, epoch as u64, x, y)?;
+        self.data.fill_batch(draw, indices, x, y)?;
         drop(drawing);
 
         let mut loss = network.loss(x, y, options.seed, *step as u64)?.f64();

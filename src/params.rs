@@ -55,6 +55,11 @@ impl Layout {
         self.params.push(Param { name, shape: shape.to_vec(), kind, range });
         self.params.len() - 1
     }
+
+    /// The parameters, in the order in which they were added.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Param> {
+        self.params.iter()
+    }
 }
 
 /// Parameters, gradients of parameters, or running statistics: a layout and its values.
@@ -78,7 +83,7 @@ impl<T: Element> Params<T> {
 
     /// The parameters in the order of the layers.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Param> {
-        self.layout.params.iter()
+        self.layout.iter()
     }
 
     /// Number of values, without the gaps between parameters.

@@ -145,12 +145,39 @@ impl<T: Element> Network<T> {
         Ok(network)
     }
 
+    /// The parameters and the running statistics of the network that [`Network::new`] would make, which takes no memory
+    /// for their values.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn layouts(spec: &NetworkSpec, input: [usize; 3]) -> Result<[Layout; 2]> {
+        let (_, layout, running_layout) = Self::plan(into_blocks(&spec.layers), input)?;
+        Ok([layout, running_layout])
+    }
+
     /// A network of these blocks, all parameters and statistics 0.
     pub(super) fn zeros(
         spec: &NetworkSpec,
         blocks: Vec<(BlockParts, Vec<LayerSpec>)>,
         input: [usize; 3],
     ) -> Result<Self> {
+        let (stages, layout, running_layout) = Self::plan(blocks, input)?;
+        let params = Params::zeros(layout);
+        Ok(Network {
+            spec: spec.clone(),
+            input,
+            states: stages.iter().map(|_| BlockState::new()).collect(),
+            stages,
+            grads: params.zeros_like(),
+            params,
+            statistics: Params::zeros(running_layout),
+            gradient: [Buffer::default(), Buffer::default()],
+            ws: Workspace::new(),
+        })
+    }
+
+    /// The blocks with the places of their parameters, and the layouts of parameters and running statistics.
+    fn plan(blocks: Vec<(BlockParts, Vec<LayerSpec>)>, input: [usize; 3]) -> Result<(Vec<Stage>, Layout, Layout)> {
         let (mut layout, mut running_layout) = (Layout::default(), Layout::default());
         let (mut stages, mut size) = (Vec::new(), input);
         let (mut convolutions, mut affines, mut norms) = (0, 0, 0);
@@ -197,18 +224,7 @@ impl<T: Element> Network<T> {
                 "end it with an affine layer, such as affine10, or with gap",
             ));
         }
-        let params = Params::zeros(layout);
-        Ok(Network {
-            spec: spec.clone(),
-            input,
-            states: stages.iter().map(|_| BlockState::new()).collect(),
-            stages,
-            grads: params.zeros_like(),
-            params,
-            statistics: Params::zeros(running_layout),
-            gradient: [Buffer::default(), Buffer::default()],
-            ws: Workspace::new(),
-        })
+        Ok((stages, layout, running_layout))
     }
 
     /// Input shape `[C, H, W]`.

@@ -4,7 +4,8 @@
 //! surrounds it (`train_step`).
 
 use criterion::Criterion;
-use gemmnet::ops::batchnorm::{BatchNorm, Mode, Statistics, spatial_batchnorm_backward, spatial_batchnorm_forward};
+use gemmnet::ops::Mode;
+use gemmnet::ops::batchnorm::{BatchNorm, Statistics, spatial_batchnorm_backward, spatial_batchnorm_forward};
 use gemmnet::{Element, naive};
 use ndarray::{Array1, Array4};
 

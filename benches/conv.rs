@@ -2,7 +2,7 @@
 
 use criterion::Criterion;
 use gemmnet::ops::conv::Conv2dGrads;
-use gemmnet::ops::conv::{conv2d_backward_into, conv2d_forward_into};
+use gemmnet::ops::conv::{ConvGradsMut, ConvInput, ConvPlan, Filters, conv2d_backward_into, conv2d_forward_into};
 use gemmnet::shape::Conv2dShape;
 use gemmnet::workspace::Workspace;
 use gemmnet::{Element, naive};
@@ -20,17 +20,20 @@ struct Inputs<T> {
 impl<T: Element> Inputs<T> {
     fn new(shape: &Conv2dShape) -> Self {
         let [x, w, dout] = [(shape.x(), 0), (shape.w(), 1), (shape.out(), 3)].map(|(dim, index)| normal(dim, index));
-        Inputs { x, w, b: normal(shape.filters, 2), dout }
+        Inputs { x, w, b: normal(shape.filters(), 2), dout }
     }
 
     fn forward(&self, shape: &Conv2dShape, out: &mut Array4<T>, ws: &mut Workspace) {
-        conv2d_forward_into(shape, slice(&self.x), slice(&self.w), Some(slice(&self.b)), slice_mut(out), ws);
+        let (plan, w) = (ConvPlan::new::<T>(shape).expect("Auto is for all"), Filters::Plain(slice(&self.w)));
+        conv2d_forward_into(&plan, shape.images(), slice(&self.x), w, Some(slice(&self.b)), slice_mut(out), ws);
     }
 
     fn backward(&self, shape: &Conv2dShape, grads: &mut Conv2dGrads<T>, ws: &mut Workspace) {
         let Conv2dGrads { dx, dw, db } = grads;
-        let (dx, dw, db) = (Some(slice_mut(dx)), slice_mut(dw), Some(slice_mut(db)));
-        conv2d_backward_into(shape, slice(&self.dout), slice(&self.x), slice(&self.w), dx, dw, db, ws);
+        let plan = ConvPlan::new::<T>(shape).expect("Auto is for all");
+        let input = ConvInput { images: shape.images(), x: slice(&self.x), w: slice(&self.w) };
+        let grads = ConvGradsMut { dx: Some(slice_mut(dx)), dw: Some(slice_mut(dw)), db: Some(slice_mut(db)) };
+        conv2d_backward_into(&plan, slice(&self.dout), input, grads, ws);
     }
 
     fn naive_forward(&self, case: &ConvCase) -> Array4<T> {
@@ -44,7 +47,7 @@ impl<T: Element> Inputs<T> {
 
 fn outputs<T: Element>(shape: &Conv2dShape) -> (Array4<T>, Conv2dGrads<T>) {
     let grads =
-        Conv2dGrads { dx: Array4::zeros(shape.x()), dw: Array4::zeros(shape.w()), db: Array1::zeros(shape.filters) };
+        Conv2dGrads { dx: Array4::zeros(shape.x()), dw: Array4::zeros(shape.w()), db: Array1::zeros(shape.filters()) };
     (Array4::zeros(shape.out()), grads)
 }
 
@@ -64,7 +67,7 @@ fn check<T: Element>(case: &ConvCase, images: usize, ws: &mut Workspace) {
 
 fn bench<T: Element>(criterion: &mut Criterion, case: &ConvCase, with_naive: bool) {
     let (shape, ws) = (&case.shape, &mut Workspace::new());
-    check::<T>(case, if with_naive { shape.images } else { 2 }, ws);
+    check::<T>(case, if with_naive { shape.images() } else { 2 }, ws);
     let inputs = Inputs::<T>::new(shape);
     let (mut out, mut grads) = outputs(shape);
     let flops = shape.flops();

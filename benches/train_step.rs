@@ -3,7 +3,7 @@
 use criterion::Criterion;
 use gemmnet::Element;
 use gemmnet::nn::init::Init;
-use gemmnet::nn::network::Network;
+use gemmnet::nn::network::{Network, StepKey};
 use gemmnet::nn::notation::NetworkSpec;
 use gemmnet::optim::{Group, LearningRate, Optimizer, Progress};
 use ndarray::Array4;
@@ -33,7 +33,7 @@ fn images<T: Element>(count: usize) -> (Array4<T>, Vec<usize>) {
 /// Loss of the untrained network on a few images.
 fn first_loss<T: Element>(notation: &str) -> f64 {
     let (x, y) = images::<T>(8);
-    network::<T>(notation).loss(slice(&x), &y, 0, 0).expect("images and labels fit").f64()
+    network::<T>(notation).loss(slice(&x), &y, StepKey::default()).expect("images and labels fit").f64()
 }
 
 fn bench(criterion: &mut Criterion, (name, notation, batch): (&str, &str, usize)) {
@@ -48,14 +48,14 @@ fn bench(criterion: &mut Criterion, (name, notation, batch): (&str, &str, usize)
     let mut optimizer = Optimizer::new(groups, network.params()).expect("the defaults are sound");
     let mut step = 0;
 
-    let multiply_adds: usize = network.summary().iter().map(|layer| layer.macs).sum();
+    let multiply_adds: usize = network.summary().iter().map(|layer| layer.multiply_adds).sum();
     // Forward, and twice as much backward.
     let mut benches = group(criterion, &format!("train step {name}"), 3 * 2 * batch * multiply_adds);
     slow(&mut benches);
     benches.bench_function(format!("batch {batch}"), |b| {
         b.iter(|| {
             step += 1;
-            network.loss(slice(&x), &y, 0, step).expect("images and labels fit");
+            network.loss(slice(&x), &y, StepKey { seed: 0, step }).expect("images and labels fit");
             let (params, grads) = network.params_and_grads();
             optimizer.step(params, grads, Progress::default())
         });

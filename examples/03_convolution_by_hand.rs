@@ -6,7 +6,7 @@
 use gemmnet::gradcheck::rel_error_norm;
 use gemmnet::naive;
 use gemmnet::ops::conv::conv2d_forward;
-use gemmnet::ops::im2col::im2col;
+use gemmnet::ops::conv::im2col::im2col;
 use gemmnet::shape::{Conv2d, Padding};
 use ndarray::{Array4, array};
 

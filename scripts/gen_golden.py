@@ -6,7 +6,8 @@
 
 Each file holds one family of operations: a list of cases with a name, parameters and arrays (shape and values in
 row-major order). Inputs are rounded to a few decimals, which keeps the files small; results have all their digits. The
-numbers are seeded: running the script again, with the same versions, changes nothing.
+numbers are seeded: running the script again, with the same versions on the same processor, changes nothing. Networks of
+class Net begin with images and parameters that tests/golden_graph.rs computes as well; their files hold only results.
 
 Layouts are gemmnet's: images NCHW, filters OIHW, affine weights (D, M). Padding is [top, bottom, left, right].
 """
@@ -14,10 +15,12 @@ Layouts are gemmnet's: images NCHW, filters OIHW, affine weights (D, M). Padding
 import argparse
 import json
 import pathlib
+import re
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 torch.set_default_dtype(torch.float64)
 torch.set_num_threads(1)
@@ -376,6 +379,264 @@ def network():
     return [one("three layers", False), one("three layers with batchnorm", True)]
 
 
+def numbers(name, *shape):
+    """From -1 to 1, multiples of 2^-10: the upper bits of a linear congruential generator (Knuth's of MMIX) that begins
+    with the FNV-1a hash of the name. Rust computes the same."""
+    state, values = 0xCBF29CE484222325, []
+    for byte in name.encode():
+        state = (state ^ byte) * 0x100000001B3 % 2**64
+    for _ in range(int(np.prod(shape))):
+        state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
+        values.append(((state >> 53) - 1024) / 1024)
+    return torch.tensor(values).reshape(shape)
+
+
+class Net:
+    """A network from gemmnet's notation, as far as it is used here; its parameters have gemmnet's names and layouts.
+
+    Layers of a kind are counted in order of appearance: conv1.weight, bn1.weight, bn1.bias, ..., affine1.weight (D, M),
+    affine1.bias. Convolutions are 3x3 and keep the image's size but for their stride; one before batchnorm, be it with
+    a pool between, has no bias. `res[...]` adds its input; where that has another shape, it goes through a 1x1
+    convolution and batchnorm of their own (He et al. 2016, option B): shortcut1.weight, shortcut1.bn.weight,
+    shortcut1.bn.bias.
+
+    Weights are `numbers(name)` times the largest power of two whose square is at most 6 / fan-in; batchnorm's scales
+    1 + numbers(name) / 4; biases numbers(name) / 4. Running statistics begin at 0 and 1; the variance is biased."""
+
+    def __init__(self, notation, shape):
+        self.params, self.running, self.count, self.shape = {}, {}, {}, shape
+        words = iter(re.findall(r"res\[|\[|\](?:x\d+)?|[^-\[\]]+", notation))
+        self.forward = self.sequence(self.tree(words)[0])
+
+    def tree(self, words):
+        """Layers as text, residual branches as lists, up to the end or a bracket; and how often they are repeated."""
+        layers = []
+        for word in words:
+            if word.startswith("]"):
+                return layers, int(word[2:] or 1)
+            elif word.endswith("["):
+                inside, times = self.tree(words)
+                layers += [inside] if word == "res[" else inside * times
+            else:
+                layers.append(word)
+        return layers, 1
+
+    def sequence(self, tree):
+        layers = [self.layer(word, tree[i + 1 : i + 3]) for i, word in enumerate(tree)]
+
+        def forward(x, training):
+            for layer in layers:
+                x = layer(x, training)
+            return x
+
+        return forward
+
+    def name(self, kind):
+        self.count[kind] = self.count.get(kind, 0) + 1
+        return f"{kind}{self.count[kind]}"
+
+    def weight(self, name, *shape, fan_in):
+        scale = 1.0
+        while scale * scale * fan_in > 6:
+            scale /= 2
+        return self.param(name, scale * numbers(name, *shape))
+
+    def bias(self, name, size):
+        return self.param(name, numbers(name, size) / 4)
+
+    def param(self, name, value):
+        self.params[name] = value.requires_grad_()
+        return name
+
+    def layer(self, word, following):
+        channels, rows, cols = self.shape
+        if isinstance(word, list):
+            return self.residual(word)
+        kind, size, stride = re.fullmatch(r"([a-z]+)(\d*)(?:s(\d))?", word).groups()
+        if kind == "conv":
+            before_norm = following[:1] == ["bn"] or following == ["pool", "bn"]
+            return self.conv(self.name(kind), int(size), 3, int(stride or 1), bias=not before_norm)
+        if kind == "bn":
+            return self.batchnorm(self.name(kind))
+        if kind == "affine":
+            name, fan_in, self.shape = self.name(kind), channels * rows * cols, (int(size), 1, 1)
+            w, b = self.weight(f"{name}.weight", fan_in, int(size), fan_in=fan_in), self.bias(f"{name}.bias", int(size))
+            return lambda x, _: x.flatten(1) @ self.params[w] + self.params[b]
+        if kind == "pool":
+            self.shape = channels, rows // 2, cols // 2
+            return lambda x, _: F.max_pool2d(x, 2)
+        if kind == "gap":
+            self.shape = channels, 1, 1
+            return lambda x, _: x.mean((2, 3))
+        assert kind == "relu", word
+        return self.relu
+
+    @staticmethod
+    def relu(x, _):
+        # Other roundings must not take a value to the other side of the corner.
+        assert x.abs().min() > 1e-9
+        return F.relu(x)
+
+    def conv(self, name, filters, side, stride, bias):
+        channels, rows, cols = self.shape
+        w = self.weight(f"{name}.weight", filters, channels, side, side, fan_in=channels * side * side)
+        b = self.bias(f"{name}.bias", filters) if bias else None
+        self.shape = filters, (rows - 1) // stride + 1, (cols - 1) // stride + 1
+        return lambda x, _: F.conv2d(x, self.params[w], self.params.get(b), stride=stride, padding=side // 2)
+
+    def batchnorm(self, name, eps=1e-5, momentum=0.9):
+        channels = self.shape[0]
+        gamma = self.param(f"{name}.weight", 1 + numbers(f"{name}.weight", channels) / 4)
+        beta = self.bias(f"{name}.bias", channels)
+        mean, var = f"{name}.running_mean", f"{name}.running_var"
+        self.running |= {mean: torch.zeros(channels), var: torch.ones(channels)}
+
+        def forward(x, training):
+            scale = self.params[gamma], self.params[beta]
+            if not training:
+                return F.batch_norm(x, self.running[mean], self.running[var], *scale, training=False, eps=eps)
+            for name, batch in (mean, x.mean((0, 2, 3))), (var, x.var((0, 2, 3), correction=0)):
+                self.running[name] = momentum * self.running[name] + (1 - momentum) * batch.detach()
+            return F.batch_norm(x, None, None, *scale, training=True, eps=eps)
+
+        return forward
+
+    def residual(self, tree):
+        before = self.shape
+        branch = self.sequence(tree)
+        if self.shape == before:
+            return lambda x, training: x + branch(x, training)
+        after, self.shape = self.shape, before
+        name = self.name("shortcut")
+        conv = self.conv(name, after[0], 1, before[1] // after[1], bias=False)
+        norm = self.batchnorm(f"{name}.bn")
+        assert self.shape == after
+        return lambda x, training: norm(conv(x, training), training) + branch(x, training)
+
+    def loss(self, x, labels):
+        """Scores of training mode and their loss, whose gradients go to the parameters."""
+        scores = self.forward(x, True)
+        value = F.cross_entropy(scores, labels)
+        for param in self.params.values():
+            param.grad = None
+        value.backward()
+        return scores.detach(), value.detach()
+
+
+def batch(shape, classes, count, step):
+    """Images and labels of a step."""
+    labels = torch.tensor([(7 * i + 3 * step + 1) % classes for i in range(count)])
+    return numbers(f"images {step}", count, *shape), labels
+
+
+def summary(name, array):
+    """What stands for a large array: its sum, its norm, its product with `numbers("probe " + name)`, and 8 of its
+    values, evenly spaced from the first to the last."""
+    array = array.detach().ravel()
+    probe, last = numbers(f"probe {name}", len(array)), len(array) - 1
+    return torch.stack([array.sum(), array.norm(), probe @ array, *(array[i * last // 7] for i in range(8))])
+
+
+def resnet20():
+    """Three steps of SGD with momentum on ResNet-20 for CIFAR-10 (He et al. 2016, shortcuts of option B), each on a
+    batch of its own.
+
+    `scores` and `gradient NAME` are those of the first step, `losses` those of all; `after NAME` parameters and running
+    statistics after the last, `test_scores` what they then make of the first batch in test mode."""
+    block = lambda filters: f"res[conv{filters}-bn-relu-conv{filters}-bn]-relu"
+    stage = lambda filters: f"res[conv{filters}s2-bn-relu-conv{filters}-bn]-relu-[{block(filters)}]x2"
+    notation = f"conv16-bn-relu-[{block(16)}]x3-{stage(32)}-{stage(64)}-gap-affine10"
+    shape, images, lr, momentum = (3, 32, 32), 8, 0.1, 0.9
+    net = Net(notation, shape)
+    assert sum(param.numel() for param in net.params.values()) == 272_474
+    opt = torch.optim.SGD(net.params.values(), lr=lr, momentum=momentum)
+    losses, arrays = [], {}
+    for step in range(3):
+        scores, value = net.loss(*batch(shape, 10, images, step))
+        losses.append(value)
+        if step == 0:
+            arrays = {f"gradient {name}": summary(name, param.grad) for name, param in net.params.items()}
+            arrays["scores"] = scores
+        opt.step()
+    arrays |= {f"after {name}": summary(name, value) for name, value in {**net.params, **net.running}.items()}
+    test_scores = net.forward(batch(shape, 10, images, 0)[0], False)
+    params = {"notation": notation, "input": shape, "images": images, "lr": lr, "momentum": momentum}
+    return [case("ResNet-20", params, losses=torch.stack(losses), test_scores=test_scores, **arrays)]
+
+
+def residual():
+    """Scores, loss and gradients of small networks with residual blocks, and with a pool before batchnorm."""
+
+    def one(name, notation, shape=(2, 6, 8), images=3):
+        net = Net(notation, shape)
+        scores, value = net.loss(*batch(shape, 4, images, 0))
+        grads = {f"gradient {name}": param.grad for name, param in net.params.items()}
+        params = {"notation": notation, "input": shape, "images": images}
+        return case(name, params, scores=scores, losses=value.reshape(1), **grads, **net.running)
+
+    return [
+        one("identity", "conv3-bn-relu-res[conv3-bn-relu-conv3-bn]-relu-gap-affine4"),
+        one("projection with stride 2", "conv3-bn-relu-res[conv4s2-bn-relu-conv4-bn]-relu-gap-affine4"),
+        one("projection of channels alone", "res[conv4-bn]-relu-gap-affine4"),
+        one("two, without batchnorm", "conv3-[res[conv3-relu-conv3]]x2-relu-gap-affine4"),
+        one("the branch begins with batchnorm", "conv3-res[bn-relu-conv3-bn-relu-conv3]-relu-gap-affine4"),
+        one("one within the other", "conv3-relu-res[conv3-bn-relu-res[conv3-bn]-relu-conv3-bn]-relu-gap-affine4"),
+        one("pool before batchnorm", "conv3-pool-bn-relu-conv4-pool-bn-relu-affine4"),
+        one("pool before batchnorm, then a branch", "conv3-pool-bn-relu-res[conv3-bn-relu-conv3-bn]-relu-gap-affine4"),
+    ]
+
+
+def groups():
+    """Five steps with momentum for convolutions' filters and Adam for the rest, but for batchnorm's scale, which stays
+    as it is. `after NAME` is (5, ...): the parameter after each step."""
+    notation, shape, images = "conv3-bn-relu-pool-affine5", (2, 6, 6), 6
+    net = Net(notation, shape)
+    filters_lr, lr, momentum, beta1, beta2, eps = 0.05, 1e-3, 0.9, 0.9, 0.999, 1e-8
+    rest = [param for name, param in net.params.items() if name not in ("conv1.weight", "bn1.weight")]
+    opts = [
+        torch.optim.SGD([net.params["conv1.weight"]], lr=filters_lr, momentum=momentum),
+        torch.optim.Adam(rest, lr=lr, betas=(beta1, beta2), eps=eps),
+    ]
+    losses, after = [], {name: [] for name in net.params}
+    for step in range(5):
+        losses.append(net.loss(*batch(shape, 5, images, step))[1])
+        for opt in opts:
+            opt.step()
+        for name, param in net.params.items():
+            after[name].append(param.detach().clone())
+    after = {f"after {name}": torch.stack(steps) for name, steps in after.items()}
+    params = {"notation": notation, "input": shape, "images": images, "filters_lr": filters_lr, "lr": lr}
+    params |= {"momentum": momentum, "beta1": beta1, "beta2": beta2, "eps": eps}
+    return [case("momentum, Adam, frozen", params, losses=torch.stack(losses), **after)]
+
+
+def clip_ema():
+    """Four steps of SGD on gradients clipped to a norm, and the moving average of the parameters.
+
+    `norms` are before clipping. The average begins with the parameters after the first step (PyTorch's first update is
+    a copy); `average NAME` is (4, ...), after each step, and `after NAME` the parameter after the last."""
+    notation, shape, images = "conv3-bn-relu-pool-affine4", (2, 6, 6), 6
+    lr, limit, decay = 0.2, 1.7, 0.75
+    net = Net(notation, shape)
+    module = torch.nn.ParameterList(torch.nn.Parameter(param) for param in net.params.values())
+    net.params = dict(zip(net.params, module))
+    averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    opt = torch.optim.SGD(module, lr=lr)
+    losses, norms, averages = [], [], {name: [] for name in net.params}
+    for step in range(4):
+        losses.append(net.loss(*batch(shape, 4, images, step))[1])
+        norms.append(torch.nn.utils.clip_grad_norm_(module, limit))
+        opt.step()
+        averaged.update_parameters(module)
+        for name, average in zip(net.params, averaged.module):
+            averages[name].append(average.detach().clone())
+    assert min(norms) < 0.95 * limit and max(norms) > 1.05 * limit, f"{norms}: some are to be clipped, some not"
+    arrays = {f"average {name}": torch.stack(steps) for name, steps in averages.items()}
+    arrays |= {f"after {name}": param for name, param in net.params.items()}
+    params = {"notation": notation, "input": shape, "images": images, "lr": lr, "limit": limit, "decay": decay}
+    return [case("clipping, average", params, losses=torch.stack(losses), norms=torch.stack(norms), **arrays)]
+
+
 FAMILIES = [
     conv2d,
     max_pool2d,
@@ -387,6 +648,10 @@ FAMILIES = [
     loss,
     optimizer,
     network,
+    resnet20,
+    residual,
+    groups,
+    clip_ema,
 ]
 
 

@@ -164,6 +164,31 @@ pub fn gemm<T: Element>(accum: Accum, alpha: T, a: Mat<'_, T>, b: Mat<'_, T>, mu
     }
 }
 
+/// Terms of a sum that every kernel of the library adds up in one chain.
+const TERMS: usize = 256;
+
+/// [`gemm`], with sums cut in a way that depends on their length alone: an element of C has the same bits whatever the
+/// other rows of A and columns of B are, and however many. So a sample's scores do not depend on its batch.
+///
+/// OpenBLAS makes an element of C by a chain of multiply-adds over the terms in their order, in every kernel; where it
+/// ends one chain and adds it to C, to stay within a cache, depends on all sides of the product. It never does within
+/// `TERMS` terms, so sums are cut into runs of no more than that, as even as may be.
+///
+/// # Panics
+/// As [`gemm`].
+#[track_caller]
+pub fn gemm_in_terms<T: Element>(accum: Accum, alpha: T, a: Mat<'_, T>, b: Mat<'_, T>, mut c: MatMut<'_, T>) {
+    let parts = a.cols.div_ceil(TERMS).max(1);
+    if parts == 1 || a.cols != b.rows {
+        return gemm(accum, alpha, a, b, c);
+    }
+    for (i, inner) in Blocks::ranges(a.cols, a.cols.div_ceil(parts)).enumerate() {
+        let (a, b) = (a.block(0..a.rows, inner.clone()), b.block(inner, 0..b.cols));
+        let (rows, cols) = (0..c.rows, 0..c.cols);
+        gemm(if i == 0 { accum } else { Accum::Add }, alpha, a, b, c.block(rows, cols));
+    }
+}
+
 /// How [`gemm`] cuts a product: at most `m` rows and `n` columns of C, and `k` terms of their sums, at a time.
 ///
 /// Measured with OpenBLAS 0.3.21, kernels SkylakeX, in GFLOP/s on one core that reaches 157 with large matrices, whole

@@ -2,7 +2,7 @@
 //!
 //! ```
 //! use gemmnet::nn::init::Init;
-//! use gemmnet::nn::network::Network;
+//! use gemmnet::nn::network::{Network, StepKey};
 //! use gemmnet::nn::notation::NetworkSpec;
 //! use gemmnet::optim::{Group, LearningRate, Optimizer, Progress};
 //!
@@ -19,12 +19,12 @@
 //! let groups = Group::classic("adam".parse()?, LearningRate::constant(2e-3)?, 1e-4);
 //! let mut adam = Optimizer::new(groups, network.params())?;
 //!
-//! let first = network.loss(&x, &y, 0, 0)?;
+//! let first = network.loss(&x, &y, StepKey::default())?;
 //! let mut last = first;
 //! for step in 1..=40 {
 //!     let (params, grads) = network.params_and_grads();
 //!     adam.step(params, grads, Progress::default());
-//!     last = network.loss(&x, &y, 0, step)?;
+//!     last = network.loss(&x, &y, StepKey { seed: 0, step })?;
 //! }
 //! assert!(last < 0.1 * first, "the loss was {first}, and is {last}");
 //! # Ok::<(), gemmnet::Error>(())
@@ -75,6 +75,8 @@
 //!
 //! Without either OpenBLAS feature products are [`matrixmultiply`](https://docs.rs/matrixmultiply)'s, pure Rust and slower,
 //! and there is no orthogonal initialisation. Do not choose both.
+
+#![warn(clippy::too_many_lines)]
 
 pub mod blas;
 pub mod blocks;

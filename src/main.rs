@@ -1,5 +1,7 @@
 //! The program; everything is in [`gemmnet::cli`].
 
+#![warn(clippy::too_many_lines)]
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

@@ -1,4 +1,4 @@
-//! Level 5. Networks by name: the seed's two, with the seed's parameters and defaults.
+//! Level 5. Networks by name: CS231n's two, with its parameters and defaults.
 
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -8,10 +8,10 @@ use crate::nn::notation::{LayerSpec, LossSpec, NetworkSpec};
 use crate::ops::activation::Activation;
 use crate::shape::{Conv2d, Padding, Pool2d};
 
-/// conv - relu - 2x2 max pool - affine - relu - affine - softmax, with the seed's parameters and defaults.
+/// conv - relu - 2x2 max pool - affine - relu - affine - softmax, with CS231n's parameters and defaults.
 ///
-/// The seed's `dtype` is the type parameter of [`ThreeLayerConvNet::build`]; its `reg` is what
-/// [`Network::regularized_loss`] and the solver's `l2` take. With `use_batchnorm`, which the seed stores and ignores,
+/// CS231n's `dtype` is the type parameter of [`ThreeLayerConvNet::build`]; its `reg` is what
+/// [`Network::regularized_loss`] and the solver's `l2` take. With `use_batchnorm`, which CS231n's stores and ignores,
 /// batchnorm follows the convolution and the hidden affine layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ThreeLayerConvNet {
@@ -54,7 +54,7 @@ impl ThreeLayerConvNet {
         let norm = self.use_batchnorm.then_some(LayerSpec::BatchNorm);
         let kernel = (self.filter_size, self.filter_size);
         let mut layers = vec![LayerSpec::Conv { filters: self.num_filters, kernel, conv }];
-        layers.extend(norm);
+        layers.extend(norm.clone());
         layers.extend([RELU, LayerSpec::MaxPool(Pool2d::square(2)), LayerSpec::Affine { outputs: self.hidden_dim }]);
         layers.extend(norm);
         layers.extend([RELU, LayerSpec::Affine { outputs: self.num_classes }]);

@@ -40,7 +40,8 @@ pub struct Param {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     params: Vec<Param>,
-    len: usize,
+    /// Elements of the flat vector.
+    elements: usize,
 }
 
 impl Layout {
@@ -49,9 +50,9 @@ impl Layout {
 
     /// Adds a parameter and returns its index.
     pub fn push(&mut self, name: String, shape: &[usize], kind: ParamKind) -> usize {
-        let start = self.len.next_multiple_of(Self::ALIGNMENT);
+        let start = self.elements.next_multiple_of(Self::ALIGNMENT);
         let range = start..start + shape.iter().product::<usize>();
-        self.len = range.end;
+        self.elements = range.end;
         self.params.push(Param { name, shape: shape.to_vec(), kind, range });
         self.params.len() - 1
     }
@@ -59,6 +60,11 @@ impl Layout {
     /// The parameters, in the order in which they were added.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Param> {
         self.params.iter()
+    }
+
+    /// Number of parameters: the index of the next one.
+    pub(crate) fn len(&self) -> usize {
+        self.params.len()
     }
 }
 
@@ -72,7 +78,7 @@ pub struct Params<T: Element> {
 impl<T: Element> Params<T> {
     /// All zeros.
     pub fn zeros(layout: Layout) -> Self {
-        let values = Buffer::zeroed(layout.len);
+        let values = Buffer::zeroed(layout.elements);
         Params { layout, values }
     }
 

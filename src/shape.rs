@@ -8,19 +8,23 @@
 //!
 //! as in Dumoulin & Visin, *A guide to convolution arithmetic for deep learning* (2016). A row that does not fill a
 //! whole stride at the end is dropped.
+//!
+//! A shape is checked when it is made and cannot be changed afterwards: its sizes are read by methods of their names.
 
-use crate::element::{Element, Kind};
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 
 /// Zero padding around an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Padding {
     /// None at all.
     #[default]
     Valid,
     /// As much as keeps `H' = ceil(H / stride)`; an odd cell goes to the bottom and right.
     Same,
-    /// The same number of cells, in pixels, on all four sides (the seed's `pad`).
+    /// The same number of cells, in pixels, on all four sides (`pad` in CS231n).
     All(usize),
     /// Pixels on each side.
     Sides {
@@ -38,20 +42,22 @@ pub enum Padding {
 /// One axis of a sliding window, sizes in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Axis {
-    /// Input size.
-    pub input: usize,
-    /// Window size, undilated.
-    pub window: usize,
-    /// Distance between windows.
-    pub stride: usize,
-    /// Distance between cells of a window.
-    pub dilation: usize,
-    /// Padding before the first pixel.
-    pub before: usize,
-    /// Padding after the last pixel.
-    pub after: usize,
-    /// Output size.
-    pub output: usize,
+    pub(crate) input: usize,
+    pub(crate) window: usize,
+    pub(crate) stride: usize,
+    pub(crate) dilation: usize,
+    pub(crate) before: usize,
+    pub(crate) after: usize,
+    pub(crate) output: usize,
+}
+
+/// Methods that read a size of a checked shape.
+macro_rules! sizes {
+    ($($(#[$doc:meta])* $name:ident: $type:ty),+ $(,)?) => {
+        $($(#[$doc])* pub fn $name(&self) -> $type {
+            self.$name
+        })+
+    };
 }
 
 impl Axis {
@@ -94,6 +100,23 @@ impl Axis {
         Ok(Axis { input, window, stride, dilation, before, after, output: (padded - span) / stride + 1 })
     }
 
+    sizes! {
+        /// Input size.
+        input: usize,
+        /// Window size, undilated.
+        window: usize,
+        /// Distance between windows.
+        stride: usize,
+        /// Distance between cells of a window.
+        dilation: usize,
+        /// Padding before the first pixel.
+        before: usize,
+        /// Padding after the last pixel.
+        after: usize,
+        /// Output size.
+        output: usize,
+    }
+
     /// Index of the input pixel under cell `cell` of window `out`, or `None` in the padding.
     pub fn source(&self, out: usize, cell: usize) -> Option<usize> {
         (out * self.stride + cell * self.dilation).checked_sub(self.before).filter(|&i| i < self.input)
@@ -105,6 +128,12 @@ impl Axis {
         let first = self.before.saturating_sub(offset).div_ceil(self.stride).min(self.output);
         let end = (self.input + self.before).saturating_sub(offset).div_ceil(self.stride).min(self.output);
         first..end.max(first)
+    }
+
+    /// The same windows over the padded input, as far as they see it.
+    pub(crate) fn filled_up(&self) -> Self {
+        let seen = (self.output - 1) * self.stride + (self.window - 1) * self.dilation + 1;
+        Axis { input: seen, before: 0, after: 0, ..*self }
     }
 
     /// Whether windows neither overlap nor leave gaps nor touch padding: they tile the input exactly.
@@ -131,24 +160,24 @@ fn sides(padding: Padding) -> (AxisPadding, AxisPadding) {
 }
 
 /// How a convolution is computed: which product stands for it. All give the same result but for rounding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Algorithm {
-    /// [`Algorithm::Depthwise`] where every channel is a group of its own. Winograd in `f32` where it is measured to be
-    /// faster: 3x3 filters, stride 1, no dilation, one group, at least 16 channels and 16 filters, 32 or more output
-    /// tiles of 4x4 in the batch, which do not lie mostly beyond the edge. Otherwise im2col.
+    /// The one that is measured to be fastest: see [`crate::ops::conv::ConvPlan`].
     #[default]
     Auto,
     /// im2col and one product per tile. Works for everything.
     Im2col,
     /// Winograd's F(4x4, 3x3) as 36 products with a quarter of the multiplications; 3x3 filters, stride 1, no dilation,
-    /// one group, `f32`. See [`crate::ops::winograd`].
+    /// one group, `f32`. See [`crate::ops::conv::winograd`].
     Winograd,
-    /// Channel by channel, without any product; one channel per group. See [`crate::ops::depthwise`].
+    /// Channel by channel, without any product; one channel per group. See [`crate::ops::conv::depthwise`].
     Depthwise,
 }
 
 /// What a convolution does besides its filters. `Conv2d::default()` is stride 1, no padding, dilation 1, one group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Conv2d {
     /// Distance between receptive fields, in pixels (vertical, horizontal).
     pub stride: (usize, usize),
@@ -158,7 +187,7 @@ pub struct Conv2d {
     pub dilation: (usize, usize),
     /// Number of groups; channels and filters are divided among them. As many groups as channels is a depthwise convolution.
     pub groups: usize,
-    /// How it is computed.
+    /// How it is to be computed.
     pub algorithm: Algorithm,
 }
 
@@ -171,20 +200,14 @@ impl Default for Conv2d {
 /// All sizes of one convolution, checked: x `(N, C, H, W)`, w `(F, C / groups, KH, KW)`, out `(N, F, H', W')`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv2dShape {
-    /// Images `N`.
-    pub images: usize,
-    /// Input channels `C`, over all groups.
-    pub channels: usize,
-    /// Filters `F`, over all groups: the output channels.
-    pub filters: usize,
-    /// Number of groups.
-    pub groups: usize,
-    /// Vertical axis: `H`, `KH`, `H'`.
-    pub rows: Axis,
-    /// Horizontal axis: `W`, `KW`, `W'`.
-    pub cols: Axis,
-    /// How it is to be computed.
-    pub algorithm: Algorithm,
+    pub(crate) images: usize,
+    pub(crate) channels: usize,
+    pub(crate) filters: usize,
+    pub(crate) groups: usize,
+    pub(crate) rows: Axis,
+    pub(crate) cols: Axis,
+    /// How it is to be computed: a wish, which [`crate::ops::conv::ConvPlan`] grants or refuses.
+    pub(crate) wish: Algorithm,
 }
 
 impl Conv2dShape {
@@ -217,54 +240,22 @@ impl Conv2dShape {
         let (pad_rows, pad_cols) = sides(conv.padding);
         let rows = Axis::new("conv2d", "height", h, kh, conv.stride.0, conv.dilation.0, pad_rows)?;
         let cols = Axis::new("conv2d", "width", wd, kw, conv.stride.1, conv.dilation.1, pad_cols)?;
-        let shape = Conv2dShape { images, channels, filters, groups, rows, cols, algorithm: conv.algorithm };
-        if conv.algorithm == Algorithm::Winograd && !shape.fits_winograd() {
-            return Err(Error::invalid(
-                "conv2d",
-                "Winograd's algorithm is for 3x3 filters with stride 1, dilation 1 and one group",
-                "choose Algorithm::Auto or Algorithm::Im2col",
-            ));
-        }
-        if conv.algorithm == Algorithm::Depthwise && group_channels != 1 {
-            return Err(Error::invalid(
-                "conv2d",
-                format!("the depthwise algorithm is for 1 channel per group, not for {group_channels}"),
-                "choose Algorithm::Auto or Algorithm::Im2col, or as many groups as channels",
-            ));
-        }
-        Ok(shape)
+        Ok(Conv2dShape { images, channels, filters, groups, rows, cols, wish: conv.algorithm })
     }
 
-    /// Whether Winograd's F(4x4, 3x3) can compute it.
-    fn fits_winograd(&self) -> bool {
-        let fits = |axis: Axis| axis.window == 3 && axis.stride == 1 && axis.dilation == 1;
-        fits(self.rows) && fits(self.cols) && self.groups == 1
-    }
-
-    /// Whether the chosen algorithm may run for elements of type `T`: Winograd's would cost `f64` its digits.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] if not.
-    pub fn check_algorithm<T: Element>(&self) -> Result<()> {
-        if self.algorithm == Algorithm::Winograd && T::KIND == Kind::F64 {
-            let problem = format!("Winograd's algorithm would cost {} its digits", std::any::type_name::<T>());
-            return Err(Error::invalid("conv2d", problem, "choose Algorithm::Auto or Algorithm::Im2col"));
-        }
-        Ok(())
-    }
-
-    /// The algorithm that runs for elements of type `T`: [`Algorithm::Auto`] resolved.
-    pub fn algorithm_for<T: Element>(&self) -> Algorithm {
-        let single = T::KIND == Kind::F32;
-        let tiled = self.rows.output.next_multiple_of(4) * self.cols.output.next_multiple_of(4);
-        let enough = self.images * tiled >= 32 * 16;
-        let worthwhile = self.channels >= 16 && self.filters >= 16 && enough && 2 * self.out_plane() > tiled;
-        match self.algorithm {
-            Algorithm::Auto if self.groups > 1 && self.groups == self.channels => Algorithm::Depthwise,
-            Algorithm::Auto if single && worthwhile && self.fits_winograd() => Algorithm::Winograd,
-            Algorithm::Auto => Algorithm::Im2col,
-            chosen => chosen,
-        }
+    sizes! {
+        /// Images `N`.
+        images: usize,
+        /// Input channels `C`, over all groups.
+        channels: usize,
+        /// Filters `F`, over all groups: the output channels.
+        filters: usize,
+        /// Number of groups.
+        groups: usize,
+        /// Vertical axis: `H`, `KH`, `H'`.
+        rows: Axis,
+        /// Horizontal axis: `W`, `KW`, `W'`.
+        cols: Axis,
     }
 
     /// `[N, C, H, W]`
@@ -308,8 +299,9 @@ impl Conv2dShape {
     }
 }
 
-/// A pooling window. The seed's 2x2 stride 2 is `Pool2d::square(2)`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A pooling window. CS231n's 2x2 with stride 2 is `Pool2d::square(2)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Pool2d {
     /// Window size, in pixels (vertical, horizontal).
     pub window: (usize, usize),
@@ -329,14 +321,10 @@ impl Pool2d {
 /// All sizes of one pooling, checked: x `(N, C, H, W)`, out `(N, C, H', W')`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pool2dShape {
-    /// Images `N`.
-    pub images: usize,
-    /// Channels `C`.
-    pub channels: usize,
-    /// Vertical axis.
-    pub rows: Axis,
-    /// Horizontal axis.
-    pub cols: Axis,
+    pub(crate) images: usize,
+    pub(crate) channels: usize,
+    pub(crate) rows: Axis,
+    pub(crate) cols: Axis,
 }
 
 impl Pool2dShape {
@@ -362,6 +350,17 @@ impl Pool2dShape {
             }
         }
         Ok(Pool2dShape { images: x[0], channels: x[1], rows, cols })
+    }
+
+    sizes! {
+        /// Images `N`.
+        images: usize,
+        /// Channels `C`.
+        channels: usize,
+        /// Vertical axis: `H`, `KH`, `H'`.
+        rows: Axis,
+        /// Horizontal axis: `W`, `KW`, `W'`.
+        cols: Axis,
     }
 
     /// Checks what max pooling needs besides: the argmax of a window is one byte.
@@ -416,9 +415,9 @@ mod tests {
     fn output_sizes_follow_the_formula() {
         // (input, window, stride, dilation, before, after) -> output, counted by hand.
         for ((h, k, s, d, p0, p1), want) in [
-            ((4, 4, 2, 1, 1, 1), 2),   // the seed's fixture
-            ((31, 3, 2, 1, 1, 1), 16), // the seed's bench
-            ((32, 7, 1, 1, 3, 3), 32), // the seed's network
+            ((4, 4, 2, 1, 1, 1), 2),   // CS231n's fixture
+            ((31, 3, 2, 1, 1, 1), 16), // CS231n's bench
+            ((32, 7, 1, 1, 3, 3), 32), // CS231n's network
             ((5, 2, 2, 1, 0, 0), 2),   // a row left over is dropped
             ((7, 3, 1, 2, 0, 0), 3),   // dilation widens the window to 5
             ((3, 3, 1, 1, 0, 2), 3),   // asymmetric
@@ -444,20 +443,6 @@ mod tests {
     }
 
     #[test]
-    fn auto_takes_a_channel_per_group_for_depthwise() {
-        for (channels, group_channels, groups, want) in [
-            (32, 1, 32, Algorithm::Depthwise),
-            (32, 2, 16, Algorithm::Im2col),
-            (1, 1, 1, Algorithm::Im2col), // one channel and many filters: a product
-            (32, 32, 1, Algorithm::Winograd),
-        ] {
-            let conv = Conv2d { groups, padding: Padding::Same, ..Conv2d::default() };
-            let shape = Conv2dShape::new([8, channels, 16, 16], [32, group_channels, 3, 3], &conv).unwrap();
-            assert_eq!(shape.algorithm_for::<f32>(), want, "{channels} channels in {groups} groups");
-        }
-    }
-
-    #[test]
     fn what_does_not_fit_is_an_error_with_the_fix() {
         let conv = Conv2d { padding: Padding::All(1), ..Conv2d::default() };
         let error = Conv2dShape::new([1, 3, 4, 4], [8, 3, 7, 7], &conv).unwrap_err().to_string();
@@ -468,9 +453,22 @@ mod tests {
         assert!(matches!(Conv2dShape::new([1, 3, 8, 8], [8, 4, 3, 3], &conv), Err(Error::Shape { what: "w", .. })));
         assert!(Conv2dShape::new([1, 3, 8, 8], [8, 3, 3, 3], &Conv2d { stride: (0, 1), ..conv }).is_err());
         assert!(Conv2dShape::new([1, 3, 8, 8], [8, 3, 3, 3], &Conv2d { groups: 2, ..conv }).is_err());
-        let depthwise = Conv2d { groups: 2, algorithm: Algorithm::Depthwise, ..conv };
-        let error = Conv2dShape::new([1, 4, 8, 8], [8, 2, 3, 3], &depthwise).unwrap_err().to_string();
-        assert!(error.contains("1 channel per group, not for 2") && error.contains("Auto"), "{error}");
         assert!(Pool2dShape::new([1, 1, 4, 4], &Pool2d { padding: Padding::All(2), ..Pool2d::square(2) }).is_err());
+    }
+
+    /// Configurations are files' and programs' to write: all of it is optional, a misspelt field is not.
+    #[test]
+    fn configurations_are_read_and_written() {
+        let conv: Conv2d = serde_json::from_str(r#"{"padding": "same", "algorithm": "im2col"}"#).unwrap();
+        assert_eq!(conv, Conv2d { padding: Padding::Same, algorithm: Algorithm::Im2col, ..Conv2d::default() });
+        for padding in
+            [Padding::Valid, Padding::All(2), Padding::Sides { top: 1, bottom: 2, left: 3, right: 4 }, Padding::Same]
+        {
+            let conv = Conv2d { padding, stride: (2, 1), ..conv };
+            assert_eq!(serde_json::from_str::<Conv2d>(&serde_json::to_string(&conv).unwrap()).unwrap(), conv);
+            let pool = Pool2d { padding, ..Pool2d::square(3) };
+            assert_eq!(serde_json::from_str::<Pool2d>(&serde_json::to_string(&pool).unwrap()).unwrap(), pool);
+        }
+        assert!(serde_json::from_str::<Conv2d>(r#"{"strides": [2, 2]}"#).is_err());
     }
 }

@@ -12,7 +12,7 @@ use tempfile::NamedTempFile;
 
 use crate::element::{Element, Kind};
 use crate::error::{Error, Result};
-use crate::params::{Layout, Params};
+use crate::params::{Param, Params};
 
 /// The key of our entry in the metadata.
 const KEY: &str = "gemmnet";
@@ -150,12 +150,12 @@ impl<'a> Archive<'a> {
         Ok(values)
     }
 
-    /// Whether the file has every parameter of this layout.
+    /// Whether the file has all these parameters, under their names.
     ///
     /// # Errors
     /// As [`Archive::read`].
-    pub(crate) fn check_params<T: Element>(&self, prefix: &str, layout: &Layout) -> Result<()> {
-        layout.iter().try_for_each(|param| self.bytes::<T>(&format!("{prefix}{}", param.name), &param.shape).map(drop))
+    pub(crate) fn check_params<'p, T: Element>(&self, mut params: impl Iterator<Item = &'p Param>) -> Result<()> {
+        params.try_for_each(|param| self.bytes::<T>(&param.name, &param.shape).map(drop))
     }
 
     /// Reads every parameter.

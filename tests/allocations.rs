@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use gemmnet::data::{Augment, Dataset, Draw, Normalization, Split};
 use gemmnet::nn::init::Init;
-use gemmnet::nn::network::Network;
+use gemmnet::nn::network::{Network, StepKey};
 use gemmnet::nn::notation::NetworkSpec;
 use gemmnet::nn::session::Session;
 use gemmnet::optim::{Ema, Group, LearningRate, Optimizer, Progress};
@@ -59,7 +59,7 @@ fn allocations(notation: &str, data: &Dataset, batch: usize, first: u64, steps: 
     let mut step = |step: u64| {
         let draw = Draw { split: Split::Train, augment, seed: 0, epoch: step };
         data.fill_batch(draw, &indices, &mut x, &mut y).unwrap();
-        network.loss(&x, &y, 0, step).unwrap();
+        network.loss(&x, &y, StepKey { seed: 0, step }).unwrap();
         let (params, grads) = network.params_and_grads();
         optimizer.step(params, grads, Progress::default());
         average.update(params);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use gemmnet::Error;
 use gemmnet::data::{Dataset, Draw, Normalization, Split};
 use gemmnet::nn::init::Init;
-use gemmnet::nn::network::Network;
+use gemmnet::nn::network::{Network, StepKey};
 use gemmnet::optim::{Group, LearningRate};
 use gemmnet::train::{Checkpoint, History, Solver, SolverOptions, load_network};
 use ndarray::Array4;
@@ -90,7 +90,7 @@ fn a_network_is_saved_and_loaded_without_a_solver() {
     let spec = "conv4-bn-relu-pool-affine5-svm".parse().unwrap();
     let mut network = Network::<f32>::new(&spec, [2, 10, 6], Init::He, 3).unwrap();
     let x: Vec<f32> = (0..3 * 120).map(|i| (i as f32).sin()).collect();
-    network.loss(&x, &[0, 4, 2], 0, 0).unwrap();
+    network.loss(&x, &[0, 4, 2], StepKey::default()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("network.safetensors");
     network.save(&path).unwrap();
@@ -118,6 +118,31 @@ fn a_network_is_saved_and_loaded_without_a_solver() {
     let nowhere = dir.path().join("nowhere").join("network.safetensors");
     assert!(matches!(network.save(&nowhere), Err(Error::Io { .. })));
     assert!(matches!(Network::<f32>::load(&nowhere), Err(Error::Io { .. })));
+}
+
+/// Into a network that is there; one that does not fit stays as it was.
+#[test]
+fn values_are_loaded_by_name() {
+    let network =
+        |notation: &str, seed| Network::<f64>::new(&notation.parse().unwrap(), [1, 4, 4], Init::He, seed).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("network.safetensors");
+    let mut saved = network("conv3-bn-gap-affine2", 0);
+    saved.statistics_mut().get_mut("bn1.running_mean").unwrap().fill(0.25);
+    saved.save(&path).unwrap();
+    // Other activations and another loss have the same parameters.
+    let mut other = network("conv3-bn-silu-gap-affine2-svm", 1);
+    other.load_values(&path).unwrap();
+    assert_eq!(other.params().values(), saved.params().values());
+    assert_eq!(other.statistics().values(), saved.statistics().values());
+    for (notation, part) in
+        [("conv3-bn-gap-affine3", "`affine1.weight`"), ("conv3-bn-gap-affine2-affine2", "`affine2.")]
+    {
+        let mut other = network(notation, 1);
+        let message = other.load_values(&path).unwrap_err().to_string();
+        assert!(message.contains(part), "{message}");
+        assert_eq!(other.params().values(), network(notation, 1).params().values());
+    }
 }
 
 #[test]

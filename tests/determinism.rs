@@ -3,7 +3,7 @@
 
 use gemmnet::Element;
 use gemmnet::nn::init::Init;
-use gemmnet::nn::network::Network;
+use gemmnet::nn::network::{Network, StepKey};
 use gemmnet::nn::notation::{LayerSpec, NetworkSpec};
 use gemmnet::optim::{Group, LearningRate, Optimizer, Progress};
 use gemmnet::parallel::with_threads;
@@ -67,7 +67,7 @@ fn train<T: Element>(notation: &str, algorithm: Algorithm, seed: u64) -> Bits {
         x = (0..IMAGES * INPUT.iter().product::<usize>())
             .map(|_| T::of(random.sample::<f64, _>(StandardNormal)))
             .collect();
-        losses.push(net.loss(&x, &labels, seed, step).unwrap());
+        losses.push(net.loss(&x, &labels, StepKey { seed, step }).unwrap());
         let (params, grads) = net.params_and_grads();
         losses.push(T::of(optimizer.step(params, grads, Progress::default()).regularization));
     }

@@ -7,7 +7,7 @@ use common::{Golden, assert_close, golden};
 use gemmnet::Element;
 use gemmnet::gradcheck::rel_error_norm;
 use gemmnet::nn::init::Init;
-use gemmnet::nn::network::Network;
+use gemmnet::nn::network::{Network, StepKey};
 use gemmnet::nn::notation::NetworkSpec;
 use gemmnet::ops::batchnorm::BatchNorm;
 use gemmnet::optim::{Group, LearningRate, Optimizer, Progress, Select, UpdateRule};
@@ -167,7 +167,8 @@ fn check_losses(case: &Golden, mut net: Network<f64>) {
     let mut optimizer = Optimizer::new(groups, net.params()).unwrap();
     let want: Array1<f64> = case.array("losses");
     let got = Array1::from_shape_fn(want.len(), |step| {
-        let data_loss = net.loss(x.as_slice().expect("standard layout"), &labels, 0, step as u64).unwrap();
+        let data_loss =
+            net.loss(x.as_slice().expect("standard layout"), &labels, StepKey { seed: 0, step: step as u64 }).unwrap();
         let (params, grads) = net.params_and_grads();
         data_loss + optimizer.step(params, grads, Progress::default()).regularization
     });

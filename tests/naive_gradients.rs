@@ -38,7 +38,7 @@ fn check_conv(x_shape: [usize; 4], w_shape: [usize; 4], conv: &Conv2d) {
     let shape = Conv2dShape::new(x_shape, w_shape, conv).unwrap();
     let x: Array4<f64> = random_array(x_shape, 1);
     let w: Array4<f64> = random_array(w_shape, 2);
-    let b: Array1<f64> = random_array(shape.filters, 3);
+    let b: Array1<f64> = random_array(shape.filters(), 3);
     let dout: Array4<f64> = random_array(shape.out(), 4);
     let out = |x: ArrayView4<f64>, w: ArrayView4<f64>, b: ArrayView1<f64>| {
         naive::conv2d_forward(x, w, Some(b), conv).unwrap()

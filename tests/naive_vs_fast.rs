@@ -13,13 +13,17 @@ mod common;
 use common::{assert_close, random_array};
 use gemmnet::gradcheck::{rel_error, rel_error_norm};
 use gemmnet::naive;
-use gemmnet::ops::affine::{AffineShape, affine_backward, affine_backward_into, affine_forward};
+use gemmnet::ops::Mode;
+use gemmnet::ops::affine::{AffineGradsMut, AffineShape, affine_backward, affine_backward_into, affine_forward};
 use gemmnet::ops::batchnorm::{
-    BatchNorm, Mode, Statistics, batchnorm_backward, batchnorm_forward, spatial_batchnorm_backward,
+    BatchNorm, NormGradsMut, ScaleShift, Statistics, batchnorm_backward, batchnorm_forward, spatial_batchnorm_backward,
     spatial_batchnorm_backward_into, spatial_batchnorm_forward, spatial_batchnorm_forward_into,
 };
-use gemmnet::ops::conv::{conv2d_backward, conv2d_backward_into, conv2d_forward, conv2d_forward_into};
-use gemmnet::ops::loss::{softmax_cross_entropy, softmax_cross_entropy_into, svm_hinge, svm_hinge_into};
+use gemmnet::ops::conv::{
+    ConvGradsMut, ConvInput, ConvPlan, Filters, conv2d_backward, conv2d_backward_into, conv2d_forward,
+    conv2d_forward_into,
+};
+use gemmnet::ops::loss::{check_labels, softmax_cross_entropy, softmax_cross_entropy_into, svm_hinge, svm_hinge_into};
 use gemmnet::ops::pool::{
     avg_pool2d_backward, avg_pool2d_forward, global_avg_pool_backward, global_avg_pool_forward, max_pool2d_backward,
     max_pool2d_forward,
@@ -113,8 +117,8 @@ fn check_conv_as<T: Element>(
 ) {
     let what = |part| format!("{why}: {} {part} of x {:?}, w {:?}, {conv:?}", T::NAME, shape.x(), shape.w());
     let (x, w, dout, b) = (to::<T, _>(x), to(w), to(dout), to(b));
-    let (column, positions) = (shape.column(), shape.images * shape.out_plane());
-    let windows = shape.rows.window * shape.cols.window * shape.filters;
+    let (column, positions) = (shape.column(), shape.images() * shape.out_plane());
+    let windows = shape.rows().window() * shape.cols().window() * shape.filters();
     let got = conv2d_forward(x.view(), w.view(), Some(b.view()), conv).unwrap();
     assert_sums(&got, out, column + 1, &what("out"));
     let got = conv2d_backward(dout.view(), x.view(), w.view(), conv).unwrap();
@@ -308,18 +312,20 @@ fn convolution_into_used_buffers() {
         let want_grads = conv2d_backward(dout.view(), x.view(), w.view(), &conv).unwrap();
         assert!(want_grads.dw.iter().all(|v| v.is_finite()));
 
-        let ws = poisoned_workspace();
+        let plan = ConvPlan::new::<f64>(&shape).unwrap();
+        let mut ws = poisoned_workspace();
         let (x, w, dout) = (x.as_slice().unwrap(), w.as_slice().unwrap(), dout.as_slice().unwrap());
         let nan = |len| vec![f64::NAN; len];
         let mut out = nan(dout.len());
-        conv2d_forward_into(&shape, x, w, b.as_slice(), &mut out, &ws);
+        conv2d_forward_into(&plan, shape.images(), x, Filters::Plain(w), b.as_slice(), &mut out, &mut ws);
         assert_eq!(out, want.as_slice().unwrap(), "{what}");
 
         for wants_dx in [true, false] {
-            let ws = poisoned_workspace();
-            let (mut dx, mut dw, mut db) = (nan(x.len()), nan(w.len()), nan(shape.filters));
+            let mut ws = poisoned_workspace();
+            let (mut dx, mut dw, mut db) = (nan(x.len()), nan(w.len()), nan(shape.filters()));
             let dx_asked = if wants_dx { Some(&mut dx[..]) } else { None };
-            conv2d_backward_into(&shape, dout, x, w, dx_asked, &mut dw, Some(&mut db), &ws);
+            let grads = ConvGradsMut { dx: dx_asked, dw: Some(&mut dw), db: Some(&mut db) };
+            conv2d_backward_into(&plan, dout, ConvInput { images: shape.images(), x, w }, grads, &mut ws);
             assert_eq!(dw, want_grads.dw.as_slice().unwrap(), "{what}: dw");
             assert_eq!(db, want_grads.db.as_slice().unwrap(), "{what}: db");
             if wants_dx {
@@ -332,9 +338,10 @@ fn convolution_into_used_buffers() {
 /// A workspace whose arenas hold NaN.
 fn poisoned_workspace() -> Workspace {
     const LEN: usize = 1 << 20;
-    let ws = Workspace::new();
-    rayon::broadcast(|_| ws.scratch(LEN, |arena: &mut [f64]| arena.fill(f64::NAN)));
-    ws.shared(LEN, |arena: &mut [f64]| arena.fill(f64::NAN));
+    let mut ws = Workspace::new();
+    let (shared, scratch) = ws.lend(LEN, LEN);
+    shared.fill(f64::NAN);
+    rayon::broadcast(|_| scratch.with(|arena: &mut [f64]| arena.fill(f64::NAN)));
     ws
 }
 
@@ -541,8 +548,10 @@ fn spatial_batchnorm_into_used_buffers() {
     let (mut out, mut dx) = (vec![f64::NAN; x.len()], vec![f64::NAN; x.len()]);
     let (mut dgamma, mut dbeta, mut batch) = ([f64::NAN; 3], [f64::NAN; 3], Statistics::new(3));
     let running = &mut running[1];
-    spatial_batchnorm_forward_into(shape, x, gamma, beta, running, &config, &mut out, &mut batch).unwrap();
-    spatial_batchnorm_backward_into(shape, dout, x, gamma, &batch, &config, &mut dx, &mut dgamma, &mut dbeta);
+    let parameters = ScaleShift { gamma, beta };
+    spatial_batchnorm_forward_into(shape, x, parameters, running, &config, &mut out, &mut batch).unwrap();
+    let grads = NormGradsMut { dx: &mut dx, dgamma: &mut dgamma, dbeta: &mut dbeta };
+    spatial_batchnorm_backward_into(shape, dout, x, batch.norm(gamma, &config), grads);
     assert_eq!((&out[..], &batch), (want.as_slice().unwrap(), &cache.statistics));
     assert_eq!(&dx[..], want_grads.dx.as_slice().unwrap());
     assert_eq!(
@@ -659,12 +668,25 @@ fn an_affine_layer_sets_only_what_is_asked_for() {
     let want = affine_backward(dout.view(), x.view(), w.view()).unwrap();
     let shape = AffineShape { samples: 5, inputs: 7, outputs: 3 };
     let (x, w, dout) = (x.as_slice().unwrap(), w.as_slice().unwrap(), dout.as_slice().unwrap());
-    let mut dw = [f64::NAN; 21];
-    affine_backward_into(&shape, dout, x, w, None, &mut dw, None);
-    assert_eq!(dw, want.dw.as_slice().unwrap());
-    let (mut dx, mut db) = ([f64::NAN; 35], [f64::NAN; 3]);
-    affine_backward_into(&shape, dout, x, w, Some(&mut dx), &mut dw, Some(&mut db));
-    assert_eq!((&dx[..], &db[..]), (want.dx.as_slice().unwrap(), want.db.as_slice().unwrap()));
+    for asked in 0..8 {
+        let (mut dx, mut dw, mut db) = ([f64::NAN; 35], [f64::NAN; 21], [f64::NAN; 3]);
+        affine_backward_into(
+            &shape,
+            dout,
+            x,
+            w,
+            AffineGradsMut {
+                dx: (asked & 1 > 0).then_some(&mut dx),
+                dw: (asked & 2 > 0).then_some(&mut dw),
+                db: (asked & 4 > 0).then_some(&mut db),
+            },
+        );
+        for (bit, got, want) in [(1, &dx[..], &want.dx), (2, &dw[..], &want.dw)] {
+            let set = if asked & bit > 0 { got == want.as_slice().unwrap() } else { got.iter().all(|v| v.is_nan()) };
+            assert!(set, "gradient {bit} of {asked}: {got:?}");
+        }
+        assert!(if asked & 4 > 0 { db == want.db.as_slice().unwrap() } else { db.iter().all(|v| v.is_nan()) });
+    }
 }
 
 // --------------------------------------------------------------------------------------------------------------- losses
@@ -912,7 +934,6 @@ fn mistakes_are_errors() {
     let plain = |x: &Array2<f32>, gamma: &Array1<f32>, beta: &Array1<f32>, config: BatchNorm| {
         batchnorm_forward(x.view(), gamma.view(), beta.view(), &mut Statistics::new(3), Mode::Train, &config).err()
     };
-    let mut dscores = [0_f32; 6];
     let table: Vec<(Option<Error>, &str)> = vec![
         (conv2d_forward(x.view(), w.view(), Some(three.view()), &conv).err(), "b has shape [3], expected [4]"),
         (
@@ -960,15 +981,13 @@ fn mistakes_are_errors() {
         (softmax_cross_entropy(rows.view(), &[0, 0], 2.0).err(), "smoothing is 2"),
         (softmax_cross_entropy(Array2::<f32>::zeros((0, 3)).view(), &[], 0.0).err(), "an empty batch"),
         (svm_hinge(rows.view(), &[0, 3]).err(), "label 3 at index 1 is not one of 3 classes"),
-        // Slices that do not come out even.
-        (
-            softmax_cross_entropy_into(&[0.0; 7], &[0, 1], 3, 0.0, &mut dscores).err(),
-            "scores has shape [7], expected [6]",
-        ),
-        (softmax_cross_entropy_into(&[0.0; 6], &[0, 1], 3, 0.0, &mut dscores[..5]).err(), "dscores has shape [5]"),
+        // Wrong values are errors over slices too.
         (softmax_cross_entropy_into(&[0_f32; 0], &[0], 0, 0.0, &mut []).err(), "label 0 at index 0 is not one of 0"),
-        (svm_hinge_into(&[0.0; 7], &[0, 1], 3, &mut dscores).err(), "scores has shape [7], expected [6]"),
-        (svm_hinge_into(&[0.0; 6], &[0, 1], 3, &mut dscores[..5]).err(), "dscores has shape [5]"),
+        (softmax_cross_entropy_into(&[0_f32; 3], &[0], 3, -0.1, &mut [0.0; 3]).err(), "smoothing is -0.1"),
+        (svm_hinge_into(&[0_f32; 3], &[3], 3, &mut [0.0; 3]).err(), "label 3 at index 0 is not one of 3"),
+        (svm_hinge_into(&[0_f32; 0], &[], 3, &mut []).err(), "an empty batch"),
+        (check_labels(&[2, 5, 1], 5).err(), "label 5 at index 1 is not one of 5 classes"),
+        (check_labels(&[], 5).err(), "an empty batch"),
     ];
     for (error, want) in table {
         let error = error.unwrap_or_else(|| panic!("no error, expected: {want}")).to_string();

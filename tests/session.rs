@@ -7,6 +7,7 @@ use gemmnet::nn::init::Init;
 use gemmnet::nn::network::Network;
 use gemmnet::nn::notation::NetworkSpec;
 use gemmnet::nn::session::Session;
+use gemmnet::parallel::with_threads;
 use ndarray::{Array2, Array4, s};
 
 /// A network whose batchnorms have seen some batches, so that folding them has something to do.
@@ -19,11 +20,14 @@ fn trained(notation: &str) -> Network<f64> {
     network
 }
 
-const NETWORKS: [&str; 4] = [
+const NETWORKS: [&str; 7] = [
     "[conv6-bn-relu-conv6-bn-relu-pool]x2-[affine9-bn-relu-dropout0.5]-affine4",
-    "conv5-relu-pool-affine7-relu-affine4", // nothing to fold
-    "bn-conv5s2-silu-bn-gap",               // batchnorms without a product before them
-    "conv6g3-bn-gelu-pool3s2-affine4-bn",   // groups; batchnorm of the scores
+    "conv5-relu-pool-affine7-relu-affine4",               // nothing to fold
+    "bn-conv5s2-silu-bn-gap",                             // batchnorms without a product before them
+    "conv6g3-bn-gelu-pool3s2-affine4-bn",                 // groups; batchnorm of the scores
+    "conv6-pool-bn-relu-conv6-pool-bn-silu-pool-affine4", // pools before batchnorm
+    "conv6-bn-relu-res[conv6-bn-relu-conv6-bn]-relu-res[conv8s2-bn-relu-conv8-bn]-relu-gap-affine4",
+    "res[res[conv6-relu]-conv6]-gap-affine4", // values that live while others come and go
 ];
 
 #[test]
@@ -62,6 +66,41 @@ fn threads_share_a_session() {
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     assert_eq!(alone, together);
+}
+
+/// Tasks of one small pool that run sessions, and so wait inside of each other's work: none locks another out, and each has
+/// its own scores.
+#[test]
+fn tasks_of_a_pool_run_sessions_within_each_other() {
+    use rayon::prelude::*;
+    let network = trained(NETWORKS[0]);
+    let session = Session::new(&network, 4).unwrap();
+    let run = |seed: usize| {
+        let x: Array4<f64> = random_array((4, 3, 12, 12), seed as u64);
+        let (mut scores, mut scratch) = (vec![0.0; 16], session.scratch());
+        (0..5).for_each(|_| session.run(x.as_slice().unwrap(), &mut scores, &mut scratch).unwrap());
+        scores
+    };
+    let alone: Vec<_> = (0..32).map(run).collect();
+    for threads in [1, 2, 3] {
+        let within: Vec<_> = with_threads(threads, || (0..32).into_par_iter().map(run).collect()).unwrap();
+        assert_eq!(within, alone, "{threads} threads");
+    }
+}
+
+/// A view in another layout than the standard one is read as what it shows.
+#[test]
+fn views_are_images_too() {
+    let network = trained(NETWORKS[1]);
+    let session = Session::new(&network, 3).unwrap();
+    let (mut scratch, classes) = (session.scratch(), network.classes());
+    let x: Array4<f64> = random_array((3, 3, 12, 12), 5);
+    let (mut want, mut got) = (vec![0.0; 3 * classes], vec![0.0; 3 * classes]);
+    session.run(x.as_slice().unwrap(), &mut want, &mut scratch).unwrap();
+    let columns_first = x.t().as_standard_layout().into_owned();
+    session.run_view(columns_first.t(), &mut got, &mut scratch).unwrap();
+    assert_eq!(got, want);
+    assert!(session.run_view(x.slice(s![.., ..2, .., ..]), &mut got, &mut scratch).is_err());
 }
 
 #[test]

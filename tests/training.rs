@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use gemmnet::data::cifar10::{DIM, PIXELS, SIDE};
 use gemmnet::data::{Augment, Batches, Dataset, Draw, Normalization, Normalizer, Sampler, Split};
 use gemmnet::nn::init::Init;
-use gemmnet::nn::network::Network;
+use gemmnet::nn::network::{Network, StepKey};
 use gemmnet::nn::notation::NetworkSpec;
 use gemmnet::optim::{Ema, Group, LearningRate, Optimizer, Progress, Select};
 use gemmnet::parallel::with_threads;
@@ -138,7 +138,7 @@ fn a_solver_does_what_its_parts_do() {
             let step = losses.len();
             let draw = Draw { split: Split::Train, augment: options.augment, seed: options.seed, epoch };
             data.fill_batch(draw, indices, &mut x, &mut y).unwrap();
-            let loss = by_hand.loss(&x, &y, options.seed, step as u64).unwrap();
+            let loss = by_hand.loss(&x, &y, StepKey { seed: options.seed, step: step as u64 }).unwrap();
             let (params, grads) = by_hand.params_and_grads();
             let at = Progress { step, steps_per_epoch: STEPS_PER_EPOCH, steps: 9 };
             losses.push(f64::from(loss) + optimizer.step(params, grads, at).regularization);

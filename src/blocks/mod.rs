@@ -1,18 +1,23 @@
 //! Level 3. Blocks: a product and all that follows it, in as few passes over memory as its parts allow.
 //!
-//! A [`Block`] is `[conv | affine] [batchnorm] [activation] [pool] [dropout]`, in this order, each part optional: the
-//! cascades of the seed and every other. How it runs:
+//! A [`Block`] is `[conv | affine] [early pool] [batchnorm] [activation] [pool] [dropout]`, in this order, each part
+//! optional: the cascades of CS231n and every other. How it runs:
 //!
 //! | block | forward, training | backward |
 //! | --- | --- | --- |
 //! | conv, no batchnorm, ReLU or leaky ReLU or nothing, no pool or max pool that tiles | each tile of the product gets bias, activation and pool in the cache, and is written once | tiles of the gradient are made from dout, out and the argmax cells on the way into the products |
 //! | with batchnorm | product; then channel by channel statistics, normalisation, activation and pool while the channel is in the cache | channel by channel the gradient of the product, in place of the product; then the products' backward |
+//! | pool before batchnorm | each tile of the product is pooled in the cache and written once; then as above | as above; tiles of the gradient are made from that of the pooled product and the argmax cells |
 //! | anything else | product and bias; then plane by plane the rest | the same in reverse |
 //!
 //! In test mode every block whose pool (if any) tiles takes the first way: batchnorm is then a scale and a shift per channel.
 
+mod backward;
 mod block;
 pub mod cascades;
+mod forward;
+mod parts;
 mod tail;
 
-pub use block::{Block, BlockParts, BlockState, Core, Pass, Pool, Weights};
+pub use block::{Block, BlockState};
+pub use parts::{BlockGrads, BlockInput, BlockParts, Core, Pass, Pool, Weights};

@@ -30,6 +30,11 @@ pub(crate) struct ChannelMap<T> {
 }
 
 impl<T: Element> ChannelMap<T> {
+    /// A bias, which may be 0.
+    pub(crate) fn shift(shift: T) -> Self {
+        ChannelMap { center: T::zero(), scale: T::one(), shift }
+    }
+
     /// Batchnorm: `z = gamma (y - mean) / sqrt(var + eps) + beta`.
     #[inline(always)]
     pub(crate) fn batchnorm(mean: T, var: T, gamma: T, beta: T, eps: f64) -> Self {
@@ -149,6 +154,18 @@ impl Tail {
                 #[inline(always)]
                 |activation| out.iter_mut().zip(y).for_each(|(out, &y)| *out = activation.apply(map.z(y))),
             ),
+        }
+    }
+
+    /// [`Tail::map_activate`] where `y` lies.
+    #[inline(always)]
+    pub(crate) fn map_activate_in_place<T: Element>(&self, map: ChannelMap<T>, y: &mut [T]) {
+        y.iter_mut().for_each(
+            #[inline(always)]
+            |y| *y = map.z(*y),
+        );
+        if let Some(activation) = self.activation {
+            activate(activation, y);
         }
     }
 

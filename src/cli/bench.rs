@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use clap::Args;
-use ndarray::{Array1, Array4, Dimension};
+use ndarray::{Array, Array1, Array4, Dimension, IntoDimension};
 use rand::RngExt;
 use rand_distr::StandardNormal;
 use serde_json::json;
@@ -15,7 +15,9 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gradcheck::{rel_error, rel_error_norm};
 use crate::naive;
-use crate::ops::conv::{conv2d_backward_into, conv2d_forward_into};
+use crate::ops::conv::{
+    Conv2dGrads, ConvGradsMut, ConvInput, ConvPlan, Filters, conv2d_backward_into, conv2d_forward_into,
+};
 use crate::ops::pool::{max_pool2d_backward_into, max_pool2d_forward_into};
 use crate::random::{Purpose, stream};
 use crate::shape::{Conv2d, Conv2dShape, Padding, Pool2d, Pool2dShape};
@@ -51,11 +53,21 @@ pub(super) fn run(args: &BenchArgs, global: &Global, out: &Output) -> Result<(),
     if args.repeats == 0 {
         return Err(Error::invalid("repeats", "0 runs have no median", "give 1 or more").into());
     }
-    let mut rows = Vec::new();
-    let mut ws = Workspace::new();
-    measure::<f64>(args.repeats, global.seed(), &mut ws, &mut rows)?;
-    measure::<f32>(args.repeats, global.seed(), &mut ws, &mut rows)?;
+    let mut bench = Bench { repeats: args.repeats, seed: global.seed(), ws: Workspace::new(), rows: Vec::new() };
+    bench.layers::<f64>()?;
+    bench.layers::<f32>()?;
+    out.line(table(&bench.rows))?;
+    out.line(format_args!(
+        "{} thread(s), medians of {} naive and {} fast runs",
+        rayon::current_num_threads(),
+        args.repeats,
+        args.repeats * FAST_RUNS
+    ))?;
+    let rows: Vec<_> = bench.rows.iter().map(Row::json).collect();
+    out.json(&json!({ "rows": rows, "threads": rayon::current_num_threads() }))
+}
 
+fn table(rows: &[Row]) -> Table {
     use Align::{Left, Right};
     let mut table = Table::new([
         ("case", Left),
@@ -66,7 +78,7 @@ pub(super) fn run(args: &BenchArgs, global: &Global, out: &Output) -> Result<(),
         ("speedup", Right),
         ("difference", Right),
     ]);
-    for row in &rows {
+    for row in rows {
         table.row([
             row.case.to_owned(),
             row.dtype.to_owned(),
@@ -77,35 +89,51 @@ pub(super) fn run(args: &BenchArgs, global: &Global, out: &Output) -> Result<(),
             scientific(row.rel_error),
         ]);
     }
-    out.line(table)?;
-    out.line(format_args!(
-        "{} thread(s), medians of {} naive and {} fast runs",
-        rayon::current_num_threads(),
-        args.repeats,
-        args.repeats * FAST_RUNS
-    ))?;
-    let rows: Vec<_> = (rows.iter())
-        .map(|row| {
-            json!({
-                "case": row.case,
-                "dtype": row.dtype,
-                "direction": row.direction,
-                "naive_ms": row.naive_ms,
-                "fast_ms": row.fast_ms,
-                "speedup": row.naive_ms / row.fast_ms,
-                "rel_error": row.rel_error,
-            })
-        })
-        .collect();
-    out.json(&json!({ "rows": rows, "threads": rayon::current_num_threads() }))
+    table
 }
 
-fn measure<T: Element>(repeats: usize, seed: u64, ws: &mut Workspace, rows: &mut Vec<Row>) -> Result<(), Stop> {
-    let normal = |index| {
-        let mut rng = stream(seed, Purpose::Example, 0, index);
-        move || T::of(rng.sample::<f64, _>(StandardNormal))
-    };
-    let mut add = |case, direction, rel_error: f64, naive: &mut dyn FnMut(), fast: &mut dyn FnMut()| {
+impl Row {
+    fn json(&self) -> serde_json::Value {
+        json!({
+            "case": self.case,
+            "dtype": self.dtype,
+            "direction": self.direction,
+            "naive_ms": self.naive_ms,
+            "fast_ms": self.fast_ms,
+            "speedup": self.naive_ms / self.fast_ms,
+            "rel_error": self.rel_error,
+        })
+    }
+}
+
+/// The measurements, and what they need.
+struct Bench {
+    repeats: usize,
+    seed: u64,
+    ws: Workspace,
+    rows: Vec<Row>,
+}
+
+impl Bench {
+    fn layers<T: Element>(&mut self) -> Result<(), Stop> {
+        self.conv::<T>()?;
+        self.pool::<T>()
+    }
+
+    /// Standard normal values; each array has an `index` of its own.
+    fn normal<T: Element, D: Dimension>(&self, shape: impl IntoDimension<Dim = D>, index: u64) -> Array<T, D> {
+        let mut rng = stream(self.seed, Purpose::Example, 0, index);
+        Array::from_shape_simple_fn(shape.into_dimension(), || T::of(rng.sample::<f64, _>(StandardNormal)))
+    }
+
+    /// Times both layers and adds their row, unless their results differ.
+    fn add<T: Element>(
+        &mut self,
+        (case, direction): (&'static str, &'static str),
+        rel_error: f64,
+        naive: impl FnMut(),
+        mut fast: impl FnMut(&mut Workspace),
+    ) -> Result<(), Stop> {
         let limit = limit::<T>();
         if rel_error.is_nan() || rel_error > limit {
             return Err(Stop::Check(format!(
@@ -114,64 +142,71 @@ fn measure<T: Element>(repeats: usize, seed: u64, ws: &mut Workspace, rows: &mut
                 T::NAME
             )));
         }
-        let (naive_ms, fast_ms) = medians(repeats, naive, fast);
-        rows.push(Row { case, dtype: T::NAME, direction, naive_ms, fast_ms, rel_error });
+        let (naive_ms, fast_ms) = medians(self.repeats, naive, || fast(&mut self.ws));
+        self.rows.push(Row { case, dtype: T::NAME, direction, naive_ms, fast_ms, rel_error });
         Ok(())
-    };
+    }
 
-    let conv = Conv2d { stride: (2, 2), padding: Padding::All(1), ..Conv2d::default() };
-    let shape = Conv2dShape::new([100, 3, 31, 31], [25, 3, 3, 3], &conv)?;
-    let x = Array4::from_shape_simple_fn(shape.x(), normal(0));
-    let w = Array4::from_shape_simple_fn(shape.w(), normal(1));
-    let b = Array1::from_shape_simple_fn(shape.filters, normal(2));
-    let dout = Array4::from_shape_simple_fn(shape.out(), normal(3));
-    let naive_forward = || naive::conv2d_forward(x.view(), w.view(), Some(b.view()), &conv);
-    let naive_backward = || naive::conv2d_backward(dout.view(), x.view(), w.view(), &conv);
+    fn conv<T: Element>(&mut self) -> Result<(), Stop> {
+        let conv = Conv2d { stride: (2, 2), padding: Padding::All(1), ..Conv2d::default() };
+        let shape = Conv2dShape::new([100, 3, 31, 31], [25, 3, 3, 3], &conv)?;
+        let (x, w): (Array4<T>, Array4<T>) = (self.normal(shape.x(), 0), self.normal(shape.w(), 1));
+        let (b, dout): (Array1<T>, Array4<T>) = (self.normal(shape.filters, 2), self.normal(shape.out(), 3));
+        let naive_forward = || naive::conv2d_forward(x.view(), w.view(), Some(b.view()), &conv);
+        let naive_backward = || naive::conv2d_backward(dout.view(), x.view(), w.view(), &conv);
 
-    let mut out = Array4::zeros(shape.out());
-    let mut fast = || conv2d_forward_into(&shape, slice(&x), slice(&w), Some(slice(&b)), slice_mut(&mut out), ws);
-    fast();
-    let error = difference(&naive_forward()?, &out);
-    let mut fast = || conv2d_forward_into(&shape, slice(&x), slice(&w), Some(slice(&b)), slice_mut(&mut out), ws);
-    add("conv", "forward", error, &mut || drop(black_box(naive_forward())), &mut fast)?;
+        let (plan, images) = (ConvPlan::new::<T>(&shape)?, x.shape()[0]);
+        let forward = |out: &mut Array4<T>, ws: &mut Workspace| {
+            let filters = Filters::Plain(slice(&w));
+            conv2d_forward_into(&plan, images, slice(&x), filters, Some(slice(&b)), slice_mut(out), ws);
+        };
+        let mut out = Array4::zeros(shape.out());
+        forward(&mut out, &mut self.ws);
+        let error = difference(&naive_forward()?, &out);
+        let names = ("conv", "forward");
+        self.add::<T>(names, error, || drop(black_box(naive_forward())), |ws| forward(&mut out, ws))?;
 
-    let mut grads = crate::ops::conv::Conv2dGrads { dx: x.clone(), dw: w.clone(), db: b.clone() };
-    let mut fast = |grads: &mut crate::ops::conv::Conv2dGrads<T>| {
-        let crate::ops::conv::Conv2dGrads { dx, dw, db } = grads;
-        let (dx, dw, db) = (Some(slice_mut(dx)), slice_mut(dw), Some(slice_mut(db)));
-        conv2d_backward_into(&shape, slice(&dout), slice(&x), slice(&w), dx, dw, db, ws);
-    };
-    fast(&mut grads);
-    let reference = naive_backward()?;
-    let errors = [
-        difference(&reference.dx, &grads.dx),
-        difference(&reference.dw, &grads.dw),
-        difference(&reference.db, &grads.db),
-    ];
-    add("conv", "backward", worst(errors), &mut || drop(black_box(naive_backward())), &mut || fast(&mut grads))?;
+        let backward = |grads: &mut Conv2dGrads<T>, ws: &mut Workspace| {
+            let Conv2dGrads { dx, dw, db } = grads;
+            let input = ConvInput { images, x: slice(&x), w: slice(&w) };
+            let grads = ConvGradsMut { dx: Some(slice_mut(dx)), dw: Some(slice_mut(dw)), db: Some(slice_mut(db)) };
+            conv2d_backward_into(&plan, slice(&dout), input, grads, ws);
+        };
+        let mut grads = Conv2dGrads { dx: x.clone(), dw: w.clone(), db: b.clone() };
+        backward(&mut grads, &mut self.ws);
+        let reference = naive_backward()?;
+        let error = worst([
+            difference(&reference.dx, &grads.dx),
+            difference(&reference.dw, &grads.dw),
+            difference(&reference.db, &grads.db),
+        ]);
+        let names = ("conv", "backward");
+        self.add::<T>(names, error, || drop(black_box(naive_backward())), |ws| backward(&mut grads, ws))
+    }
 
-    let pool = Pool2d::square(2);
-    let shape = Pool2dShape::new([100, 3, 32, 32], &pool)?;
-    let x = Array4::from_shape_simple_fn(shape.x(), normal(4));
-    let dout = Array4::from_shape_simple_fn(shape.out(), normal(5));
-    let naive_forward = || naive::max_pool2d_forward(x.view(), &pool);
-    let (reference, argmax) = naive_forward()?;
-    let naive_backward = || naive::max_pool2d_backward(dout.view(), &argmax);
+    fn pool<T: Element>(&mut self) -> Result<(), Stop> {
+        let pool = Pool2d::square(2);
+        let shape = Pool2dShape::new([100, 3, 32, 32], &pool)?;
+        let (x, dout): (Array4<T>, Array4<T>) = (self.normal(shape.x(), 4), self.normal(shape.out(), 5));
+        let naive_forward = || naive::max_pool2d_forward(x.view(), &pool);
+        let (reference, argmax) = naive_forward()?;
+        let naive_backward = || naive::max_pool2d_backward(dout.view(), &argmax);
 
-    let mut out = Array4::zeros(shape.out());
-    let mut cell = vec![0; out.len()];
-    max_pool2d_forward_into(&shape, slice(&x), slice_mut(&mut out), &mut cell)?;
-    let error = difference(&reference, &out);
-    let mut fast = || {
-        max_pool2d_forward_into(&shape, slice(&x), slice_mut(&mut out), &mut cell).expect("it ran a moment ago");
-    };
-    add("pool", "forward", error, &mut || drop(black_box(naive_forward())), &mut fast)?;
+        let mut out = Array4::zeros(shape.out());
+        let mut cell = vec![0; out.len()];
+        max_pool2d_forward_into(&shape, slice(&x), slice_mut(&mut out), &mut cell)?;
+        let error = difference(&reference, &out);
+        let fast = |_: &mut _| {
+            max_pool2d_forward_into(&shape, slice(&x), slice_mut(&mut out), &mut cell).expect("it ran a moment ago");
+        };
+        self.add::<T>(("pool", "forward"), error, || drop(black_box(naive_forward())), fast)?;
 
-    let mut dx = Array4::zeros(shape.x());
-    let fast = |dx: &mut Array4<T>| max_pool2d_backward_into(&shape, slice(&dout), &cell, slice_mut(dx));
-    fast(&mut dx);
-    let error = difference(&naive_backward()?, &dx);
-    add("pool", "backward", error, &mut || drop(black_box(naive_backward())), &mut || fast(&mut dx))
+        let mut dx = Array4::zeros(shape.x());
+        max_pool2d_backward_into(&shape, slice(&dout), &cell, slice_mut(&mut dx));
+        let error = difference(&naive_backward()?, &dx);
+        let fast = |_: &mut _| max_pool2d_backward_into(&shape, slice(&dout), &cell, slice_mut(&mut dx));
+        self.add::<T>(("pool", "backward"), error, || drop(black_box(naive_backward())), fast)
+    }
 }
 
 /// What naive and fast results may differ by.
@@ -180,7 +215,7 @@ fn limit<T: Element>() -> f64 {
 }
 
 /// The largest relative error of an element in f64; in f32, where small elements have no correct digits, of the whole.
-fn difference<T: Element, D: Dimension>(naive: &ndarray::Array<T, D>, fast: &ndarray::Array<T, D>) -> f64 {
+fn difference<T: Element, D: Dimension>(naive: &Array<T, D>, fast: &Array<T, D>) -> f64 {
     if T::NAME == f64::NAME { rel_error(naive, fast) } else { rel_error_norm(naive, fast) }
 }
 
@@ -190,7 +225,7 @@ fn worst(errors: [f64; 3]) -> f64 {
 }
 
 /// Median times in milliseconds. Naive and fast runs take turns, so that both see the same moods of the machine.
-fn medians(repeats: usize, naive: &mut dyn FnMut(), fast: &mut dyn FnMut()) -> (f64, f64) {
+fn medians(repeats: usize, mut naive: impl FnMut(), mut fast: impl FnMut()) -> (f64, f64) {
     let time = |work: &mut dyn FnMut()| {
         let start = Instant::now();
         work();
@@ -198,8 +233,8 @@ fn medians(repeats: usize, naive: &mut dyn FnMut(), fast: &mut dyn FnMut()) -> (
     };
     let (mut naive_ms, mut fast_ms) = (Vec::new(), Vec::new());
     for _ in 0..repeats {
-        naive_ms.push(time(naive));
-        fast_ms.extend((0..FAST_RUNS).map(|_| time(fast)));
+        naive_ms.push(time(&mut naive));
+        fast_ms.extend((0..FAST_RUNS).map(|_| time(&mut fast)));
     }
     (median(naive_ms), median(fast_ms))
 }
@@ -210,11 +245,11 @@ fn median(mut values: Vec<f64>) -> f64 {
     if values.len().is_multiple_of(2) { (values[middle - 1] + values[middle]) / 2.0 } else { values[middle] }
 }
 
-fn slice<T, D: Dimension>(array: &ndarray::Array<T, D>) -> &[T] {
+fn slice<T, D: Dimension>(array: &Array<T, D>) -> &[T] {
     array.as_slice().expect("made in standard layout")
 }
 
-fn slice_mut<T, D: Dimension>(array: &mut ndarray::Array<T, D>) -> &mut [T] {
+fn slice_mut<T, D: Dimension>(array: &mut Array<T, D>) -> &mut [T] {
     array.as_slice_mut().expect("made in standard layout")
 }
 

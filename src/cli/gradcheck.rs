@@ -11,15 +11,15 @@ use serde_json::json;
 
 use super::output::{Align, Output, Table, scientific, thousands};
 use super::{Global, Stop};
-use crate::blocks::{Block, BlockParts, BlockState, Core, Pass, Pool, Weights};
+use crate::blocks::{Block, BlockGrads, BlockInput, BlockParts, BlockState, Core, Pass, Pool, Weights};
 use crate::error::Result;
 use crate::gradcheck::{GradReport, NumericGradient, STEP, check, numeric_gradient, numeric_gradient_array};
 use crate::models::ThreeLayerConvNet;
+use crate::ops::Mode;
 use crate::ops::activation::{Activation, activation_backward, activation_forward};
 use crate::ops::affine::{affine_backward, affine_forward};
 use crate::ops::batchnorm::{
-    BatchNorm, Mode, Statistics, batchnorm_backward, batchnorm_forward, spatial_batchnorm_backward,
-    spatial_batchnorm_forward,
+    BatchNorm, Statistics, batchnorm_backward, batchnorm_forward, spatial_batchnorm_backward, spatial_batchnorm_forward,
 };
 use crate::ops::conv::{conv2d_backward, conv2d_forward};
 use crate::ops::dropout::{DropoutKey, dropout_backward, dropout_forward};
@@ -282,33 +282,16 @@ impl Checks {
 
     /// A fused block in training mode, for images x `[N, C, H, W]`.
     fn cascade(&mut self, name: &str, parts: BlockParts, x: [usize; 4], limit: f64) -> Result<()> {
-        let block = Block::new(parts, [x[1], x[2], x[3]])?;
+        let block = Block::new::<f64>(parts, [x[1], x[2], x[3]])?;
         let [c, h, w] = block.output();
-        let (images, channels) = (x[0], if parts.norm.is_some() { c } else { 0 });
-        let dout: ArrayD<f64> = self.random(IxDyn(&[images, c, h, w]));
+        let dout: ArrayD<f64> = self.random(IxDyn(&[x[0], c, h, w]));
         let shapes = block.weight_shapes();
         let inputs = [x.to_vec(), shapes.w, shapes.b, shapes.gamma, shapes.beta].map(|shape| {
             // Absent parameters are empty.
             if shape.is_empty() { ArrayD::zeros(IxDyn(&[0])) } else { self.random(IxDyn(&shape)) }
         });
-
-        let (mut ws, mut state) = (Workspace::new(), BlockState::new());
-        let pass = Pass::Train(DropoutKey { seed: self.seed, step: 0, layer: 0 });
-        let (mut mean, mut var) = (vec![0.0; channels], vec![1.0; channels]);
-        let mut forward = |[x, w, b, gamma, beta]: [&[f64]; 5], state: &mut BlockState<f64>| {
-            let weights = Weights { w, b, gamma, beta };
-            block.forward(images, x, weights, (&mut mean, &mut var), pass, state, &mut ws);
-        };
-        forward(slices(&inputs), &mut state);
-        let mut grads = inputs.clone();
-        let [dx, dw, db, dgamma, dbeta] = grads.each_mut().map(|g| g.as_slice_mut().expect("as its input"));
-        let [x, w, b, gamma, beta] = slices(&inputs);
-        let weights = Weights { w, b, gamma, beta };
-        let mut used_up = dout.clone();
-        let dout_slice = used_up.as_slice_mut().expect("made in standard layout");
-        let weight_grads = Weights { w: dw, b: db, gamma: dgamma, beta: dbeta };
-        block.backward(images, x, weights, dout_slice, Some(dx), weight_grads, &mut state, &mut Workspace::new());
-
+        let mut run = BlockRun { block: &block, key: DropoutKey { seed: self.seed, step: 0, layer: 0 }, images: x[0] };
+        let grads = run.gradients(&inputs, &dout);
         for (i, gradient) in ["dx", "dw", "db", "dgamma", "dbeta"].into_iter().enumerate() {
             if inputs[i].is_empty() {
                 continue;
@@ -316,8 +299,7 @@ impl Checks {
             let out = |value: ArrayView<f64, IxDyn>| {
                 let mut slices = slices(&inputs);
                 slices[i] = value.to_slice().expect("the numeric gradient keeps the standard layout");
-                forward(slices, &mut state);
-                let out = state.out(&block, images).to_vec();
+                let out = run.forward(slices, &mut BlockState::new());
                 Ok(ArrayD::from_shape_vec(dout.raw_dim(), out).expect("out has the shape of dout"))
             };
             let numeric = numeric(out, &inputs[i], &dout)?;
@@ -359,6 +341,38 @@ impl Checks {
             self.add("three-layer net", &param.name, 1e-5, &analytic, &numeric);
         }
         Ok(())
+    }
+}
+
+/// Training passes of a block over x, w, b, gamma and beta.
+struct BlockRun<'a> {
+    block: &'a Block,
+    key: DropoutKey,
+    images: usize,
+}
+
+impl BlockRun<'_> {
+    fn input<'a>(&self, [x, w, b, gamma, beta]: [&'a [f64]; 5]) -> BlockInput<'a, f64> {
+        // Training reads no running statistics, but they have to be there.
+        let weights = Weights { w, b, gamma, beta };
+        BlockInput { images: self.images, x, weights, prepared: None, running: (gamma, gamma) }
+    }
+
+    fn forward(&mut self, inputs: [&[f64]; 5], state: &mut BlockState<f64>) -> Vec<f64> {
+        let mut out = vec![0.0; self.images * self.block.output_len()];
+        self.block.forward(&self.input(inputs), Pass::Train(self.key), &mut out, state, &mut Workspace::new());
+        out
+    }
+
+    fn gradients(&mut self, inputs: &[ArrayD<f64>; 5], dout: &ArrayD<f64>) -> [ArrayD<f64>; 5] {
+        let mut state = BlockState::new();
+        let out = self.forward(slices(inputs), &mut state);
+        let (mut grads, mut used_up) = (inputs.clone(), dout.clone());
+        let [dx, w, b, gamma, beta] = grads.each_mut().map(|g| g.as_slice_mut().expect("as its input"));
+        let dout = used_up.as_slice_mut().expect("made in standard layout");
+        let grads_mut = BlockGrads { dout, dx: Some(dx), weights: Weights { w, b, gamma, beta } };
+        self.block.backward(&self.input(slices(inputs)), &out, grads_mut, &mut state, &mut Workspace::new());
+        grads
     }
 }
 

@@ -31,13 +31,14 @@ pub(super) fn run(args: &SummaryArgs, out: &Output) -> Result<(), Stop> {
     let spec = NetworkSpec::parse(args.net.as_deref().unwrap_or(preset.net))?;
     let network = Network::<f32>::new(&spec, DIM, Init::He, 0)?;
     let layers = network.summary();
-    let (parameters, multiply_adds) = (network.params().count(), layers.iter().map(|layer| layer.macs).sum::<usize>());
+    let (parameters, multiply_adds) =
+        (network.params().count(), layers.iter().map(|layer| layer.multiply_adds).sum::<usize>());
 
     use Align::{Left, Right};
     let mut table = Table::new([("layer", Left), ("output", Right), ("parameters", Right), ("multiply-adds", Right)]);
     for layer in &layers {
         let shape: Vec<_> = layer.output.iter().map(usize::to_string).collect();
-        table.row([layer.name.clone(), shape.join("x"), thousands(layer.parameters), thousands(layer.macs)]);
+        table.row([layer.name.clone(), shape.join("x"), thousands(layer.parameters), thousands(layer.multiply_adds)]);
     }
     table.row(["total".into(), String::new(), thousands(parameters), thousands(multiply_adds)]);
     out.line(table)?;
@@ -49,7 +50,7 @@ pub(super) fn run(args: &SummaryArgs, out: &Output) -> Result<(), Stop> {
                 "layer": layer.name,
                 "output": layer.output,
                 "parameters": layer.parameters,
-                "multiply_adds": layer.macs,
+                "multiply_adds": layer.multiply_adds,
             })
         })
         .collect();

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::init::Init;
@@ -28,6 +29,32 @@ pub(crate) struct Header {
 #[derive(Deserialize)]
 struct Version {
     format: u32,
+    dtype: String,
+}
+
+impl Version {
+    /// Whether this program reads the file, as a network of `T`.
+    fn check<T: Element>(archive: &Archive<'_>) -> Result<()> {
+        let Version { format, dtype } = parse(archive)?;
+        if !(1..=FORMAT).contains(&format) {
+            let problem = format!("is a checkpoint of format {format}, this program reads formats 1 to {FORMAT}");
+            let fix = "use the version of gemmnet that wrote it, or train again";
+            return Err(Error::data(archive.path(), problem, fix));
+        }
+        if dtype != T::NAME {
+            let problem = format!("holds a network of {dtype} numbers, asked for was one of {}", T::NAME);
+            return Err(Error::data(archive.path(), problem, format!("load it as {dtype}")));
+        }
+        Ok(())
+    }
+}
+
+/// What the metadata say.
+///
+/// # Errors
+/// [`Error::Data`] if they do not say it.
+pub(crate) fn parse<M: DeserializeOwned>(archive: &Archive<'_>) -> Result<M> {
+    serde_json::from_str(archive.json()).map_err(|e| archive.fault(format!("has metadata that cannot be read ({e})")))
 }
 
 impl Header {
@@ -40,19 +67,8 @@ impl Header {
     /// # Errors
     /// [`Error::Data`] if it is a newer program's, one of another element type, or damaged.
     pub(crate) fn read<T: Element>(archive: &Archive<'_>) -> Result<Self> {
-        let unreadable = |e| archive.fault(format!("has metadata that cannot be read ({e})"));
-        let Version { format } = serde_json::from_str(archive.json()).map_err(unreadable)?;
-        if !(1..=FORMAT).contains(&format) {
-            let problem = format!("is a checkpoint of format {format}, this program reads formats 1 to {FORMAT}");
-            let fix = "use the version of gemmnet that wrote it, or train again";
-            return Err(Error::data(archive.path(), problem, fix));
-        }
-        let header: Header = serde_json::from_str(archive.json()).map_err(unreadable)?;
-        if header.dtype != T::NAME {
-            let problem = format!("holds a network of {} numbers, asked for was one of {}", header.dtype, T::NAME);
-            return Err(Error::data(archive.path(), problem, format!("load it as {}", header.dtype)));
-        }
-        Ok(header)
+        Version::check::<T>(archive)?;
+        parse(archive)
     }
 
     /// The network with its parameters and statistics.
@@ -63,7 +79,7 @@ impl Header {
         let impossible = |e| archive.fault(format!("describes a network that cannot be ({e})"));
         // Before memory is taken for them.
         for layout in Network::<T>::layouts(&self.network, self.input).map_err(impossible)? {
-            archive.check_params::<T>("", &layout)?;
+            archive.check_params::<T>(layout.iter())?;
         }
         // The initial weights are all overwritten.
         let mut network =
@@ -101,5 +117,20 @@ impl<T: Element> Network<T> {
         let bytes = read(path)?;
         let archive = Archive::open(path, &bytes)?;
         Header::read::<T>(&archive)?.network(&archive)
+    }
+
+    /// Reads parameters and running statistics from a file of [`Network::save`] into this network, by their names. For a
+    /// network with a [layer](crate::nn::layer) of one's own, whose notation alone does not say how to make it.
+    ///
+    /// # Errors
+    /// As [`Network::load`], and [`Error::Data`] if the file lacks one of this network's. The network is then as it was.
+    pub fn load_values(&mut self, path: &Path) -> Result<()> {
+        let bytes = read(path)?;
+        let archive = Archive::open(path, &bytes)?;
+        Version::check::<T>(&archive)?;
+        archive.check_params::<T>(self.params().iter())?;
+        archive.check_params::<T>(self.statistics().iter())?;
+        archive.read_params("", self.params_mut())?;
+        archive.read_params("", self.statistics_mut())
     }
 }

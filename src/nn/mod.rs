@@ -1,7 +1,20 @@
-//! Level 4. Networks: parameters, initialisers, notation, and the list of fused blocks that runs them.
+//! Level 4. Networks: their notation, the graph of their layers, and the fused steps that run it.
+//!
+//! ```text
+//! text -> notation -> graph (nodes, values) -> fusion (steps) -> steps (sizes, named parameters) -> run (forward, backward)
+//! ```
+//!
+//! [`network`] trains and predicts, [`session`] serves; [`layer`] says what a layer of one's own has to do.
 
 pub(crate) mod file;
+mod fusion;
+mod graph;
 pub mod init;
+pub mod layer;
+pub mod layers;
+mod memory;
 pub mod network;
 pub mod notation;
+mod run;
 pub mod session;
+mod steps;

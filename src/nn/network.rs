@@ -1,119 +1,79 @@
-//! Level 4. A network: an ordered list of fused blocks with named parameters and a loss.
+//! Level 4. A network: its steps, its named parameters, and a loss.
 
 use ndarray::{Array2, ArrayView4};
 
-use crate::blocks::{Block, BlockParts, BlockState, Core, Pass, Pool, Weights};
+use crate::blocks::Pass;
 use crate::element::Element;
 use crate::error::{Error, Result, check_shape};
+use crate::nn::fusion::{Gathered, gather};
+use crate::nn::graph::Graph;
 use crate::nn::init::Init;
-use crate::nn::notation::{LayerSpec, LossSpec, NetworkSpec};
-use crate::ops::batchnorm::BatchNorm;
+use crate::nn::memory::{Memory, for_training};
+use crate::nn::notation::{LossSpec, NetworkSpec};
+use crate::nn::run::{Flow, Run};
+use crate::nn::steps::{Compiled, Kernel, Step, compile};
 use crate::ops::dropout::DropoutKey;
-use crate::ops::loss::{softmax_cross_entropy_into, svm_hinge_into};
+use crate::ops::loss::{check_labels, softmax_cross_entropy_into, svm_hinge_into};
 use crate::params::{Layout, ParamKind, Params};
-use crate::profile::{self, Phase, Work};
 use crate::random::{Purpose, stream};
 use crate::simd::{dot, vectorized};
-use crate::workspace::{Buffer, Workspace};
 
-/// A network for images `(C, H, W)`: layers gathered into [`Block`]s, each running as one fused kernel.
+/// A network for images `(C, H, W)`: a graph of layers, gathered into steps each of which runs as one fused kernel.
 #[derive(Debug)]
 pub struct Network<T: Element> {
     spec: NetworkSpec,
     input: [usize; 3],
-    stages: Vec<Stage>,
-    states: Vec<BlockState<T>>,
+    gathered: Vec<Gathered>,
+    steps: Vec<Step<T>>,
     params: Params<T>,
     grads: Params<T>,
     statistics: Params<T>,
-    /// Gradients on their way back: of a block's output, and of its input.
-    gradient: [Buffer<T>; 2],
-    ws: Workspace,
+    memory: Memory<T>,
+    flow: Flow<T>,
 }
 
-/// A block and its place in the parameters.
-#[derive(Debug)]
-pub(super) struct Stage {
-    pub(super) layers: Vec<LayerSpec>,
-    /// Its number, from 1, and its layers in notation, for the profile.
-    label: String,
-    pub(super) block: Block,
-    /// Indices of the parameters, where the block has them.
-    pub(super) places: Weights<Option<usize>>,
-    /// Indices of the running mean and variance.
-    pub(super) running: Option<(usize, usize)>,
-}
-
-impl Stage {
-    /// One pass over `images` images, for the [`profile`]: in memory the input counts `inputs` times and the weights
-    /// `weights` times, because backward also has their gradients; there are as many products as inputs.
-    fn work<T>(&self, images: usize, values: Weights<&[T]>, inputs: usize, weights: usize) -> Work<'_> {
-        let Weights { w, b, gamma, beta } = values;
-        let parameters: usize = [w, b, gamma, beta].map(<[T]>::len).into_iter().sum();
-        let image = inputs * self.block.input().iter().product::<usize>() + self.block.output_len();
-        Work {
-            op: &self.label,
-            flops: inputs * 2 * self.block.multiply_adds() * images,
-            bytes: (images * image + weights * parameters) * size_of::<T>(),
-        }
-    }
+/// Which draw of dropout's masks a training step takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepKey {
+    /// Seed of the training.
+    pub seed: u64,
+    /// The training step.
+    pub step: u64,
 }
 
 /// One line of [`Network::summary`].
 #[derive(Clone, Debug)]
-pub struct LayerSummary {
+pub struct StepSummary {
     /// As in the notation: `conv64-relu-pool`.
     pub name: String,
+    /// What it takes: 0 for the images, else the number, from 1, of the step that makes it.
+    pub inputs: Vec<usize>,
     /// Output shape of one image: `[C, H, W]`, or `[M]`.
     pub output: Vec<usize>,
     /// Number of trained values.
     pub parameters: usize,
     /// Multiply-adds of one image's forward pass.
-    pub macs: usize,
+    pub multiply_adds: usize,
 }
 
 /// Images that [`Network::scores`] takes at once.
 const TEST_BATCH: usize = 256;
 
-/// Layers joined as in the notation.
-fn notation(layers: &[LayerSpec]) -> String {
-    layers.iter().map(LayerSpec::to_string).collect::<Vec<_>>().join("-")
-}
-
-/// Cuts a list of layers into blocks: a layer joins the block before it as long as the order within blocks (product,
-/// batchnorm, activation, pool, dropout) allows.
-fn into_blocks(layers: &[LayerSpec]) -> Vec<(BlockParts, Vec<LayerSpec>)> {
-    let mut blocks: Vec<(BlockParts, Vec<LayerSpec>)> = Vec::new();
-    let mut last_rank = usize::MAX;
-    for &layer in layers {
-        let rank = match layer {
-            LayerSpec::Conv { .. } | LayerSpec::Affine { .. } => 0,
-            LayerSpec::BatchNorm => 1,
-            LayerSpec::Activation(_) => 2,
-            LayerSpec::MaxPool(_) | LayerSpec::AvgPool(_) | LayerSpec::GlobalAvgPool => 3,
-            LayerSpec::Dropout { .. } => 4,
-        };
-        if rank <= last_rank || blocks.is_empty() {
-            blocks.push(Default::default());
-        }
-        last_rank = rank;
-        let (parts, members) = blocks.last_mut().expect("pushed above");
-        members.push(layer);
-        match layer {
-            LayerSpec::Conv { filters, kernel, conv } => {
-                (parts.core, parts.bias) = (Some(Core::Conv { filters, kernel, conv }), true);
-            }
-            LayerSpec::Affine { outputs } => (parts.core, parts.bias) = (Some(Core::Affine { outputs }), true),
-            // the batch's mean takes a bias with it
-            LayerSpec::BatchNorm => (parts.norm, parts.bias) = (Some(BatchNorm::default()), false),
-            LayerSpec::Activation(activation) => parts.activation = Some(activation),
-            LayerSpec::MaxPool(pool) => parts.pool = Some(Pool::Max(pool)),
-            LayerSpec::AvgPool(pool) => parts.pool = Some(Pool::Avg(pool)),
-            LayerSpec::GlobalAvgPool => parts.pool = Some(Pool::GlobalAvg),
-            LayerSpec::Dropout { p } => parts.dropout = Some(p),
+impl<T: Element> Clone for Network<T> {
+    /// The same network, without the memory of its last pass.
+    fn clone(&self) -> Self {
+        Network {
+            spec: self.spec.clone(),
+            input: self.input,
+            gathered: self.gathered.clone(),
+            steps: self.steps.clone(),
+            params: self.params.clone(),
+            grads: self.grads.clone(),
+            statistics: self.statistics.clone(),
+            memory: Memory::new(&self.steps, for_training(&self.steps)),
+            flow: Flow::new(&self.steps, self.flow.trained().to_vec()),
         }
     }
-    blocks
 }
 
 impl<T: Element> Network<T> {
@@ -123,108 +83,54 @@ impl<T: Element> Network<T> {
     /// [`Error::Invalid`] or [`Error::Shape`] where a layer does not fit the output of the one before it, or if the
     /// network does not end in one score per class.
     pub fn new(spec: &NetworkSpec, input: [usize; 3], init: Init, seed: u64) -> Result<Self> {
-        let mut network = Self::zeros(spec, into_blocks(&spec.layers), input)?;
+        let graph = Graph::new::<T>(&spec.layers, input)?;
+        let mut network = Self::zeros(spec, gather(&graph), input)?;
         let params = &mut network.params;
         let declared: Vec<_> = params.iter().cloned().collect();
         for (index, param) in declared.into_iter().enumerate() {
             match param.kind {
                 ParamKind::Weight => {
-                    init.fill(
-                        &param.shape,
-                        &mut stream(seed, Purpose::Init, 0, index as u64),
-                        params.slice_mut(index),
-                    )?;
+                    let mut rng = stream(seed, Purpose::Init, 0, index as u64);
+                    init.fill(&param.shape, &mut rng, params.slice_mut(index))?;
                 }
                 ParamKind::Scale => params.slice_mut(index).fill(T::one()),
                 ParamKind::Bias | ParamKind::Statistic => {}
             }
         }
-        for (_, variance) in network.stages.iter().filter_map(|stage| stage.running) {
-            network.statistics.slice_mut(variance).fill(T::one());
+        for step in &network.steps {
+            if let Kernel::Block { running: Some((_, variance)), .. } = step.kernel {
+                network.statistics.slice_mut(variance).fill(T::one());
+            }
         }
         Ok(network)
     }
 
-    /// The parameters and the running statistics of the network that [`Network::new`] would make, which takes no memory
-    /// for their values.
+    /// The parameters and the running statistics of the network that [`Network::new`] would make. Takes no memory for their
+    /// values.
     ///
     /// # Errors
     /// As there.
     pub(super) fn layouts(spec: &NetworkSpec, input: [usize; 3]) -> Result<[Layout; 2]> {
-        let (_, layout, running_layout) = Self::plan(into_blocks(&spec.layers), input)?;
-        Ok([layout, running_layout])
+        let graph = Graph::new::<T>(&spec.layers, input)?;
+        let Compiled { params, statistics, .. } = compile::<T>(&gather(&graph), input)?;
+        Ok([params, statistics])
     }
 
-    /// A network of these blocks, all parameters and statistics 0.
-    pub(super) fn zeros(
-        spec: &NetworkSpec,
-        blocks: Vec<(BlockParts, Vec<LayerSpec>)>,
-        input: [usize; 3],
-    ) -> Result<Self> {
-        let (stages, layout, running_layout) = Self::plan(blocks, input)?;
-        let params = Params::zeros(layout);
+    /// A network of these steps, all parameters and statistics 0.
+    pub(super) fn zeros(spec: &NetworkSpec, gathered: Vec<Gathered>, input: [usize; 3]) -> Result<Self> {
+        let Compiled { steps, params, statistics } = compile::<T>(&gathered, input)?;
+        let params = Params::zeros(params);
         Ok(Network {
             spec: spec.clone(),
             input,
-            states: stages.iter().map(|_| BlockState::new()).collect(),
-            stages,
+            gathered,
+            memory: Memory::new(&steps, for_training(&steps)),
+            flow: Flow::new(&steps, params.iter().map(|_| true).collect()),
+            steps,
             grads: params.zeros_like(),
             params,
-            statistics: Params::zeros(running_layout),
-            gradient: [Buffer::default(), Buffer::default()],
-            ws: Workspace::new(),
+            statistics: Params::zeros(statistics),
         })
-    }
-
-    /// The blocks with the places of their parameters, and the layouts of parameters and running statistics.
-    fn plan(blocks: Vec<(BlockParts, Vec<LayerSpec>)>, input: [usize; 3]) -> Result<(Vec<Stage>, Layout, Layout)> {
-        let (mut layout, mut running_layout) = (Layout::default(), Layout::default());
-        let (mut stages, mut size) = (Vec::new(), input);
-        let (mut convolutions, mut affines, mut norms) = (0, 0, 0);
-        for (parts, layers) in blocks {
-            let block = Block::new(parts, size)?;
-            block.check_algorithm::<T>()?;
-            size = block.output();
-            let shapes = block.weight_shapes();
-            let core = match parts.core {
-                Some(Core::Conv { .. }) => {
-                    convolutions += 1;
-                    format!("conv{convolutions}")
-                }
-                Some(Core::Affine { .. }) => {
-                    affines += 1;
-                    format!("affine{affines}")
-                }
-                None => String::new(),
-            };
-            norms += usize::from(parts.norm.is_some());
-            let mut push =
-                |shape: &[usize], name: String, kind| (!shape.is_empty()).then(|| layout.push(name, shape, kind));
-            let places = Weights {
-                w: push(&shapes.w, format!("{core}.weight"), ParamKind::Weight),
-                b: push(&shapes.b, format!("{core}.bias"), ParamKind::Bias),
-                gamma: push(&shapes.gamma, format!("bn{norms}.weight"), ParamKind::Scale),
-                beta: push(&shapes.beta, format!("bn{norms}.bias"), ParamKind::Bias),
-            };
-            let running = parts.norm.map(|_| {
-                let mut push =
-                    |name: &str| running_layout.push(format!("bn{norms}.{name}"), &shapes.gamma, ParamKind::Statistic);
-                (push("running_mean"), push("running_var"))
-            });
-            let label = format!("{} {}", stages.len() + 1, notation(&layers));
-            stages.push(Stage { layers, label, block, places, running });
-        }
-        if stages.is_empty() {
-            return Err(Error::invalid("network", "it has no layers", "give at least one, such as affine10"));
-        }
-        if size[1] * size[2] != 1 {
-            return Err(Error::invalid(
-                "network",
-                format!("it ends in images of {size:?}, not in one score per class"),
-                "end it with an affine layer, such as affine10, or with gap",
-            ));
-        }
-        Ok((stages, layout, running_layout))
     }
 
     /// Input shape `[C, H, W]`.
@@ -238,7 +144,7 @@ impl<T: Element> Network<T> {
 
     /// Number of classes: scores per image.
     pub fn classes(&self) -> usize {
-        self.stages[self.stages.len() - 1].block.output()[0]
+        self.steps[self.steps.len() - 1].output[0]
     }
 
     /// The layers and the loss this network was built from.
@@ -246,12 +152,12 @@ impl<T: Element> Network<T> {
         &self.spec
     }
 
-    /// The trained parameters.
+    /// The parameters.
     pub fn params(&self) -> &Params<T> {
         &self.params
     }
 
-    /// The trained parameters, to write to.
+    /// The parameters, to write to.
     pub fn params_mut(&mut self) -> &mut Params<T> {
         &mut self.params
     }
@@ -266,7 +172,8 @@ impl<T: Element> Network<T> {
         &mut self.statistics
     }
 
-    /// Gradients of the last [`Network::loss`], laid out as the parameters.
+    /// Gradients of the last [`Network::loss`], laid out as the parameters. Those of parameters that are not trained are
+    /// not computed.
     pub fn grads(&self) -> &Params<T> {
         &self.grads
     }
@@ -276,32 +183,83 @@ impl<T: Element> Network<T> {
         (&mut self.params, &self.grads)
     }
 
+    /// Says for each parameter, in their order, whether it is trained; at first all are. The others cost no gradient, and
+    /// backward stops where nothing below is trained.
+    ///
+    /// # Panics
+    /// If there is not one answer for each parameter.
+    pub fn set_trained(&mut self, trained: impl IntoIterator<Item = bool>) {
+        let trained: Vec<bool> = trained.into_iter().collect();
+        assert_eq!(trained.len(), self.params.iter().len(), "one answer for each parameter");
+        if trained != self.flow.trained() {
+            self.grads.values_mut().fill(T::zero());
+            self.flow = Flow::new(&self.steps, trained);
+        }
+    }
+
     /// Training mode: mean data loss (no regularisation) of images `x` `(N, C, H, W)` with labels `y`, and its gradients
-    /// into [`Network::grads`]. Dropout draws from (`seed`, `step`). After the first call with as many images it
-    /// allocates nothing.
+    /// into [`Network::grads`]. Running statistics take the batch's in, unless the loss is not a finite number. After the
+    /// first call with as many images it allocates nothing.
     ///
     /// # Errors
-    /// [`Error::Shape`] if `x` does not hold one image per label, [`Error::Invalid`] for a label that is no class.
-    pub fn loss(&mut self, x: &[T], y: &[usize], seed: u64, step: u64) -> Result<T> {
-        let (images, classes) = (y.len(), self.classes());
+    /// [`Error::Shape`] if `x` does not hold one image per label, [`Error::Invalid`] for a label that is no class, or for no
+    /// labels at all. The network is then as it was.
+    pub fn loss(&mut self, x: &[T], y: &[usize], key: StepKey) -> Result<T> {
+        let classes = self.classes();
+        check_shape("network", "x", &[x.len()], &[y.len() * self.input_len()])?;
+        check_labels(y, classes)?;
+        let loss = self.spec.loss;
+        self.loss_with(x, y.len(), key, |scores, dscores| match loss {
+            LossSpec::Softmax { smoothing } => softmax_cross_entropy_into(scores, y, classes, smoothing, dscores),
+            LossSpec::Svm => svm_hinge_into(scores, y, classes, dscores),
+        })
+    }
+
+    /// [`Network::loss`] by a function of the user's own: it gets the scores `(N, classes)`, sets their gradients, of the
+    /// same shape, and returns the loss.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if `x` does not hold `images` images, [`Error::Invalid`] if there are none; and what `loss` returns.
+    /// The network is then as it was.
+    pub fn loss_with(
+        &mut self,
+        x: &[T],
+        images: usize,
+        key: StepKey,
+        loss: impl FnOnce(&[T], &mut [T]) -> Result<T>,
+    ) -> Result<T> {
         check_shape("network", "x", &[x.len()], &[images * self.input_len()])?;
-        let pass = |layer| Pass::Train(DropoutKey { seed, step, layer });
-        self.forward(images, x, pass);
-        let largest = self.stages.iter().map(|stage| stage.block.output_len()).max().unwrap_or(0);
-        for gradient in &mut self.gradient {
-            gradient.reserve(images * largest);
+        if images == 0 {
+            return Err(Error::invalid("network", "a batch of 0 images teaches nothing", "give at least one"));
         }
-        let scores = output(&self.stages, &self.states, images);
-        let dscores = &mut self.gradient[0][..images * classes];
-        let loss = match self.spec.loss {
-            LossSpec::Softmax { smoothing } => softmax_cross_entropy_into(scores, y, classes, smoothing, dscores)?,
-            LossSpec::Svm => svm_hinge_into(scores, y, classes, dscores)?,
-        };
-        self.backward(images, x);
+        let (last, len) = (self.steps.len(), images * self.classes());
+        let Network { steps, params, grads, statistics, memory, flow, .. } = self;
+        let run = Run { steps, params, statistics, prepared: &[], images, x };
+        run.forward(memory, |layer| Pass::Train(DropoutKey { seed: key.seed, step: key.step, layer }));
+        flow.reserve(images);
+        let mut dscores = flow.gradients.take(last);
+        let loss = loss(memory.values.get(last, len), &mut dscores[..len]);
+        flow.gradients.put(last, dscores);
+        let loss = loss?;
+        run.backward(grads, memory, flow);
+        if loss.is_finite() {
+            self.commit();
+        }
         Ok(loss)
     }
 
-    /// [`Network::loss`] plus `l2 / 2` times the sum of the squared weights (the seed's `reg`), and the gradients of both.
+    /// The running statistics take in those of the last training pass.
+    fn commit(&mut self) {
+        for (step, state) in self.steps.iter().zip(&self.memory.states) {
+            if let Kernel::Block { block, places, running: Some((mean, var)) } = &step.kernel {
+                let bias = places.b.map_or(&[][..], |index| self.params.slice(index));
+                let [mean, var] = self.statistics.slices_mut([Some(*mean), Some(*var)]);
+                block.commit(bias, &state.block, (mean, var));
+            }
+        }
+    }
+
+    /// [`Network::loss`] plus `l2 / 2` times the sum of the squared weights (CS231n's `reg`), and the gradients of both.
     ///
     /// The [`crate::train::Solver`] does not need this: its optimizer adds the regularisation in its one pass.
     ///
@@ -311,53 +269,31 @@ impl<T: Element> Network<T> {
         let [c, h, w] = self.input;
         check_shape("network", "x", x.shape(), &[y.len(), c, h, w])?;
         let x = x.as_standard_layout();
-        let mut loss = self.loss(x.as_slice().expect("standard layout"), y, 0, 0)?;
+        let mut loss = self.loss(x.as_slice().expect("standard layout"), y, StepKey::default())?;
         let l2 = T::of(l2);
         for range in self.params.weight_ranges() {
             let (weights, grads) = (&self.params.values()[range.clone()], &mut self.grads.values_mut()[range]);
-            loss += T::of(0.5) * l2 * vectorized!(dot(weights, weights),);
+            loss += T::of(0.5) * l2 * vectorized!(dot(weights, weights));
             grads.iter_mut().zip(weights).for_each(|(grad, &weight)| *grad += l2 * weight);
         }
         Ok(loss)
     }
 
-    fn forward(&mut self, images: usize, x: &[T], pass: impl Fn(u32) -> Pass) {
-        forward(&self.stages, &mut self.states, &self.params, &mut self.statistics, images, x, pass, &mut self.ws);
-    }
-
-    /// Takes the gradient of the scores from `gradient[0]` back to the first block that has parameters.
-    fn backward(&mut self, images: usize, x: &[T]) {
-        let trained = |stage: &Stage| stage.places.w.is_some() || stage.places.gamma.is_some();
-        let Some(first) = self.stages.iter().position(trained) else { return };
-        let [dout, dx] = &mut self.gradient;
-        let (mut dout, mut dx) = (dout, dx);
-        for (i, stage) in self.stages.iter().enumerate().skip(first).rev() {
-            let (before, rest) = self.states.split_at_mut(i);
-            let input = if i == 0 { x } else { output(&self.stages[..i], before, images) };
-            let weights = stage.places.values(&self.params);
-            let Weights { w, b, gamma, beta } = stage.places;
-            let [w, b, gamma, beta] = self.grads.slices_mut([w, b, gamma, beta]);
-            let grads = Weights { w, b, gamma, beta };
-            let dinput = (i > first).then(|| &mut dx[..input.len()]);
-            let gradient = &mut dout[..images * stage.block.output_len()];
-            let inputs = if dinput.is_some() { 2 } else { 1 };
-            let _scope = profile::scope(Phase::Backward, || stage.work(images, weights, inputs, 2));
-            stage.block.backward(images, input, weights, gradient, dinput, grads, &mut rest[0], &mut self.ws);
-            std::mem::swap(&mut dout, &mut dx);
-        }
-    }
-
-    /// Test mode: scores of images `x` `(N, C, H, W)` into `scores` `(N, classes)`.
+    /// Test mode: scores of images `x` `(N, C, H, W)` into `scores` `(N, classes)`. Those of an image do not depend on the
+    /// others.
     ///
     /// # Errors
     /// [`Error::Shape`] if `x` does not hold one image per row of scores.
     pub fn scores(&mut self, x: &[T], scores: &mut [T]) -> Result<()> {
-        let (image, classes) = (self.input_len(), self.classes());
-        check_shape("network", "x", &[x.len()], &[scores.len() / classes * image])?;
+        let (image, classes, last) = (self.input_len(), self.classes(), self.steps.len());
+        let images = scores.len() / classes;
+        check_shape("network", "scores", &[scores.len()], &[images * classes])?;
+        check_shape("network", "x", &[x.len()], &[images * image])?;
+        let Network { steps, params, statistics, memory, .. } = self;
         for (x, scores) in x.chunks(TEST_BATCH * image).zip(scores.chunks_mut(TEST_BATCH * classes)) {
-            let images = scores.len() / classes;
-            self.forward(images, x, |_| Pass::Test);
-            scores.copy_from_slice(output(&self.stages, &self.states, images));
+            let run = Run { steps, params, statistics, prepared: &[], images: scores.len() / classes, x };
+            run.forward(memory, |_| Pass::Test);
+            scores.copy_from_slice(memory.values.get(last, scores.len()));
         }
         Ok(())
     }
@@ -375,58 +311,26 @@ impl<T: Element> Network<T> {
         Ok(scores)
     }
 
-    pub(super) fn stages(&self) -> &[Stage] {
-        &self.stages
+    pub(super) fn gathered(&self) -> &[Gathered] {
+        &self.gathered
     }
 
-    /// One line per block.
-    pub fn summary(&self) -> Vec<LayerSummary> {
-        let line = |stage: &Stage| {
-            let Weights { w, b, gamma, beta } = stage.places;
-            let [c, h, w_] = stage.block.output();
-            LayerSummary {
-                name: notation(&stage.layers),
-                output: if h * w_ == 1 { vec![c] } else { vec![c, h, w_] },
-                parameters: [w, b, gamma, beta].into_iter().flatten().map(|i| self.params.slice(i).len()).sum(),
-                macs: stage.block.multiply_adds(),
+    pub(super) fn steps(&self) -> &[Step<T>] {
+        &self.steps
+    }
+
+    /// One line per step.
+    pub fn summary(&self) -> Vec<StepSummary> {
+        let line = |step: &Step<T>| {
+            let [c, h, w] = step.output;
+            StepSummary {
+                name: step.notation.clone(),
+                inputs: step.inputs.clone(),
+                output: if h * w == 1 { vec![c] } else { vec![c, h, w] },
+                parameters: step.params().into_iter().map(|index| self.params.slice(index).len()).sum(),
+                multiply_adds: step.multiply_adds(),
             }
         };
-        self.stages.iter().map(line).collect()
-    }
-}
-
-/// The last of these blocks' output for `images` images.
-pub(super) fn output<'a, T: Element>(stages: &[Stage], states: &'a [BlockState<T>], images: usize) -> &'a [T] {
-    let last = stages.len() - 1;
-    states[last].out(&stages[last].block, images)
-}
-
-/// Runs all blocks; [`output`] is then the scores. `pass` is asked with the index of each block.
-pub(super) fn forward<T: Element>(
-    stages: &[Stage],
-    states: &mut [BlockState<T>],
-    params: &Params<T>,
-    statistics: &mut Params<T>,
-    images: usize,
-    x: &[T],
-    pass: impl Fn(u32) -> Pass,
-    ws: &mut Workspace,
-) {
-    for (i, stage) in stages.iter().enumerate() {
-        let (before, rest) = states.split_at_mut(i);
-        let input = if i == 0 { x } else { output(&stages[..i], before, images) };
-        let [mean, var] = statistics.slices_mut([stage.running.map(|r| r.0), stage.running.map(|r| r.1)]);
-        let (weights, pass) = (stage.places.values(params), pass(i as u32));
-        let phase = if pass == Pass::Test { Phase::Test } else { Phase::Forward };
-        let _scope = profile::scope(phase, || stage.work(images, weights, 1, 1));
-        stage.block.forward(images, input, weights, (mean, var), pass, &mut rest[0], ws);
-    }
-}
-
-impl Weights<Option<usize>> {
-    /// The values at these places; empty where there is none.
-    pub(super) fn values<T: Element>(self, params: &Params<T>) -> Weights<&[T]> {
-        let slice = |index: Option<usize>| index.map_or(&[][..], |index| params.slice(index));
-        Weights { w: slice(self.w), b: slice(self.b), gamma: slice(self.gamma), beta: slice(self.beta) }
+        self.steps.iter().map(line).collect()
     }
 }

@@ -1,16 +1,22 @@
 //! Level 4. Inference: a trained network with batchnorm folded into its products, for a fixed batch size.
 
-use crate::blocks::{BlockParts, BlockState, Pass, Weights};
+use ndarray::ArrayView4;
+
+use crate::blocks::{Block, BlockParts, Pass, Weights};
 use crate::element::Element;
 use crate::error::{Error, Result, check_shape};
-use crate::nn::network::{Network, forward, output};
-use crate::params::Params;
-use crate::workspace::Workspace;
+use crate::nn::fusion::{Fused, Gathered};
+use crate::nn::memory::{Memory, for_inference};
+use crate::nn::network::Network;
+use crate::nn::run::Run;
+use crate::nn::steps::{Kernel, Step};
+use crate::ops::conv::Prepared;
 
 /// A network for inference. It is immutable, so any number of threads may share it; each brings a [`SessionScratch`].
 ///
 /// Batchnorm after a product is folded into it: with running mean `m` and variance `v` and `s = gamma / sqrt(v + eps)`,
-/// `w' = s w` and `b' = beta + s (b - m)`. A call allocates nothing.
+/// `w' = s w` and `b' = beta + s (b - m)`. Filters are prepared once, values that do not live at the same time share their
+/// memory, and a call allocates nothing.
 ///
 /// ```
 /// # use gemmnet::nn::{init::Init, network::Network, notation::NetworkSpec, session::Session};
@@ -24,15 +30,23 @@ use crate::workspace::Workspace;
 #[derive(Debug)]
 pub struct Session<T: Element> {
     folded: Network<T>,
+    /// For each step.
+    prepared: Vec<Option<Prepared<T>>>,
     batch: usize,
 }
 
 /// The memory of one caller of a [`Session`].
 #[derive(Debug)]
-pub struct SessionScratch<T: Element> {
-    states: Vec<BlockState<T>>,
-    statistics: Params<T>,
-    ws: Workspace,
+pub struct SessionScratch<T: Element>(Memory<T>);
+
+/// A block as a session runs it. Max pooling before batchnorm keeps it: a negative scale would turn maxima into minima.
+fn fold(parts: &BlockParts) -> BlockParts {
+    let parts = BlockParts { dropout: None, ..*parts };
+    if folds(&parts) { BlockParts { norm: None, bias: true, ..parts } } else { parts }
+}
+
+fn folds(parts: &BlockParts) -> bool {
+    parts.core.is_some() && parts.norm.is_some() && parts.early_pool.is_none()
 }
 
 impl<T: Element> Session<T> {
@@ -44,41 +58,22 @@ impl<T: Element> Session<T> {
         if batch == 0 {
             return Err(Error::invalid("session", "a batch of 0 images", "give at least 1"));
         }
-        let fold = |parts: &BlockParts| match parts.core {
-            Some(_) => BlockParts { norm: None, bias: true, dropout: None, ..*parts },
-            None => BlockParts { dropout: None, ..*parts },
+        let fold = |step: &Gathered| match &step.fused {
+            Fused::Block(parts) => Gathered { fused: Fused::Block(fold(parts)), ..step.clone() },
+            Fused::Sum(_) | Fused::Layer(_) => step.clone(),
         };
-        let blocks = network.stages().iter().map(|stage| (fold(stage.block.parts()), stage.layers.clone())).collect();
-        let mut folded = Network::zeros(network.spec(), blocks, network.input())?;
-        let places: Vec<_> = folded.stages().iter().map(|stage| (stage.places, stage.running)).collect();
-        for (stage, (to, running)) in network.stages().iter().zip(places) {
-            let from = stage.places.values(network.params());
-            let statistics =
-                stage.running.map(|(mean, var)| (network.statistics().slice(mean), network.statistics().slice(var)));
-            let Weights { w, b, gamma, beta } = to;
-            let [w, b, gamma, beta] = folded.params_mut().slices_mut([w, b, gamma, beta]);
-            w.copy_from_slice(from.w);
-            if let (Some(norm), Some((mean, var)), true) =
-                (stage.block.parts().norm, statistics, stage.block.parts().core.is_some())
-            {
-                let scale: Vec<T> =
-                    from.gamma.iter().zip(var).map(|(&gamma, &var)| gamma / (var + T::of(norm.eps)).sqrt()).collect();
-                stage.block.scale_outputs(w, &scale);
-                for (c, b) in b.iter_mut().enumerate() {
-                    let bias = from.b.get(c).copied().unwrap_or(T::zero());
-                    *b = from.beta[c] + scale[c] * (bias - mean[c]);
-                }
-            } else {
-                b[..from.b.len()].copy_from_slice(from.b);
-                gamma.copy_from_slice(from.gamma);
-                beta.copy_from_slice(from.beta);
-                if let (Some((mean, var)), Some((to_mean, to_var))) = (statistics, running) {
-                    folded.statistics_mut().slice_mut(to_mean).copy_from_slice(mean);
-                    folded.statistics_mut().slice_mut(to_var).copy_from_slice(var);
-                }
-            }
+        let gathered = network.gathered().iter().map(fold).collect();
+        let mut folded = Network::zeros(network.spec(), gathered, network.input())?;
+        let steps = folded.steps().to_vec();
+        for (from, to) in network.steps().iter().zip(&steps) {
+            copy_step(network, from, &mut folded, to);
         }
-        Ok(Session { folded, batch })
+        let prepare = |step: &Step<T>| match &step.kernel {
+            Kernel::Block { block, places, .. } => block.prepare(places.values(folded.params()).w),
+            Kernel::Sum(_) | Kernel::Layer { .. } => None,
+        };
+        let prepared = steps.iter().map(prepare).collect();
+        Ok(Session { folded, prepared, batch })
     }
 
     /// Images of the largest batch.
@@ -88,22 +83,22 @@ impl<T: Element> Session<T> {
 
     /// Memory for one caller, for the threads of the current rayon pool. Everything is allocated here.
     pub fn scratch(&self) -> SessionScratch<T> {
-        let mut scratch = SessionScratch {
-            states: self.folded.stages().iter().map(|_| BlockState::new()).collect(),
-            statistics: self.folded.statistics().clone(),
-            ws: Workspace::new(),
-        };
+        let steps = self.folded.steps();
+        let mut scratch = SessionScratch(Memory::new(steps, for_inference(steps)));
         let image: usize = self.folded.input().iter().product();
         self.forward(self.batch, &vec![T::zero(); self.batch * image], &mut scratch);
         scratch
     }
 
     fn forward(&self, images: usize, x: &[T], scratch: &mut SessionScratch<T>) {
-        let SessionScratch { states, statistics, ws } = scratch;
-        forward(self.folded.stages(), states, self.folded.params(), statistics, images, x, |_| Pass::Test, ws);
+        let Session { folded, prepared, .. } = self;
+        let (params, statistics) = (folded.params(), folded.statistics());
+        let run = Run { steps: folded.steps(), params, statistics, prepared, images, x };
+        run.forward(&mut scratch.0, |_| Pass::Test);
     }
 
-    /// Scores of images `x` `(N, C, H, W)` into `scores` `(N, classes)`, for `N` up to the session's batch.
+    /// Scores of images `x` `(N, C, H, W)` into `scores` `(N, classes)`, for `N` up to the session's batch. Those of an
+    /// image do not depend on the others.
     ///
     /// # Errors
     /// [`Error::Shape`] if `x` does not hold one image per row of scores, [`Error::Invalid`] for too many of them.
@@ -118,7 +113,58 @@ impl<T: Element> Session<T> {
             return Err(Error::invalid("session", problem, "pass fewer, or make it for more"));
         }
         self.forward(images, x, scratch);
-        scores.copy_from_slice(output(self.folded.stages(), &scratch.states, images));
+        scores.copy_from_slice(scratch.0.values.get(self.folded.steps().len(), scores.len()));
         Ok(())
+    }
+
+    /// [`Session::run`] of a view, which is copied only if it is not in standard layout.
+    ///
+    /// # Errors
+    /// As [`Session::run`], and [`Error::Shape`] if the images are not of the network's size.
+    pub fn run_view(&self, x: ArrayView4<'_, T>, scores: &mut [T], scratch: &mut SessionScratch<T>) -> Result<()> {
+        let [c, h, w] = self.folded.input();
+        check_shape("session", "x", x.shape(), &[x.shape()[0], c, h, w])?;
+        let x = x.as_standard_layout();
+        self.run(x.as_slice().expect("standard layout"), scores, scratch)
+    }
+}
+
+/// Copies a step's parameters and statistics, batchnorm folded into the product where `to` has none.
+fn copy_step<T: Element>(network: &Network<T>, from: &Step<T>, folded: &mut Network<T>, to: &Step<T>) {
+    for (from, to) in from.params().into_iter().zip(to.params()) {
+        if network.params().param(from).name == folded.params().param(to).name {
+            folded.params_mut().slice_mut(to).copy_from_slice(network.params().slice(from));
+        }
+    }
+    let (
+        Kernel::Block { block, places: from, running: Some((mean, var)) },
+        Kernel::Block { places: to, running: to_running, .. },
+    ) = (&from.kernel, &to.kernel)
+    else {
+        return;
+    };
+    let statistics = (network.statistics().slice(*mean), network.statistics().slice(*var));
+    match *to_running {
+        Some((mean, var)) => {
+            let [to_mean, to_var] = folded.statistics_mut().slices_mut([Some(mean), Some(var)]);
+            to_mean.copy_from_slice(statistics.0);
+            to_var.copy_from_slice(statistics.1);
+        }
+        None => {
+            let [w, b] = folded.params_mut().slices_mut([to.w, to.b]);
+            fold_norm(block, from.values(network.params()), statistics, w, b);
+        }
+    }
+}
+
+/// `w' = s w` and `b' = beta + s (b - m)`
+fn fold_norm<T: Element>(block: &Block, from: Weights<&[T]>, (mean, var): (&[T], &[T]), w: &mut [T], b: &mut [T]) {
+    let eps = T::of(block.parts().norm.expect("it has running statistics").eps);
+    let scale: Vec<T> = from.gamma.iter().zip(var).map(|(&gamma, &var)| gamma / (var + eps).sqrt()).collect();
+    w.copy_from_slice(from.w);
+    block.scale_outputs(w, &scale);
+    for (c, b) in b.iter_mut().enumerate() {
+        let bias = from.b.get(c).copied().unwrap_or(T::zero());
+        *b = from.beta[c] + scale[c] * (bias - mean[c]);
     }
 }

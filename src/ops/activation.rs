@@ -13,7 +13,9 @@ use ndarray::{Array, ArrayRef, Dimension};
 
 use crate::element::{Element, Kind};
 use crate::error::{Error, Result, check_shape};
-use crate::parallel;
+use crate::ops::layout::{row_major, slice_mut};
+use crate::parallel::for_each_chunk_mut;
+use crate::simd::vectorized;
 
 /// A pointwise nonlinearity.
 ///
@@ -140,14 +142,14 @@ impl Activation {
     /// If the lengths differ.
     pub fn apply_slice<T: Element>(self, z: &[T], out: &mut [T]) {
         assert_eq!(z.len(), out.len(), "an activation keeps the number of values");
-        self.specialised(
+        vectorized!(self.specialised(
             #[inline(always)]
             |activation| {
                 for (out, &z) in out.iter_mut().zip(z) {
                     *out = activation.apply(z);
                 }
             },
-        );
+        ));
     }
 
     /// `dz = dout * slope(z)`, value by value, on the calling thread; `z` is the input of the forward pass.
@@ -157,14 +159,14 @@ impl Activation {
     pub fn backward_slice<T: Element>(self, z: &[T], dout: &[T], dz: &mut [T]) {
         assert_eq!(z.len(), dz.len(), "an activation keeps the number of values");
         assert_eq!(dout.len(), dz.len(), "the gradient has one value per output");
-        self.specialised(
+        vectorized!(self.specialised(
             #[inline(always)]
             |activation| {
                 for ((dz, &z), &dout) in dz.iter_mut().zip(z).zip(dout) {
                     *dz = dout * activation.slope(z);
                 }
             },
-        );
+        ));
     }
 
     /// Runs `work` with an activation whose kind is known where it is inlined, so that a loop in it has no branch.
@@ -269,9 +271,8 @@ const PIECE: usize = 1 << 14;
 /// The activation of every value of `x`, of any shape.
 pub fn activation_forward<T: Element, D: Dimension>(x: &ArrayRef<T, D>, activation: Activation) -> Array<T, D> {
     let mut out = Array::zeros(x.raw_dim());
-    let x = x.as_standard_layout();
-    let x = x.as_slice().expect("standard layout is a slice");
-    parallel::for_each_chunk_mut(out.as_slice_mut().expect("a new array is a slice"), PIECE, |i, out| {
+    let x = row_major(x.view());
+    for_each_chunk_mut(slice_mut(&mut out), PIECE, |i, out| {
         activation.apply_slice(&x[i * PIECE..][..out.len()], out);
     });
     out
@@ -288,10 +289,8 @@ pub fn activation_backward<T: Element, D: Dimension>(
 ) -> Result<Array<T, D>> {
     check_shape(activation.name(), "dout", dout.shape(), x.shape())?;
     let mut dx = Array::zeros(x.raw_dim());
-    let (x, dout) = (x.as_standard_layout(), dout.as_standard_layout());
-    let x = x.as_slice().expect("standard layout is a slice");
-    let dout = dout.as_slice().expect("standard layout is a slice");
-    parallel::for_each_chunk_mut(dx.as_slice_mut().expect("a new array is a slice"), PIECE, |i, dx| {
+    let (x, dout) = (row_major(x.view()), row_major(dout.view()));
+    for_each_chunk_mut(slice_mut(&mut dx), PIECE, |i, dx| {
         let start = i * PIECE;
         activation.backward_slice(&x[start..][..dx.len()], &dout[start..][..dx.len()], dx);
     });

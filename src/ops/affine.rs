@@ -5,10 +5,11 @@
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 
-use crate::blas::{Accum, Mat, MatMut, gemm};
+use crate::blas::{Accum, Mat, MatMut, gemm, gemm_in_terms};
 use crate::element::Element;
 use crate::error::{Result, check_shape};
-use crate::parallel::{Disjoint, for_each_chunk_mut, for_each_piece};
+use crate::ops::layout::{row_major, slice_mut};
+use crate::parallel::{Grid, for_each_chunk_mut, for_each_share};
 use crate::simd::{add_assign, vectorized};
 
 /// Gradients of an affine layer.
@@ -33,6 +34,19 @@ pub struct AffineShape {
     pub outputs: usize,
 }
 
+impl AffineShape {
+    /// Panics unless these are the lengths of x, w and out (or dout).
+    #[track_caller]
+    fn assert_lengths(&self, x: usize, w: usize, out: usize) {
+        let AffineShape { samples, inputs, outputs } = *self;
+        assert_eq!(
+            [Some(x), Some(w), Some(out)],
+            [samples.checked_mul(inputs), inputs.checked_mul(outputs), samples.checked_mul(outputs)],
+            "lengths of x, w and out for {self:?}"
+        );
+    }
+}
+
 /// Multiply-adds below which a product is not worth cutting.
 const SMALL: usize = 1 << 18;
 
@@ -44,43 +58,46 @@ fn piece_len<T>(len: usize, multiply_adds: usize) -> usize {
     if multiply_adds < SMALL { len.max(1) } else { len.div_ceil(PIECES).next_multiple_of(line) }
 }
 
+/// Where the gradients of an affine layer go; all set, not added to. What is not asked for is not computed.
+#[derive(Debug, Default)]
+pub struct AffineGradsMut<'a, T> {
+    /// Gradient of the input, `[N, D]`.
+    pub dx: Option<&'a mut [T]>,
+    /// Gradient of the weights, `[D, M]`.
+    pub dw: Option<&'a mut [T]>,
+    /// Gradient of the bias, `[M]`.
+    pub db: Option<&'a mut [T]>,
+}
+
 /// `out = x w` into the caller's buffer; the bias is the caller's, who reads `out` anyway.
+///
+/// A row of `out` has the same bits whatever the other rows of `x` are, and however many: see [`gemm_in_terms`].
 ///
 /// # Panics
 /// If a slice has not the length of its shape.
 pub fn affine_product_into<T: Element>(shape: &AffineShape, x: &[T], w: &[T], out: &mut [T]) {
     let AffineShape { samples, inputs, outputs } = *shape;
-    assert_eq!(
-        (x.len(), w.len(), out.len()),
-        (samples * inputs, inputs * outputs, samples * outputs),
-        "lengths for {shape:?}"
-    );
+    shape.assert_lengths(x.len(), w.len(), out.len());
     if samples == 0 || outputs == 0 {
         return;
     }
-    let work = samples * inputs * outputs;
-    let out = Disjoint::new(out);
+    let work = samples.saturating_mul(inputs).saturating_mul(outputs);
     // BLAS copies the rows of x and the columns of w that a piece reads. So columns are cut in four only, and rows in two
     // where there are many.
-    let rows = if samples >= 256 { samples.div_ceil(2) } else { samples };
-    let columns = piece_len::<T>(2 * outputs, work).min(outputs);
-    let (across, down) = (outputs.div_ceil(columns), samples.div_ceil(rows));
-    for_each_piece(across * down, |piece| {
-        let (column, row) = (piece % across * columns, piece / across * rows);
-        let (width, height) = (columns.min(outputs - column), rows.min(samples - row));
-        let x = Mat::new(&x[row * inputs..], height, inputs, inputs);
-        let w = Mat::new(&w[column..], inputs, width, outputs);
-        let start = row * outputs + column;
-        let block = out.pointer(start, (height - 1) * outputs + width);
-        // SAFETY: a piece has its own columns of its own rows.
-        let out = unsafe { MatMut::from_pointer(block, height, width, outputs) };
+    let height = if samples >= 256 { samples.div_ceil(2) } else { samples };
+    let width = piece_len::<T>(2 * outputs, work).min(outputs);
+    let out = Grid::new(out, (samples, outputs), (height, width));
+    let across = out.across();
+    for_each_share(out, |piece, mut out| {
+        let (row, column) = (piece / across * height, piece % across * width);
+        let x = Mat::new(&x[row * inputs..], out.count(), inputs, inputs);
+        let w = Mat::new(&w[column..], inputs, out.run(), outputs);
         // out[rows, columns] = x[rows, D] . w[D, columns]
-        gemm(Accum::Replace, T::one(), x, w, out);
+        gemm_in_terms(Accum::Replace, T::one(), x, w, MatMut::of(&mut out));
     });
 }
 
-/// Gradients of `out = x w + b` for `dout` `[N, M]`, all set, not added to: `dx` `[N, D]` if asked for, `dw` `[D, M]`,
-/// `db` `[M]` if there is a bias.
+/// Gradients of `out = x w + b` for `dout` `[N, M]`: those that `grads` has room for.
 ///
 /// # Panics
 /// If a slice has not the length of its shape.
@@ -89,47 +106,36 @@ pub fn affine_backward_into<T: Element>(
     dout: &[T],
     x: &[T],
     w: &[T],
-    dx: Option<&mut [T]>,
-    dw: &mut [T],
-    db: Option<&mut [T]>,
+    grads: AffineGradsMut<'_, T>,
 ) {
     let AffineShape { samples, inputs, outputs } = *shape;
-    assert_eq!(
-        (x.len(), w.len(), dout.len()),
-        (samples * inputs, inputs * outputs, samples * outputs),
-        "lengths for {shape:?}"
-    );
+    shape.assert_lengths(x.len(), w.len(), dout.len());
+    let AffineGradsMut { dx, dw, db } = grads;
+    let has_len = |slice: &Option<&mut [T]>, len| slice.as_ref().is_none_or(|slice| slice.len() == len);
     assert!(
-        dw.len() == w.len()
-            && dx.as_ref().is_none_or(|dx| dx.len() == x.len())
-            && db.as_ref().is_none_or(|db| db.len() == outputs),
-        "gradients have their inputs' shapes"
+        has_len(&dx, x.len()) && has_len(&dw, w.len()) && has_len(&db, outputs),
+        "gradients have the lengths of what they are of"
     );
     let dout_matrix = Mat::new(dout, samples, outputs, outputs);
-    let rows = piece_len::<T>(inputs, samples * inputs * outputs);
-    for_each_chunk_mut(dw, rows * outputs, |piece, dw| {
-        let height = dw.len() / outputs;
-        // dw[rows, M] = x^T[rows, N] . dout[N, M]               because out = x . w
-        let x = Mat::new(&x[piece * rows..], samples, height, inputs).t();
-        gemm(Accum::Replace, T::one(), x, dout_matrix, MatMut::new(dw, height, outputs, outputs));
-    });
-    if let Some(dx) = dx
-        && samples > 0
-    {
-        let dx = Disjoint::new(dx);
-        for_each_piece(inputs.div_ceil(rows), |piece| {
-            let (column, width) = (piece * rows, rows.min(inputs - piece * rows));
-            let block = dx.pointer(column, (samples - 1) * inputs + width);
-            // SAFETY: a piece has its own columns.
-            let dx = unsafe { MatMut::from_pointer(block, samples, width, inputs) };
+    let pitch = piece_len::<T>(inputs, samples.saturating_mul(inputs).saturating_mul(outputs));
+    if let Some(dw) = dw {
+        for_each_chunk_mut(dw, pitch * outputs, |piece, dw| {
+            let height = dw.len() / outputs;
+            // dw[rows, M] = x^T[rows, N] . dout[N, M]               because out = x . w
+            let x = Mat::new(&x[piece * pitch..], samples, height, inputs).t();
+            gemm(Accum::Replace, T::one(), x, dout_matrix, MatMut::new(dw, height, outputs, outputs));
+        });
+    }
+    if let Some(dx) = dx {
+        for_each_share(Grid::new(dx, (samples, inputs), (samples, pitch)), |piece, mut dx| {
             // dx[N, columns] = dout[N, M] . w^T[M, columns]
-            let w = Mat::new(&w[column * outputs..], width, outputs, outputs).t();
-            gemm(Accum::Replace, T::one(), dout_matrix, w, dx);
+            let w = Mat::new(&w[piece * pitch * outputs..], dx.run(), outputs, outputs).t();
+            gemm(Accum::Replace, T::one(), dout_matrix, w, MatMut::of(&mut dx));
         });
     }
     if let Some(db) = db {
         db.fill(T::zero());
-        vectorized!(dout.chunks_exact(outputs.max(1)).for_each(|row| add_assign(db, row)),);
+        vectorized!(dout.chunks_exact(outputs.max(1)).for_each(|row| add_assign(db, row)));
     }
 }
 
@@ -148,10 +154,8 @@ pub fn affine_forward<T: Element>(
     if let Some(b) = &b {
         check_shape("affine", "b", b.shape(), &[shape.outputs])?;
     }
-    let (x, w) = (x.as_standard_layout(), w.as_standard_layout());
     let mut out = Array2::zeros((shape.samples, shape.outputs));
-    let (x, w) = (x.as_slice().expect("standard layout"), w.as_slice().expect("standard layout"));
-    affine_product_into(&shape, x, w, out.as_slice_mut().expect("freshly made"));
+    affine_product_into(&shape, &row_major(x), &row_major(w), slice_mut(&mut out));
     if let Some(b) = b {
         out += &b;
     }
@@ -171,17 +175,10 @@ pub fn affine_backward<T: Element>(
     let shape = AffineShape { samples: x.nrows(), inputs: x.ncols(), outputs: w.ncols() };
     check_shape("affine backward", "w", w.shape(), &[shape.inputs, shape.outputs])?;
     check_shape("affine backward", "dout", dout.shape(), &[shape.samples, shape.outputs])?;
-    let (dout, x, w) = (dout.as_standard_layout(), x.as_standard_layout(), w.as_standard_layout());
     let (mut dx, mut dw) = (Array2::zeros(x.dim()), Array2::zeros(w.dim()));
     let mut db = Array1::zeros(shape.outputs);
-    affine_backward_into(
-        &shape,
-        dout.as_slice().expect("standard layout"),
-        x.as_slice().expect("standard layout"),
-        w.as_slice().expect("standard layout"),
-        Some(dx.as_slice_mut().expect("freshly made")),
-        dw.as_slice_mut().expect("freshly made"),
-        Some(db.as_slice_mut().expect("freshly made")),
-    );
+    let grads =
+        AffineGradsMut { dx: Some(slice_mut(&mut dx)), dw: Some(slice_mut(&mut dw)), db: Some(slice_mut(&mut db)) };
+    affine_backward_into(&shape, &row_major(dout), &row_major(x), &row_major(w), grads);
     Ok(AffineGrads { dx, dw, db })
 }

@@ -11,8 +11,10 @@ use rand::Rng;
 
 use crate::element::Element;
 use crate::error::{Error, Result, check_shape};
-use crate::parallel;
+use crate::ops::layout::{row_major, slice_mut};
+use crate::parallel::for_each_chunk_mut;
 use crate::random::{Purpose, stream};
+use crate::simd::vectorized;
 
 /// Names one mask: the same key draws the same mask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +36,10 @@ const PIECE: usize = 1 << 13;
 /// draws from a random stream of its own.
 ///
 /// # Errors
-/// [`Error::Invalid`] unless `0 <= p < 1`; [`Error::Shape`] if the rows do not come out even or the lengths differ.
+/// [`Error::Invalid`] unless `0 <= p < 1`.
+///
+/// # Panics
+/// If the rows do not come out even or the lengths differ.
 pub fn dropout_forward_into<T: Element>(
     x: &[T],
     samples: usize,
@@ -43,20 +48,32 @@ pub fn dropout_forward_into<T: Element>(
     out: &mut [T],
     mask: &mut [u8],
 ) -> Result<()> {
-    check_shape("dropout", "the output", &[out.len()], &[x.len()])?;
+    assert!(
+        mask.len() == x.len() && out.len() == x.len(),
+        "{} values, {} of mask, {} of output",
+        x.len(),
+        mask.len(),
+        out.len()
+    );
     draw_mask(samples, p, key, mask)?;
     dropout_backward_into(x, mask, p, out)
 }
 
 /// Fills `mask`, `samples` rows of equal length, with 1 for a value to keep and 0 for one to drop.
+///
+/// # Errors
+/// [`Error::Invalid`] unless `0 <= p < 1`.
+///
+/// # Panics
+/// If the rows do not come out even.
 pub(crate) fn draw_mask(samples: usize, p: f64, key: DropoutKey, mask: &mut [u8]) -> Result<()> {
     check_probability(p)?;
     let features = mask.len() / samples.max(1);
-    check_shape("dropout", "mask", &[mask.len()], &[samples * features])?;
+    assert_eq!(mask.len(), samples * features, "{} values in {samples} rows", mask.len());
     // A 32-bit number below this one drops its value.
     let threshold = (p * 2_f64.powi(32)) as u32;
     let rows = (PIECE / features.max(1)).max(1);
-    parallel::for_each_chunk_mut(mask, rows * features, |piece, mask| {
+    for_each_chunk_mut(mask, rows * features, |piece, mask| {
         for (row, mask) in mask.chunks_exact_mut(features).enumerate() {
             let sample = (piece * rows + row) as u64;
             let mut random = stream(key.seed, Purpose::Dropout, key.step, u64::from(key.layer) << 32 | sample);
@@ -69,11 +86,19 @@ pub(crate) fn draw_mask(samples: usize, p: f64, key: DropoutKey, mask: &mut [u8]
 /// The gradient by the input into `dx`, from the gradient by the output, `dout`, and the forward pass's `mask` and `p`.
 ///
 /// # Errors
-/// [`Error::Invalid`] unless `0 <= p < 1`; [`Error::Shape`] if the lengths differ.
+/// [`Error::Invalid`] unless `0 <= p < 1`.
+///
+/// # Panics
+/// If the lengths differ.
 pub fn dropout_backward_into<T: Element>(dout: &[T], mask: &[u8], p: f64, dx: &mut [T]) -> Result<()> {
     check_probability(p)?;
-    check_shape("dropout", "mask", &[mask.len()], &[dout.len()])?;
-    check_shape("dropout", "the output", &[dx.len()], &[dout.len()])?;
+    assert!(
+        mask.len() == dout.len() && dx.len() == dout.len(),
+        "{} values, {} of mask, {} of dx",
+        dout.len(),
+        mask.len(),
+        dx.len()
+    );
     dx.copy_from_slice(dout);
     apply_mask(mask, p, dx);
     Ok(())
@@ -82,11 +107,13 @@ pub fn dropout_backward_into<T: Element>(dout: &[T], mask: &[u8], p: f64, dx: &m
 /// Dropout multiplies by a diagonal matrix, so forward and backward do the same: drops and scales `values` in place.
 pub(crate) fn apply_mask<T: Element>(mask: &[u8], p: f64, values: &mut [T]) {
     let scale = T::of(1.0 / (1.0 - p));
-    parallel::for_each_chunk_mut(values, PIECE, |piece, values| {
+    for_each_chunk_mut(values, PIECE, |piece, values| {
         let mask = &mask[piece * PIECE..][..values.len()];
-        for (value, &kept) in values.iter_mut().zip(mask) {
-            *value = if kept == 0 { T::zero() } else { *value * scale };
-        }
+        vectorized!({
+            for (value, &kept) in values.iter_mut().zip(mask) {
+                *value = if kept == 0 { T::zero() } else { *value * scale };
+            }
+        });
     });
 }
 
@@ -96,14 +123,7 @@ pub(crate) fn apply_mask<T: Element>(mask: &[u8], p: f64, values: &mut [T]) {
 /// [`Error::Invalid`] unless `0 <= p < 1`.
 pub fn dropout_forward<T: Element>(x: ArrayView2<'_, T>, p: f64, key: DropoutKey) -> Result<(Array2<T>, Array2<u8>)> {
     let (mut out, mut mask) = (Array2::zeros(x.raw_dim()), Array2::zeros(x.raw_dim()));
-    dropout_forward_into(
-        x.as_standard_layout().as_slice().expect("standard layout is a slice"),
-        x.nrows(),
-        p,
-        key,
-        out.as_slice_mut().expect("a new array is a slice"),
-        mask.as_slice_mut().expect("a new array is a slice"),
-    )?;
+    dropout_forward_into(&row_major(x), x.nrows(), p, key, slice_mut(&mut out), slice_mut(&mut mask))?;
     Ok((out, mask))
 }
 
@@ -114,12 +134,7 @@ pub fn dropout_forward<T: Element>(x: ArrayView2<'_, T>, p: f64, key: DropoutKey
 pub fn dropout_backward<T: Element>(dout: ArrayView2<'_, T>, mask: ArrayView2<'_, u8>, p: f64) -> Result<Array2<T>> {
     check_shape("dropout", "mask", mask.shape(), dout.shape())?;
     let mut dx = Array2::zeros(dout.raw_dim());
-    dropout_backward_into(
-        dout.as_standard_layout().as_slice().expect("standard layout is a slice"),
-        mask.as_standard_layout().as_slice().expect("standard layout is a slice"),
-        p,
-        dx.as_slice_mut().expect("a new array is a slice"),
-    )?;
+    dropout_backward_into(&row_major(dout), &row_major(mask), p, slice_mut(&mut dx))?;
     Ok(dx)
 }
 
@@ -134,6 +149,7 @@ fn check_probability(p: f64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::parallel::with_threads;
 
     const KEY: DropoutKey = DropoutKey { seed: 3, step: 5, layer: 7 };
 
@@ -171,7 +187,7 @@ mod tests {
         let x = Array2::<f32>::ones((200, 300));
         let (_, want) = dropout_forward(x.view(), 0.5, KEY).unwrap();
         for threads in [1, 2, 5] {
-            let (_, mask) = parallel::with_threads(threads, || dropout_forward(x.view(), 0.5, KEY)).unwrap().unwrap();
+            let (_, mask) = with_threads(threads, || dropout_forward(x.view(), 0.5, KEY)).unwrap().unwrap();
             assert_eq!(mask, want, "{threads} threads");
         }
         let (_, few) = dropout_forward(x.slice(ndarray::s![..3, ..]), 0.5, KEY).unwrap();

@@ -4,18 +4,21 @@ use ndarray::{Array2, ArrayView2};
 
 use crate::element::Element;
 use crate::error::{Error, Result, check_shape};
+use crate::ops::layout::{row_major, slice_mut};
 
-/// Checks lengths and labels once, so that the kernels need not.
-fn check<T>(op: &'static str, scores: &[T], labels: &[usize], classes: usize, dscores: &[T]) -> Result<()> {
-    let len = labels.len() * classes;
-    check_shape(op, "scores", &[scores.len()], &[len])?;
-    check_shape(op, "dscores", &[dscores.len()], &[len])?;
+/// Checks the labels of a batch: there is at least one, and all are below `classes`.
+///
+/// The losses check them too; whoever computes something before the loss should ask first.
+///
+/// # Errors
+/// [`Error::Invalid`] for a label that is not below `classes`, or an empty batch.
+pub fn check_labels(labels: &[usize], classes: usize) -> Result<()> {
     if labels.is_empty() {
-        return Err(Error::invalid(op, "an empty batch has no mean loss", "give at least one sample"));
+        return Err(Error::invalid("loss", "an empty batch has no mean loss", "give at least one sample"));
     }
     match labels.iter().enumerate().find(|&(_, &label)| label >= classes) {
         Some((n, label)) => Err(Error::invalid(
-            op,
+            "loss",
             format!("label {label} at index {n} is not one of {classes} classes"),
             format!("labels count from 0 and stay below {classes}"),
         )),
@@ -23,10 +26,37 @@ fn check<T>(op: &'static str, scores: &[T], labels: &[usize], classes: usize, ds
     }
 }
 
+/// Checks the share of the target that label smoothing gives to all classes.
+///
+/// # Errors
+/// [`Error::Invalid`] unless it is 0 to 1.
+pub fn check_smoothing(smoothing: f64) -> Result<()> {
+    if (0.0..=1.0).contains(&smoothing) {
+        return Ok(());
+    }
+    Err(Error::invalid("loss", format!("smoothing is {smoothing}"), "give 0 to 1"))
+}
+
+/// Panics unless scores and dscores have one row of `classes` for each label.
+#[track_caller]
+fn assert_lengths<T>(scores: &[T], labels: &[usize], classes: usize, dscores: &[T]) {
+    let len = labels.len().checked_mul(classes);
+    assert!(
+        Some(scores.len()) == len && Some(dscores.len()) == len,
+        "{} scores and {} gradients for {} labels of {classes} classes",
+        scores.len(),
+        dscores.len(),
+        labels.len()
+    );
+}
+
 /// [`softmax_cross_entropy`] into the caller's buffer: scores and dscores `[N, classes]`; returns the loss.
 ///
 /// # Errors
-/// As [`softmax_cross_entropy`].
+/// [`Error::Invalid`] as [`check_labels`] and [`check_smoothing`].
+///
+/// # Panics
+/// If scores or dscores do not have one row of `classes` for each label.
 pub fn softmax_cross_entropy_into<T: Element>(
     scores: &[T],
     labels: &[usize],
@@ -34,10 +64,9 @@ pub fn softmax_cross_entropy_into<T: Element>(
     smoothing: f64,
     dscores: &mut [T],
 ) -> Result<T> {
-    check("softmax_cross_entropy", scores, labels, classes, dscores)?;
-    if !(0.0..=1.0).contains(&smoothing) {
-        return Err(Error::invalid("softmax_cross_entropy", format!("smoothing is {smoothing}"), "give 0 to 1"));
-    }
+    assert_lengths(scores, labels, classes, dscores);
+    check_labels(labels, classes)?;
+    check_smoothing(smoothing)?;
     let scale = T::one() / T::of(labels.len() as f64);
     let (rest, hit) = (T::of(smoothing / classes as f64), T::of(1.0 - smoothing));
     let mut loss = 0.0;
@@ -85,9 +114,13 @@ pub fn softmax_cross_entropy<T: Element>(
 /// [`svm_hinge`] into the caller's buffer: scores and dscores `[N, classes]`; returns the loss.
 ///
 /// # Errors
-/// As [`svm_hinge`].
+/// [`Error::Invalid`] as [`check_labels`].
+///
+/// # Panics
+/// If scores or dscores do not have one row of `classes` for each label.
 pub fn svm_hinge_into<T: Element>(scores: &[T], labels: &[usize], classes: usize, dscores: &mut [T]) -> Result<T> {
-    check("svm_hinge", scores, labels, classes, dscores)?;
+    assert_lengths(scores, labels, classes, dscores);
+    check_labels(labels, classes)?;
     let scale = T::one() / T::of(labels.len() as f64);
     let mut loss = 0.0;
     for ((scores, dscores), &label) in scores.chunks_exact(classes).zip(dscores.chunks_exact_mut(classes)).zip(labels) {
@@ -123,7 +156,6 @@ fn into_array<T: Element>(
     work: impl FnOnce(&[T], &mut [T]) -> Result<T>,
 ) -> Result<(T, Array2<T>)> {
     let mut dscores = Array2::zeros(scores.dim());
-    let scores = scores.as_standard_layout();
-    let loss = work(scores.as_slice().expect("standard layout"), dscores.as_slice_mut().expect("freshly made"))?;
+    let loss = work(&row_major(scores), slice_mut(&mut dscores))?;
     Ok((loss, dscores))
 }

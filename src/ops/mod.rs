@@ -9,23 +9,15 @@
 //! # Which path runs
 //! | operation | path | when |
 //! | --- | --- | --- |
-//! | convolution | [`winograd`]: 36 products with a quarter of the multiplications | `f32`, 3x3, stride 1, 16 channels and filters or more, enough tiles: [`Algorithm::Auto`](crate::shape::Algorithm::Auto) says it in full |
-//! | | [`depthwise`]: plane by plane, no product | every channel a group of its own |
+//! | convolution | [`conv::winograd`]: 36 products with a quarter of the multiplications | `f32`, 3x3, stride 1, 16 channels and filters or more: [`conv::ConvPlan`] says it in full |
+//! | | [`conv::depthwise`]: plane by plane, no product | every channel a group of its own |
 //! | | the image as the matrix, no columns | 1x1, stride 1, no padding |
-//! | | [`im2col`] tiles and one product each ([`conv`]) | everything else; always with `Algorithm::Im2col` |
+//! | | [`conv::im2col`] tiles and one product each | everything else; always with `Algorithm::Im2col` |
 //! | max pooling | whole rows against whole rows | windows that tile the input |
 //! | | window by window | everything else |
 //! | batchnorm | channel by channel, planes kept in the cache | `(N, C, H, W)` |
 //! | | 64 columns at a time | `(N, D)` |
 //! | affine | pieces of the product along rows and columns | more than 2^18 multiply-adds; else one product |
-//!
-//! # Reading the convolution
-//! [`crate::shape`] (sizes) → [`conv`] (tiles, gradients) → [`im2col`] (columns) → [`crate::blas`] (product); for the
-//! other algorithms [`winograd`] or [`depthwise`] stands for the middle two. `slots` adds up the gradients of weights.
-//!
-//! The output goes where it is cheapest: [`conv::conv2d_forward_into`] lets the product of an im2col tile be written to its
-//! place if the whole output stays in the caches, and from 8 MiB on writes past them; blocks finish a tile (bias,
-//! batchnorm, activation, pool) while it lies in scratch.
 //!
 //! # Adding an operation
 //! A naive twin with its formula in `naive`; the fast one here, with the same signature; both into the tables of
@@ -35,10 +27,16 @@ pub mod activation;
 pub mod affine;
 pub mod batchnorm;
 pub mod conv;
-pub mod depthwise;
 pub mod dropout;
-pub mod im2col;
+pub(crate) mod layout;
 pub mod loss;
 pub mod pool;
-pub(crate) mod slots;
-pub mod winograd;
+
+/// Which statistics normalise, and whether values are dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Statistics of the batch, which the running ones follow; dropout.
+    Train,
+    /// The running statistics, which stay as they are; no dropout.
+    Test,
+}

@@ -13,7 +13,8 @@ use ndarray::{Array2, Array4, ArrayView2, ArrayView4};
 
 use crate::element::Element;
 use crate::error::{Result, check_shape};
-use crate::parallel::{Disjoint, for_each_chunk_mut, for_each_piece, piece_range};
+use crate::ops::layout::{row_major, slice_mut};
+use crate::parallel::{Even, for_each_chunk_mut, for_each_share, piece_range};
 use crate::shape::{Axis, Pool2d, Pool2dShape};
 use crate::simd::{sum, vectorized};
 
@@ -116,15 +117,22 @@ pub(crate) fn max_pool_plane<T: Element>(shape: &Pool2dShape, x: &[T], out: &mut
     if shape.tiles() {
         return max_pool_tiles((shape.rows.window, shape.cols.window), shape.cols.input, x, out, cell);
     }
-    for_each_window(shape, |o, window| {
-        let (mut best, mut at) = (T::neg_infinity(), u8::MAX);
-        for (index, pixel) in window.pixels() {
-            if at == u8::MAX || beats(x[pixel], best) {
-                (best, at) = (x[pixel], index as u8);
-            }
-        }
-        (out[o], cell[o]) = (best, at);
-    });
+    for_each_window(
+        shape,
+        #[inline(always)]
+        |o, window| {
+            let (mut best, mut at) = (T::neg_infinity(), u8::MAX);
+            window.for_each_pixel(
+                #[inline(always)]
+                |index, pixel| {
+                    if at == u8::MAX || beats(x[pixel], best) {
+                        (best, at) = (x[pixel], index as u8);
+                    }
+                },
+            );
+            (out[o], cell[o]) = (best, at);
+        },
+    );
 }
 
 /// Backward of [`max_pool_plane`]: sets `dx[H, W]`.
@@ -134,21 +142,34 @@ pub(crate) fn max_pool_plane_backward<T: Element>(shape: &Pool2dShape, dout: &[T
         return max_pool_tiles_backward((shape.rows.window, shape.cols.window), shape.cols.input, dout, cell, dx);
     }
     dx.fill(T::zero());
-    for_each_window(shape, |o, window| {
-        let (ki, kj) = (usize::from(cell[o]) / shape.cols.window, usize::from(cell[o]) % shape.cols.window);
-        if window.rows.contains(&ki) {
-            dx[(window.origin + (ki * shape.cols.input + kj) as isize) as usize] += dout[o];
-        }
-    });
+    for_each_window(
+        shape,
+        #[inline(always)]
+        |o, window| {
+            let (ki, kj) = (usize::from(cell[o]) / shape.cols.window, usize::from(cell[o]) % shape.cols.window);
+            if window.rows.contains(&ki) && window.cols.contains(&kj) {
+                dx[(window.origin + (ki * shape.cols.input + kj) as isize) as usize] += dout[o];
+            }
+        },
+    );
 }
 
 /// Average pooling of one plane; padding counts as zeros.
 #[inline(always)]
 pub(crate) fn avg_pool_plane<T: Element>(shape: &Pool2dShape, x: &[T], out: &mut [T]) {
     let scale = T::one() / T::of((shape.rows.window * shape.cols.window) as f64);
-    for_each_window(shape, |o, window| {
-        out[o] = window.pixels().fold(T::zero(), |sum, (_, pixel)| sum + x[pixel]) * scale
-    });
+    for_each_window(
+        shape,
+        #[inline(always)]
+        |o, window| {
+            let mut sum = T::zero();
+            window.for_each_pixel(
+                #[inline(always)]
+                |_, pixel| sum += x[pixel],
+            );
+            out[o] = sum * scale;
+        },
+    );
 }
 
 /// Backward of [`avg_pool_plane`]: sets `dx[H, W]`.
@@ -156,11 +177,19 @@ pub(crate) fn avg_pool_plane<T: Element>(shape: &Pool2dShape, x: &[T], out: &mut
 pub(crate) fn avg_pool_plane_backward<T: Element>(shape: &Pool2dShape, dout: &[T], dx: &mut [T]) {
     let scale = T::one() / T::of((shape.rows.window * shape.cols.window) as f64);
     dx.fill(T::zero());
-    for_each_window(shape, |o, window| window.pixels().for_each(|(_, pixel)| dx[pixel] += dout[o] * scale));
+    for_each_window(
+        shape,
+        #[inline(always)]
+        |o, window| {
+            window.for_each_pixel(
+                #[inline(always)]
+                |_, pixel| dx[pixel] += dout[o] * scale,
+            );
+        },
+    );
 }
 
 /// The cells of one window that lie inside the plane.
-#[derive(Clone)]
 struct Window {
     rows: std::ops::Range<usize>,
     cols: std::ops::Range<usize>,
@@ -171,14 +200,16 @@ struct Window {
 }
 
 impl Window {
-    /// (cell index, pixel index) in row-major order.
+    /// Calls `work(cell index, pixel index)` in row-major order.
     #[inline(always)]
-    fn pixels(self) -> impl Iterator<Item = (usize, usize)> {
+    fn for_each_pixel(self, mut work: impl FnMut(usize, usize)) {
         let (cells, pixels) = self.pitch;
-        self.rows.flat_map(move |ki| {
+        for ki in self.rows {
             let row = self.origin + (ki * pixels) as isize;
-            self.cols.clone().map(move |kj| (ki * cells + kj, (row + kj as isize) as usize))
-        })
+            for kj in self.cols.clone() {
+                work(ki * cells + kj, (row + kj as isize) as usize);
+            }
+        }
     }
 }
 
@@ -206,6 +237,17 @@ pub(crate) fn planes_per_piece(plane: usize) -> usize {
     (ELEMENTS / plane.max(1)).max(1)
 }
 
+/// Checks slices against the sizes of a pooling: `planes` inputs and as many outputs.
+#[track_caller]
+fn assert_lengths(shape: &Pool2dShape, input: usize, outputs: &[usize]) {
+    let planes = shape.images * shape.channels;
+    let (want, want_outputs) = (planes * shape.in_plane(), planes * shape.out_plane());
+    assert!(
+        input == want && outputs.iter().all(|&len| len == want_outputs),
+        "{input} elements of input and {outputs:?} of output for {shape:?}"
+    );
+}
+
 /// Max pooling into the caller's buffers: x `[N, C, H, W]`, out `[N, C, H', W']`, and per output the cell of its window
 /// that held the maximum, row-major, for backward.
 ///
@@ -216,25 +258,18 @@ pub(crate) fn planes_per_piece(plane: usize) -> usize {
 /// If a slice has not the length of its shape.
 pub fn max_pool2d_forward_into<T: Element>(shape: &Pool2dShape, x: &[T], out: &mut [T], cell: &mut [u8]) -> Result<()> {
     shape.check_max()?;
+    assert_lengths(shape, x.len(), &[out.len(), cell.len()]);
     let (plane, out_plane, planes) = (shape.in_plane(), shape.out_plane(), shape.images * shape.channels);
-    assert_eq!(
-        (x.len(), out.len(), cell.len()),
-        (planes * plane, planes * out_plane, planes * out_plane),
-        "lengths for {shape:?}"
-    );
     let pieces = planes.div_ceil(planes_per_piece(plane));
-    let (out, cell) = (Disjoint::new(out), Disjoint::new(cell));
-    for_each_piece(pieces, |piece| {
+    let shares = (Even::new(out, planes, pieces), Even::new(cell, planes, pieces));
+    for_each_share(shares, |piece, (out, cell)| {
         let range = piece_range(planes, pieces, piece);
-        let (start, len) = (range.start * out_plane, range.len() * out_plane);
-        // SAFETY: a piece owns the outputs of its planes.
-        let (out, cell) = unsafe { (out.slice(start, len), cell.slice(start, len)) };
         let x = x[range.start * plane..range.end * plane].chunks_exact(plane);
         vectorized!({
             for ((x, out), cell) in x.zip(out.chunks_exact_mut(out_plane)).zip(cell.chunks_exact_mut(out_plane)) {
                 max_pool_plane(shape, x, out, cell);
             }
-        },);
+        });
     });
     Ok(())
 }
@@ -244,12 +279,8 @@ pub fn max_pool2d_forward_into<T: Element>(shape: &Pool2dShape, x: &[T], out: &m
 /// # Panics
 /// If a slice has not the length of its shape.
 pub fn max_pool2d_backward_into<T: Element>(shape: &Pool2dShape, dout: &[T], cell: &[u8], dx: &mut [T]) {
-    let (plane, out_plane, planes) = (shape.in_plane(), shape.out_plane(), shape.images * shape.channels);
-    assert_eq!(
-        (dx.len(), dout.len(), cell.len()),
-        (planes * plane, planes * out_plane, planes * out_plane),
-        "lengths for {shape:?}"
-    );
+    assert_lengths(shape, dx.len(), &[dout.len(), cell.len()]);
+    let (plane, out_plane) = (shape.in_plane(), shape.out_plane());
     let together = planes_per_piece(plane);
     for_each_chunk_mut(dx, together * plane, |piece, dx| {
         let start = piece * together * out_plane;
@@ -258,8 +289,82 @@ pub fn max_pool2d_backward_into<T: Element>(shape: &Pool2dShape, dout: &[T], cel
             for ((dx, dout), cell) in dx.chunks_exact_mut(plane).zip(dout).zip(cell) {
                 max_pool_plane_backward(shape, dout, cell, dx);
             }
-        },);
+        });
     });
+}
+
+/// Average pooling into the caller's buffer: x `[N, C, H, W]`, out `[N, C, H', W']`.
+///
+/// # Panics
+/// If a slice has not the length of its shape.
+pub fn avg_pool2d_forward_into<T: Element>(shape: &Pool2dShape, x: &[T], out: &mut [T]) {
+    assert_lengths(shape, x.len(), &[out.len()]);
+    let (plane, out_plane, together) = (shape.in_plane(), shape.out_plane(), planes_per_piece(shape.in_plane()));
+    for_each_chunk_mut(out, together * out_plane, |piece, out| {
+        let x = x[piece * together * plane..].chunks_exact(plane);
+        vectorized!({
+            for (x, out) in x.zip(out.chunks_exact_mut(out_plane)) {
+                avg_pool_plane(shape, x, out);
+            }
+        });
+    });
+}
+
+/// Backward of [`avg_pool2d_forward_into`]: sets `dx` `[N, C, H, W]` from `dout` `[N, C, H', W']`.
+///
+/// # Panics
+/// If a slice has not the length of its shape.
+pub fn avg_pool2d_backward_into<T: Element>(shape: &Pool2dShape, dout: &[T], dx: &mut [T]) {
+    assert_lengths(shape, dx.len(), &[dout.len()]);
+    let (plane, out_plane, together) = (shape.in_plane(), shape.out_plane(), planes_per_piece(shape.in_plane()));
+    for_each_chunk_mut(dx, together * plane, |piece, dx| {
+        let dout = dout[piece * together * out_plane..].chunks_exact(out_plane);
+        vectorized!({
+            for (dx, dout) in dx.chunks_exact_mut(plane).zip(dout) {
+                avg_pool_plane_backward(shape, dout, dx);
+            }
+        });
+    });
+}
+
+/// Global average pooling into the caller's buffer: x `shape` = `[N, C, H, W]`, out `[N, C]`.
+///
+/// # Panics
+/// If a slice has not the length of its shape.
+pub fn global_avg_pool_forward_into<T: Element>(shape: [usize; 4], x: &[T], out: &mut [T]) {
+    let plane = assert_global(shape, x.len(), out.len());
+    let together = planes_per_piece(plane);
+    for_each_chunk_mut(out, together, |piece, out| {
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = global_avg_plane(&x[(piece * together + i) * plane..][..plane]);
+        }
+    });
+}
+
+/// Backward of [`global_avg_pool_forward_into`]: sets `dx` `shape` = `[N, C, H, W]` from `dout` `[N, C]`.
+///
+/// # Panics
+/// If a slice has not the length of its shape.
+pub fn global_avg_pool_backward_into<T: Element>(shape: [usize; 4], dout: &[T], dx: &mut [T]) {
+    let plane = assert_global(shape, dx.len(), dout.len());
+    let scale = T::one() / T::of(plane as f64);
+    let together = planes_per_piece(plane);
+    for_each_chunk_mut(dx, together * plane, |piece, dx| {
+        for (dx, &dout) in dx.chunks_exact_mut(plane).zip(&dout[piece * together..]) {
+            dx.fill(dout * scale);
+        }
+    });
+}
+
+/// Pixels of a plane of `[N, C, H, W]`, with `input` elements in all and `output` planes.
+#[track_caller]
+fn assert_global([images, channels, h, w]: [usize; 4], input: usize, output: usize) -> usize {
+    assert!(
+        output == images * channels && input == output * h * w,
+        "{input} elements of input and {output} of output for {:?}",
+        [images, channels, h, w]
+    );
+    h * w
 }
 
 /// Maximum of each window of x `(N, C, H, W)`: `(N, C, H', W')`, and where it was. The twin of
@@ -269,15 +374,9 @@ pub fn max_pool2d_backward_into<T: Element>(shape: &Pool2dShape, dout: &[T], cel
 /// As [`Pool2dShape::new`], and [`crate::Error::Invalid`] for a window of more than 255 cells.
 pub fn max_pool2d_forward<T: Element>(x: ArrayView4<'_, T>, pool: &Pool2d) -> Result<(Array4<T>, Argmax)> {
     let shape = Pool2dShape::new(x.dim().into(), pool)?;
-    let x = x.as_standard_layout();
     let mut out = Array4::zeros(shape.out());
     let mut cell = vec![0; out.len()];
-    max_pool2d_forward_into(
-        &shape,
-        x.as_slice().expect("standard layout"),
-        out.as_slice_mut().expect("freshly made"),
-        &mut cell,
-    )?;
+    max_pool2d_forward_into(&shape, &row_major(x), slice_mut(&mut out), &mut cell)?;
     Ok((out, Argmax { shape, cell }))
 }
 
@@ -285,14 +384,13 @@ pub fn max_pool2d_forward<T: Element>(x: ArrayView4<'_, T>, pool: &Pool2d) -> Re
 /// [`crate::naive::max_pool2d_backward`].
 ///
 /// # Errors
-/// [`crate::Error::Shape`] if `dout` does not have the output's shape.
+/// [`crate::Error::Shape`] if `dout` or the cells do not have the output's shape.
 pub fn max_pool2d_backward<T: Element>(dout: ArrayView4<'_, T>, argmax: &Argmax) -> Result<Array4<T>> {
     let shape = &argmax.shape;
     check_shape("max_pool2d backward", "dout", dout.shape(), &shape.out())?;
-    let dout = dout.as_standard_layout();
+    check_shape("max_pool2d backward", "argmax", &[argmax.cell.len()], &[dout.len()])?;
     let mut dx = Array4::zeros(shape.x());
-    let out = dx.as_slice_mut().expect("freshly made");
-    max_pool2d_backward_into(shape, dout.as_slice().expect("standard layout"), &argmax.cell, out);
+    max_pool2d_backward_into(shape, &row_major(dout), &argmax.cell, slice_mut(&mut dx));
     Ok(dx)
 }
 
@@ -303,15 +401,8 @@ pub fn max_pool2d_backward<T: Element>(dout: ArrayView4<'_, T>, argmax: &Argmax)
 /// As [`Pool2dShape::new`].
 pub fn avg_pool2d_forward<T: Element>(x: ArrayView4<'_, T>, pool: &Pool2d) -> Result<Array4<T>> {
     let shape = Pool2dShape::new(x.dim().into(), pool)?;
-    let x = x.as_standard_layout();
-    let x = x.as_slice().expect("standard layout");
     let mut out = Array4::zeros(shape.out());
-    let (plane, out_plane, together) = (shape.in_plane(), shape.out_plane(), planes_per_piece(shape.in_plane()));
-    for_each_chunk_mut(out.as_slice_mut().expect("freshly made"), together * out_plane, |piece, out| {
-        for (x, out) in x[piece * together * plane..].chunks_exact(plane).zip(out.chunks_exact_mut(out_plane)) {
-            avg_pool_plane(&shape, x, out);
-        }
-    });
+    avg_pool2d_forward_into(&shape, &row_major(x), slice_mut(&mut out));
     Ok(out)
 }
 
@@ -323,37 +414,22 @@ pub fn avg_pool2d_forward<T: Element>(x: ArrayView4<'_, T>, pool: &Pool2d) -> Re
 pub fn avg_pool2d_backward<T: Element>(dout: ArrayView4<'_, T>, x: [usize; 4], pool: &Pool2d) -> Result<Array4<T>> {
     let shape = Pool2dShape::new(x, pool)?;
     check_shape("avg_pool2d backward", "dout", dout.shape(), &shape.out())?;
-    let dout = dout.as_standard_layout();
-    let dout = dout.as_slice().expect("standard layout");
     let mut dx = Array4::zeros(x);
-    let (plane, out_plane, together) = (shape.in_plane(), shape.out_plane(), planes_per_piece(shape.in_plane()));
-    for_each_chunk_mut(dx.as_slice_mut().expect("freshly made"), together * plane, |piece, dx| {
-        for (dx, dout) in dx.chunks_exact_mut(plane).zip(dout[piece * together * out_plane..].chunks_exact(out_plane)) {
-            avg_pool_plane_backward(&shape, dout, dx);
-        }
-    });
+    avg_pool2d_backward_into(&shape, &row_major(dout), slice_mut(&mut dx));
     Ok(dx)
 }
 
 /// Mean of every channel of x `(N, C, H, W)`: `(N, C)`; NaN if there are no pixels. The twin of
 /// [`crate::naive::global_avg_pool_forward`].
 pub fn global_avg_pool_forward<T: Element>(x: ArrayView4<'_, T>) -> Array2<T> {
-    let (n, c, h, w) = x.dim();
-    let x = x.as_standard_layout();
-    let x = x.as_slice().expect("standard layout");
-    let mut out = Array2::zeros((n, c));
-    let (plane, together) = (h * w, planes_per_piece(h * w));
-    for_each_chunk_mut(out.as_slice_mut().expect("freshly made"), together, |piece, out| {
-        for (i, out) in out.iter_mut().enumerate() {
-            *out = global_avg_plane(&x[(piece * together + i) * plane..][..plane]);
-        }
-    });
+    let mut out = Array2::zeros((x.dim().0, x.dim().1));
+    global_avg_pool_forward_into(x.dim().into(), &row_major(x), slice_mut(&mut out));
     out
 }
 
 /// Mean of one plane.
 pub(crate) fn global_avg_plane<T: Element>(x: &[T]) -> T {
-    vectorized!(sum(x),) / T::of(x.len() as f64)
+    vectorized!(sum(x)) / T::of(x.len() as f64)
 }
 
 /// Spreads every element of dout `(N, C)` evenly over its channel of an input of shape `x`. The twin of
@@ -363,6 +439,7 @@ pub(crate) fn global_avg_plane<T: Element>(x: &[T]) -> T {
 /// [`crate::Error::Shape`] if `dout` is not `(N, C)`.
 pub fn global_avg_pool_backward<T: Element>(dout: ArrayView2<'_, T>, x: [usize; 4]) -> Result<Array4<T>> {
     check_shape("global_avg_pool backward", "dout", dout.shape(), &x[..2])?;
-    let scale = T::one() / T::of((x[2] * x[3]) as f64);
-    Ok(Array4::from_shape_fn(x, |(n, c, _, _)| dout[[n, c]] * scale))
+    let mut dx = Array4::zeros(x);
+    global_avg_pool_backward_into(x, &row_major(dout), slice_mut(&mut dx));
+    Ok(dx)
 }

@@ -282,19 +282,13 @@ impl Contents<format_1::Options> {
 impl Contents {
     /// Of a file in any version, with a network of `T`.
     fn read<T: Element>(archive: &Archive<'_>) -> Result<Self> {
-        let (header, json) = (Header::read::<T>(archive)?, archive.json());
-        let unreadable = |e| archive.fault(format!("has metadata that cannot be read ({e})"));
-        let Training { options } = serde_json::from_str(json).map_err(unreadable)?;
+        let header = Header::read::<T>(archive)?;
+        let Training { options } = file::parse(archive)?;
         if options.is_none() {
             let fix = "give a checkpoint, which `gemmnet train` saves, or load it as a network alone";
             return Err(Error::data(archive.path(), "holds a network without its training", fix));
         }
-        let contents = if header.format == 1 {
-            serde_json::from_str(json).map(Contents::<format_1::Options>::translate)
-        } else {
-            serde_json::from_str(json)
-        };
-        contents.map_err(unreadable)
+        if header.format == 1 { file::parse(archive).map(Contents::translate) } else { file::parse(archive) }
     }
 
     fn batches(&self, archive: &Archive<'_>) -> Result<Batches> {

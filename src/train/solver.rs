@@ -14,7 +14,7 @@ use super::options::SolverOptions;
 use crate::data::{Batches, Dataset, Draw, Split};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::nn::network::Network;
+use crate::nn::network::{Network, StepKey};
 use crate::optim::Progress;
 use crate::profile::{self, Phase, Work};
 use crate::random::{Purpose, stream};
@@ -86,8 +86,9 @@ impl<T: Element> Solver<T> {
         Self::with_state(checkpoint, data)
     }
 
-    fn with_state(state: Checkpoint<T>, data: Dataset) -> Result<Self> {
-        let network = &state.trained.network;
+    fn with_state(mut state: Checkpoint<T>, data: Dataset) -> Result<Self> {
+        let network = &mut state.trained.network;
+        network.set_trained(state.optimizer.trained());
         if data.classes() > network.classes() {
             let problem = format!("it gives {} scores, the data has {} classes", network.classes(), data.classes());
             return Err(Error::invalid("network", problem, format!("end it with affine{}", data.classes())));
@@ -227,7 +228,7 @@ impl<T: Element> Solver<T> {
         self.data.fill_batch(draw, indices, x, y)?;
         drop(drawing);
 
-        let mut loss = network.loss(x, y, options.seed, *step as u64)?.f64();
+        let mut loss = network.loss(x, y, StepKey { seed: options.seed, step: *step as u64 })?.f64();
         let at = Progress { step: *step, steps_per_epoch: batches.count, steps };
         let learning_rate = optimizer.learning_rate(at);
         // Without a loss the gradients are worth nothing: the parameters stay as they are.

@@ -96,6 +96,11 @@ impl Golden {
         Some(array.into_dimensionality().unwrap_or_else(|e| panic!("case '{}', array '{key}': {e}", self.name)))
     }
 
+    /// The names of the arrays that are called `kind NAME`.
+    pub(crate) fn names(&self, kind: &str) -> impl Iterator<Item = &str> {
+        self.arrays.keys().filter_map(move |key| key.strip_prefix(kind)?.strip_prefix(' '))
+    }
+
     /// Number of axes of the array called `key`.
     pub(crate) fn dimensions(&self, key: &str) -> usize {
         self.arrays[key].shape.len()

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! # How a tile is filled by block copies
-//! A stride is undone first: `Phases` deals the pixels of a plane out to `stride x stride` planes by their remainder,
+//! A stride is undone first: `Polyphase` deals the pixels of a plane out to `stride x stride` planes by their remainder,
 //! after which every window steps by one pixel. A row of `cols` is then a *block* of such a plane, moved by a few
 //! pixels. Where a phase's rows are as long as the output's (every 'same' convolution, and most others) the block is
 //! contiguous: one `memcpy`, then zeros over the few cells that slid across a row's end. With stride 1 the plane is the
@@ -20,7 +20,7 @@ use ndarray::{Array2, Array4, ArrayView2, ArrayView4};
 
 use crate::element::Element;
 use crate::error::{Result, check_shape};
-use crate::parallel::{Disjoint, for_each_chunk_mut, for_each_piece};
+use crate::parallel::{Planes, for_each_chunk_mut, for_each_share};
 use crate::shape::{Axis, Conv2d, Conv2dShape};
 use crate::simd::{LANES, Lanes, add_assign, deal_two, gather_two, vectorized};
 use crate::workspace::Workspace;
@@ -41,9 +41,9 @@ fn tap(axis: &Axis, cell: usize) -> Tap {
     Tap { phase, shift, len: axis.input.saturating_sub(phase).div_ceil(axis.stride) }
 }
 
-/// The planes of one image dealt out by phase: `[C][stride_h][stride_w][height][pitch]`.
+/// Planes dealt out by phase, the remainder of a pixel's position: `[C][stride_h][stride_w][height][pitch]`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Phases {
+pub(super) struct Polyphase {
     rows: Axis,
     cols: Axis,
     /// Rows of a phase plane.
@@ -52,18 +52,13 @@ pub(crate) struct Phases {
     pitch: usize,
 }
 
-impl Phases {
-    pub(crate) fn new(shape: &Conv2dShape) -> Self {
-        let (rows, cols) = (shape.rows, shape.cols);
+impl Polyphase {
+    pub(super) fn new(rows: Axis, cols: Axis) -> Self {
         let width = cols.input.div_ceil(cols.stride);
-        // Rows are filled up with zeros to the output's width, where that is enough: see "block copies" above.
-        let pitch = if Self::is_image(shape) { cols.input } else { width.max(cols.output) };
-        Phases { rows, cols, height: rows.input.div_ceil(rows.stride), pitch }
-    }
-
-    /// Whether there is one phase only, the image itself.
-    pub(crate) fn is_image(shape: &Conv2dShape) -> bool {
-        shape.rows.stride == 1 && shape.cols.stride == 1
+        // Rows are filled up with zeros to the output's width, where that is enough: see "block copies" above. A single
+        // phase is the plane itself.
+        let pitch = if rows.stride == 1 && cols.stride == 1 { cols.input } else { width.max(cols.output) };
+        Polyphase { rows, cols, height: rows.input.div_ceil(rows.stride), pitch }
     }
 
     fn plane(&self) -> usize {
@@ -71,13 +66,13 @@ impl Phases {
     }
 
     /// Elements of the phases of one channel.
-    pub(crate) fn channel(&self) -> usize {
+    pub(super) fn channel(&self) -> usize {
         self.rows.stride * self.cols.stride * self.plane()
     }
 
     /// Deals out the channels of `x`, `[C][H][W]`, to `phases`.
     #[inline(always)]
-    pub(crate) fn split<T: Element>(&self, x: &[T], phases: &mut [T]) {
+    pub(super) fn split<T: Element>(&self, x: &[T], phases: &mut [T]) {
         let (sh, sw, width) = (self.rows.stride, self.cols.stride, self.cols.input);
         for (c, channel) in phases.chunks_exact_mut(self.channel()).enumerate() {
             for (ph, phases) in channel.chunks_exact_mut(sw * self.plane()).enumerate() {
@@ -103,9 +98,9 @@ impl Phases {
         }
     }
 
-    /// Gathers `phases` back into the channels of `x`: the inverse of [`Phases::split`].
+    /// Gathers `phases` back into the channels of `x`: the inverse of [`Polyphase::split`].
     #[inline(always)]
-    pub(crate) fn merge<T: Element>(&self, phases: &[T], x: &mut [T]) {
+    pub(super) fn merge<T: Element>(&self, phases: &[T], x: &mut [T]) {
         let (sh, sw, width) = (self.rows.stride, self.cols.stride, self.cols.input);
         for (c, channel) in phases.chunks_exact(self.channel()).enumerate() {
             for i in 0..self.height {
@@ -169,7 +164,7 @@ impl Phases {
 
     /// Fills the tile of columns of output rows `tile`, `ld` elements from one row of `cols` to the next.
     #[inline(always)]
-    pub(crate) fn im2col<T: Element>(&self, phases: &[T], tile: Range<usize>, cols: &mut [T], ld: usize) {
+    pub(super) fn im2col<T: Element>(&self, phases: &[T], tile: Range<usize>, cols: &mut [T], ld: usize) {
         let (cells, width) = (self.rows.window * self.cols.window, self.cols.output);
         for (cell, block) in self.blocks(tile.clone()).enumerate() {
             let (start, end) = ((block.rows.start - tile.start) * width, (block.rows.end - tile.start) * width);
@@ -200,9 +195,9 @@ impl Phases {
         }
     }
 
-    /// Adds the tile of columns to `phases`: the adjoint of [`Phases::im2col`]. Clears cells of `cols` on the way.
+    /// Adds the tile of columns to `phases`: the adjoint of [`Polyphase::im2col`]. Clears cells of `cols` on the way.
     #[inline(always)]
-    pub(crate) fn col2im_add<T: Element>(&self, cols: &mut [T], tile: Range<usize>, phases: &mut [T], ld: usize) {
+    pub(super) fn col2im_add<T: Element>(&self, cols: &mut [T], tile: Range<usize>, phases: &mut [T], ld: usize) {
         let (cells, width) = (self.rows.window * self.cols.window, self.cols.output);
         for (cell, block) in self.blocks(tile.clone()).enumerate() {
             if block.rows.is_empty() {
@@ -306,27 +301,23 @@ fn gather_row<T: Element>(even: &[T], odd: &[T], width: usize, to: &mut [T]) {
 pub fn im2col<T: Element>(x: ArrayView4<'_, T>, kernel: (usize, usize), conv: &Conv2d) -> Result<Array2<T>> {
     let dim: [usize; 4] = x.dim().into();
     let shape = Conv2dShape::new(dim, [1, dim[1], kernel.0, kernel.1], &Conv2d { groups: 1, ..*conv })?;
-    let (phases, plane, total) = (Phases::new(&shape), shape.out_plane(), shape.images * shape.out_plane());
+    let (phases, plane) = (Polyphase::new(shape.rows, shape.cols), shape.out_plane());
     let x = x.as_standard_layout();
     let x = x.as_slice().expect("standard layout");
-    let mut cols = Array2::zeros((shape.column(), total));
-    let out = Disjoint::new(cols.as_slice_mut().expect("freshly made"));
+    let mut cols = Array2::zeros((shape.column(), shape.images * plane));
     let (mut ws, image) = (Workspace::new(), shape.channels * shape.in_plane());
     let (_, scratch) = ws.lend(0, shape.channels * phases.channel() + shape.column() * plane);
-    for_each_piece(shape.images, |n| {
-        let x = &x[n * image..][..image];
+    // image n owns columns n * plane .. (n + 1) * plane of every row
+    let images = Planes::new(cols.as_slice_mut().expect("freshly made"), [shape.column(), shape.images, plane]);
+    for_each_share(images, |n, mut cols| {
         scratch.with(|scratch: &mut [T]| {
             let (split, tile) = scratch.split_at_mut(shape.channels * phases.channel());
-            let source = if Phases::is_image(&shape) {
-                x
-            } else {
-                vectorized!(phases.split(x, split),);
-                split
-            };
-            vectorized!(phases.im2col(source, 0..shape.rows.output, tile, plane),);
+            vectorized!({
+                phases.split(&x[n * image..][..image], split);
+                phases.im2col(split, 0..shape.rows.output, tile, plane);
+            });
             for (k, row) in tile.chunks_exact(plane).enumerate() {
-                // SAFETY: image n owns columns n * plane .. (n + 1) * plane of every row.
-                unsafe { out.slice(k * total + n * plane, plane) }.copy_from_slice(row);
+                cols.get(k).copy_from_slice(row);
             }
         });
     });
@@ -345,7 +336,8 @@ pub fn col2im<T: Element>(
     conv: &Conv2d,
 ) -> Result<Array4<T>> {
     let shape = Conv2dShape::new(x, [1, x[1], kernel.0, kernel.1], &Conv2d { groups: 1, ..*conv })?;
-    let (phases, plane, total) = (Phases::new(&shape), shape.out_plane(), shape.images * shape.out_plane());
+    let (phases, plane) = (Polyphase::new(shape.rows, shape.cols), shape.out_plane());
+    let total = shape.images * plane;
     check_shape("col2im", "cols", cols.shape(), &[shape.column(), total])?;
     let cols = cols.as_standard_layout();
     let cols = cols.as_slice().expect("standard layout");
@@ -359,8 +351,10 @@ pub fn col2im<T: Element>(
                 row.copy_from_slice(&cols[k * total + n * plane..][..plane]);
             }
             split.fill(T::zero());
-            vectorized!(phases.col2im_add(tile, 0..shape.rows.output, split, plane),);
-            vectorized!(phases.merge(split, dx),);
+            vectorized!({
+                phases.col2im_add(tile, 0..shape.rows.output, split, plane);
+                phases.merge(split, dx);
+            });
         });
     });
     Ok(dx)
@@ -382,7 +376,7 @@ mod tests {
         vec![
             ([2, 3, 5, 5], (3, 3), conv((1, 1), Padding::Same, (1, 1))), // contiguous blocks
             ([1, 1, 5, 7], (3, 3), conv((1, 1), Padding::Valid, (1, 1))), // rows shorter than the input's
-            ([2, 3, 31, 31], (3, 3), conv((2, 2), Padding::All(1), (1, 1))), // the seed's bench
+            ([2, 3, 31, 31], (3, 3), conv((2, 2), Padding::All(1), (1, 1))), // CS231n's bench
             ([1, 2, 8, 8], (2, 2), conv((2, 2), Padding::Valid, (1, 1))), // phases as long as the output
             ([1, 2, 7, 9], (3, 2), conv((2, 3), sides(1, 2, 0, 3), (1, 1))), // everything asymmetric
             ([2, 1, 9, 8], (3, 3), conv((1, 1), Padding::Same, (2, 3))), // dilation

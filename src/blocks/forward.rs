@@ -1,0 +1,207 @@
+//! Level 3. A block's forward pass.
+
+use super::block::{Block, BlockState, Head, affine_shape, filters};
+use super::parts::{BlockInput, Pass};
+use super::tail::ChannelMap;
+use crate::element::Element;
+use crate::ops::affine::affine_product_into;
+use crate::ops::batchnorm::{BatchNorm, Channels, batch_statistics, moments};
+use crate::ops::conv::{self, Outputs, conv2d_forward_into};
+use crate::ops::dropout::{apply_mask, draw_mask};
+use crate::ops::pool::max_pool_tiles;
+use crate::parallel::{Chunks, Planes, StridedMut, for_each_chunk_mut, for_each_share};
+use crate::simd::vectorized;
+use crate::workspace::Workspace;
+
+impl Block {
+    /// The block's output into `out` `[N, C', H', W']`; what backward needs stays in `state`.
+    ///
+    /// Training normalises with the statistics of the batch; [`Block::commit`] takes them over into the running ones.
+    ///
+    /// # Panics
+    /// If a slice has not the length of its shape.
+    pub fn forward<T: Element>(
+        &self,
+        input: &BlockInput<'_, T>,
+        pass: Pass,
+        out: &mut [T],
+        state: &mut BlockState<T>,
+        ws: &mut Workspace,
+    ) {
+        self.assert_input(input);
+        assert_eq!(out.len(), input.images * self.output_len(), "out holds {} images", input.images);
+        self.reserve(state, input.images, pass);
+        self.set_maps(input, pass, &mut state.maps);
+        if self.fuses(pass) {
+            self.fused_forward(input, out, state, ws);
+        } else {
+            self.product(input, state, ws);
+            self.finish(input, pass, out, state, ws);
+        }
+        if let (Some(p), Pass::Train(key)) = (self.parts().dropout, pass) {
+            let mask = &mut state.mask[..out.len()];
+            draw_mask(input.images, p, key, mask).expect("the probability was checked when the block was made");
+            apply_mask(mask, p, out);
+        }
+    }
+
+    /// Per channel: the bias, or batchnorm with running statistics, or both.
+    fn set_maps<T: Element>(&self, input: &BlockInput<'_, T>, pass: Pass, maps: &mut [ChannelMap<T>]) {
+        let (weights, (mean, var)) = (&input.weights, input.running);
+        for (c, map) in maps.iter_mut().enumerate() {
+            let bias = weights.b.get(c).copied().unwrap_or(T::zero());
+            *map = match (self.parts().norm, pass) {
+                (Some(norm), Pass::Test) => {
+                    ChannelMap::batchnorm(mean[c] - bias, var[c], weights.gamma[c], weights.beta[c], norm.eps)
+                }
+                // The batch's mean takes the bias with it; the maps follow from the statistics.
+                (Some(_), Pass::Train(_)) => ChannelMap::shift(T::zero()),
+                (None, _) => ChannelMap::shift(bias),
+            };
+        }
+    }
+
+    /// Product, map, activation and pool, tile by tile.
+    fn fused_forward<T: Element>(
+        &self,
+        input: &BlockInput<'_, T>,
+        out: &mut [T],
+        state: &mut BlockState<T>,
+        ws: &mut Workspace,
+    ) {
+        let Head::Conv(plan) = &self.head else { unreachable!("only convolutions fuse") };
+        let BlockState { cell, early_cell, maps, .. } = state;
+        let cells = match self.early {
+            Some(_) => &mut early_cell[..out.len()],
+            None => &mut cell[..if self.tail.keeps_cells() { out.len() } else { 0 }],
+        };
+        let outputs = self.outputs(out, cells, self.output);
+        let finish = |filter: usize, product: &mut [T], out: &mut [T], cell: &mut [u8]| {
+            vectorized!(match &self.early {
+                // Test mode: the cells are of no use.
+                Some(pool) => {
+                    max_pool_tiles((pool.rows.window, pool.cols.window), pool.cols.input, product, out, cell);
+                    self.tail.map_activate_in_place(maps[filter], out);
+                }
+                None => self.tail.finish(maps[filter], product, out, cell),
+            });
+        };
+        conv::forward(plan, input.images, input.x, filters(input), outputs, finish, ws);
+    }
+
+    /// Where the bands of a convolution's planes go, `size` `[C, H, W]` an image.
+    fn outputs<'a, T>(&self, out: &'a mut [T], cells: &'a mut [u8], size: [usize; 3]) -> Outputs<'a, T> {
+        let band = self.band().expect("it is finished in bands");
+        Outputs { out, cells, out_plane: size[1] * size[2], out_cols: size[2], band }
+    }
+
+    /// The product, after the early pool, into `state.y`.
+    fn product<T: Element>(&self, input: &BlockInput<'_, T>, state: &mut BlockState<T>, ws: &mut Workspace) {
+        let len = input.images * self.product_len();
+        match (&self.head, &self.early) {
+            (Head::None, _) => {}
+            (Head::Conv(plan), None) => {
+                conv2d_forward_into(plan, input.images, input.x, filters(input), None, &mut state.y[..len], ws);
+            }
+            (Head::Conv(plan), Some(pool)) => {
+                let (window, cols) = ((pool.rows.window, pool.cols.window), pool.cols.input);
+                let outputs = self.outputs(&mut state.y[..len], &mut state.early_cell[..len], self.product);
+                let finish = |_, product: &mut [T], out: &mut [T], cell: &mut [u8]| {
+                    vectorized!(max_pool_tiles(window, cols, product, out, cell));
+                };
+                conv::forward(plan, input.images, input.x, filters(input), outputs, finish, ws);
+            }
+            (&Head::Affine { inputs, outputs }, _) => {
+                let shape = affine_shape(input.images, inputs, outputs);
+                affine_product_into(&shape, input.x, input.weights.w, &mut state.y[..len]);
+            }
+        }
+    }
+
+    /// Statistics, maps, activation and pool of a product that lies in memory.
+    fn finish<T: Element>(
+        &self,
+        input: &BlockInput<'_, T>,
+        pass: Pass,
+        out: &mut [T],
+        state: &mut BlockState<T>,
+        ws: &mut Workspace,
+    ) {
+        let (sizes, norm) = (self.channels(input.images), self.parts().norm.filter(|_| pass != Pass::Test));
+        if self.is_flat() {
+            return self.finish_flat(sizes, input, norm, out, state);
+        }
+        let BlockState { y, cell, mean, var, maps, .. } = state;
+        let y = if matches!(self.head, Head::None) { input.x } else { &y[..input.images * self.product_len()] };
+        let planes = [sizes.images, sizes.channels, self.out_plane()];
+        let cells = if self.tail.keeps_cells() { planes } else { [sizes.images, sizes.channels, 0] };
+        let shares = (
+            Planes::new(out, planes),
+            Planes::new(&mut cell[..cells.iter().product()], cells),
+            Chunks::new(maps, 1),
+            Chunks::new(mean, 1),
+            Chunks::new(var, 1),
+        );
+        let weights = &input.weights;
+        let (_, scratch) = ws.lend(0, sizes.plane);
+        for_each_share(shares, |c, (mut out, mut cell, map, mean, var)| {
+            scratch.with(|z: &mut [T]| {
+                vectorized!({
+                    if let Some(norm) = norm {
+                        (mean[0], var[0]) = moments(sizes, c, y);
+                        map[0] = ChannelMap::batchnorm(mean[0], var[0], weights.gamma[c], weights.beta[c], norm.eps);
+                    }
+                    self.finish_channel(sizes, c, y, map[0], (&mut out, &mut cell), z);
+                });
+            });
+        });
+    }
+
+    /// The planes of one channel; `z` is scratch for one of them.
+    #[inline(always)]
+    fn finish_channel<T: Element>(
+        &self,
+        sizes: Channels,
+        c: usize,
+        y: &[T],
+        map: ChannelMap<T>,
+        (out, cell): (&mut StridedMut<'_, T>, &mut StridedMut<'_, u8>),
+        z: &mut [T],
+    ) {
+        for (n, plane) in sizes.planes(c).enumerate() {
+            if self.tail.has_pool() {
+                z.copy_from_slice(&y[plane]);
+                self.tail.finish(map, z, out.get(n), cell.get(n));
+            } else {
+                self.tail.map_activate(map, &y[plane], out.get(n));
+            }
+        }
+    }
+
+    /// [`Block::finish`] of features without planes.
+    fn finish_flat<T: Element>(
+        &self,
+        sizes: Channels,
+        input: &BlockInput<'_, T>,
+        norm: Option<BatchNorm>,
+        out: &mut [T],
+        state: &mut BlockState<T>,
+    ) {
+        let BlockState { y, mean, var, maps, .. } = state;
+        let y = if matches!(self.head, Head::None) { input.x } else { &y[..out.len()] };
+        if let Some(norm) = norm {
+            batch_statistics(sizes, y, mean, var);
+            let (gamma, beta) = (input.weights.gamma, input.weights.beta);
+            for (c, map) in maps.iter_mut().enumerate() {
+                *map = ChannelMap::batchnorm(mean[c], var[c], gamma[c], beta[c], norm.eps);
+            }
+        }
+        let maps = &*maps;
+        for_each_chunk_mut(out, sizes.channels, |n, out| {
+            let y = &y[n * sizes.channels..][..sizes.channels];
+            vectorized!(for ((out, &y), &map) in out.iter_mut().zip(y).zip(maps) {
+                *out = self.tail.map_activate_one(map, y);
+            });
+        });
+    }
+}

@@ -1,0 +1,19 @@
+//! Level 4. Layers with a name in the notation that are no parts of blocks.
+//!
+//! # Adding a layer
+//! Its file here, with [`Layer`](crate::nn::layer::Layer) implemented for both element types, a naive twin and its oracles
+//! as tests; its row in [`BUILT_IN`]; its row in the table of [`crate::nn::notation`].
+
+use std::sync::Arc;
+
+use crate::nn::layer::AnyLayer;
+
+/// A layer that the notation knows by name, and by a number behind it.
+pub(super) struct BuiltIn {
+    pub(super) name: &'static str,
+    /// What to do if the number is missing.
+    pub(super) number: &'static str,
+    pub(super) make: fn(usize) -> Arc<dyn AnyLayer>,
+}
+
+pub(super) const BUILT_IN: &[BuiltIn] = &[];

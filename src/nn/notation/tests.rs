@@ -1,0 +1,370 @@
+//! Level 4. Tests of the notation.
+
+use proptest::prelude::*;
+
+use super::parser::{MAX_SIZE, NAMES};
+use super::*;
+
+const RELU: LayerSpec = LayerSpec::Activation(Activation::Relu);
+const SAME: Conv2d =
+    Conv2d { stride: (1, 1), padding: Padding::Same, dilation: (1, 1), groups: 1, algorithm: Algorithm::Auto };
+
+fn conv(filters: usize) -> LayerSpec {
+    LayerSpec::Conv { filters, kernel: (3, 3), conv: SAME }
+}
+
+fn affine(outputs: usize) -> LayerSpec {
+    LayerSpec::Affine { outputs }
+}
+
+fn only(text: &str) -> LayerSpec {
+    let spec = NetworkSpec::parse(text).unwrap();
+    assert_eq!(spec.layers.len(), 1, "{text}");
+    spec.layers[0].clone()
+}
+
+#[test]
+fn every_layer_and_its_canonical_form() {
+    let kernel = (3, 3);
+    let pool = Pool2d::square(2);
+    let layer = |activation| LayerSpec::Activation(activation);
+    for (texts, want) in [
+        (&["conv32", "CONV32", "conv32k3", "conv32psame", "conv32s1k3d1g1"][..], conv(32)),
+        (
+            &["conv64k7s2p3", "conv64p3s2k7", "conv64k7x7s2x2p3"],
+            LayerSpec::Conv {
+                filters: 64,
+                kernel: (7, 7),
+                conv: Conv2d { stride: (2, 2), padding: Padding::All(3), ..SAME },
+            },
+        ),
+        (
+            &["conv8k3x5s2x1d2x1", "conv8d2x1s2x1k3x5"],
+            LayerSpec::Conv { filters: 8, kernel: (3, 5), conv: Conv2d { stride: (2, 1), dilation: (2, 1), ..SAME } },
+        ),
+        (
+            &["conv8p0d2g4", "conv8pvalidd2g4"],
+            LayerSpec::Conv {
+                filters: 8,
+                kernel,
+                conv: Conv2d {
+                    padding: Padding::Valid,
+                    dilation: (2, 2),
+                    groups: 4,
+                    stride: (1, 1),
+                    ..Conv2d::default()
+                },
+            },
+        ),
+        (
+            &["conv8p0x1x2x3"],
+            LayerSpec::Conv {
+                filters: 8,
+                kernel,
+                conv: Conv2d { padding: Padding::Sides { top: 0, bottom: 1, left: 2, right: 3 }, ..SAME },
+            },
+        ),
+        (&["pool", "maxpool", "Pool2", "pool2x2s2p0"], LayerSpec::MaxPool(pool)),
+        (&["pool3", "maxpool3s3"], LayerSpec::MaxPool(Pool2d::square(3))),
+        (&["pool2s1"], LayerSpec::MaxPool(Pool2d { stride: (1, 1), ..pool })),
+        (
+            &["pool3s2p1", "pool3p1s2"],
+            LayerSpec::MaxPool(Pool2d { window: (3, 3), stride: (2, 2), padding: Padding::All(1) }),
+        ),
+        (&["pool2x1"], LayerSpec::MaxPool(Pool2d { window: (2, 1), stride: (2, 1), ..pool })),
+        (&["pool2psame"], LayerSpec::MaxPool(Pool2d { padding: Padding::Same, ..pool })),
+        (&["avgpool", "avgpool2"], LayerSpec::AvgPool(pool)),
+        (&["avgpool3s1"], LayerSpec::AvgPool(Pool2d { stride: (1, 1), ..Pool2d::square(3) })),
+        (&["gap"], LayerSpec::GlobalAvgPool),
+        (&["affine256", "fc256", "linear256"], affine(256)),
+        (&["bn", "BatchNorm"], LayerSpec::BatchNorm),
+        (&["relu", "ReLU"], RELU),
+        (&["silu"], layer(Activation::Silu)),
+        (&["gelu"], layer(Activation::Gelu)),
+        (&["leaky", "leakyrelu", "leaky0.01"], layer(Activation::LeakyRelu { slope: 0.01 })),
+        (&["leaky0.1", "leakyrelu.1"], layer(Activation::LeakyRelu { slope: 0.1 })),
+        (&["dropout0.5", "dropout.5", "dropout0.50"], LayerSpec::Dropout { p: 0.5 }),
+        (&["dropout0"], LayerSpec::Dropout { p: 0.0 }),
+    ] {
+        for text in texts {
+            assert_eq!(only(text), want, "{text}");
+        }
+        assert!(texts.contains(&want.to_string().as_str()), "{texts:?} prints as {want}");
+    }
+}
+
+#[test]
+fn every_name_that_may_be_suggested_is_read() {
+    for name in NAMES.into_iter().chain(Activation::NAMES.map(|(name, _)| name)) {
+        let read = |text: String| NetworkSpec::parse(&text).is_ok();
+        assert!(read(format!("relu-{name}")) || read(format!("{name}1")) || read(format!("{name}0.1")), "{name}");
+    }
+}
+
+#[test]
+fn losses() {
+    for (text, loss) in [
+        ("affine10", LossSpec::Softmax { smoothing: 0.0 }),
+        ("affine10-softmax", LossSpec::Softmax { smoothing: 0.0 }),
+        ("affine10-softmax0.1", LossSpec::Softmax { smoothing: 0.1 }),
+        ("affine10-SVM", LossSpec::Svm),
+        ("affine10 - [svm]", LossSpec::Svm),
+    ] {
+        assert_eq!(NetworkSpec::parse(text).unwrap(), NetworkSpec { layers: vec![affine(10)], loss }, "{text}");
+    }
+    assert_eq!(NetworkSpec::parse("affine10").unwrap().to_string(), "affine10-softmax");
+    assert_eq!(NetworkSpec::parse("affine10-softmax0.10").unwrap().to_string(), "affine10-softmax0.1");
+    assert_eq!(NetworkSpec::parse("affine10-svm").unwrap().to_string(), "affine10-svm");
+}
+
+#[test]
+fn the_architectures_of_the_assignment() {
+    for (text, unrolled) in [
+        ("conv32k7-relu-pool-affine100-relu-affine10", "conv32k7-relu-pool-affine100-relu-affine10-softmax"),
+        (
+            "[conv32-relu-pool]x2 - conv64 - relu - [affine100-relu]x2 - affine10 - softmax",
+            "conv32-relu-pool-conv32-relu-pool-conv64-relu-affine100-relu-affine100-relu-affine10-softmax",
+        ),
+        (
+            "[conv32-relu-conv32-relu-pool]x3-[affine256]x1-affine10-svm",
+            "conv32-relu-conv32-relu-pool-conv32-relu-conv32-relu-pool-conv32-relu-conv32-relu-pool-affine256-affine10-svm",
+        ),
+        (
+            "[conv32-bn-relu-conv32-bn-relu-pool]x3-[affine256-bn-relu-dropout0.5]-affine10",
+            "conv32-bn-relu-conv32-bn-relu-pool-conv32-bn-relu-conv32-bn-relu-pool-conv32-bn-relu-conv32-bn-relu-pool-\
+             affine256-bn-relu-dropout0.5-affine10-softmax",
+        ),
+    ] {
+        assert_eq!(NetworkSpec::parse(text).unwrap().to_string(), unrolled);
+    }
+}
+
+#[test]
+fn residuals_nest_repeat_and_print() {
+    let inside = |layers: &[LayerSpec]| LayerSpec::Residual(layers.to_vec());
+    for (text, want, printed) in [
+        ("res[conv8-relu]", vec![inside(&[conv(8), RELU])], "res[conv8-relu]-softmax"),
+        (" Res [ conv8 - relu ] x 2 ", vec![inside(&[conv(8), RELU]); 2], "res[conv8-relu]-res[conv8-relu]-softmax"),
+        (
+            "[res[bn]-relu]x2",
+            vec![vec![inside(&[LayerSpec::BatchNorm]), RELU]; 2].concat(),
+            "res[bn]-relu-res[bn]-relu-softmax",
+        ),
+        (
+            "res[[relu]x2-res[bn]]",
+            vec![inside(&[RELU, RELU, inside(&[LayerSpec::BatchNorm])])],
+            "res[relu-relu-res[bn]]-softmax",
+        ),
+    ] {
+        let spec = NetworkSpec::parse(text).unwrap();
+        assert_eq!((&spec.layers, spec.to_string().as_str()), (&want, printed), "{text}");
+    }
+    let deep = |depth: usize| NetworkSpec::parse(&format!("{}relu{}", "res[".repeat(depth), "]".repeat(depth)));
+    assert!(deep(64).is_ok());
+    assert!(deep(100_000).unwrap_err().to_string().contains("nest fewer"));
+}
+
+#[test]
+fn algorithms_are_part_of_the_notation() {
+    for (text, algorithm) in [
+        ("conv8aim2col", Algorithm::Im2col),
+        ("conv8awinograd", Algorithm::Winograd),
+        ("conv8adepthwise", Algorithm::Depthwise),
+    ] {
+        let want = LayerSpec::Conv { filters: 8, kernel: (3, 3), conv: Conv2d { algorithm, ..SAME } };
+        assert_eq!(only(text), want);
+        assert_eq!(want.to_string(), text);
+    }
+}
+
+#[test]
+fn groups_nest_and_spaces_are_free() {
+    for text in [
+        "[[conv8-relu]x2-bn]x2",
+        " [ [ conv8 - relu ] x 2 - bn ] x 2 ",
+        "[[conv8-relu]*2-bn]×2",
+        "[[\tconv8\n-relu] X2-\nbn]x2\n",
+        "[conv8-relu-[conv8-relu]x1-[bn]]x2",
+    ] {
+        let once = [conv(8), RELU, conv(8), RELU, LayerSpec::BatchNorm];
+        assert_eq!(NetworkSpec::parse(text).unwrap().layers, [once.clone(), once].concat(), "{text}");
+    }
+    assert_eq!(NetworkSpec::parse("[relu]x1000").unwrap().layers.len(), 1000);
+}
+
+#[test]
+fn faults_name_the_character_the_problem_and_the_fix() {
+    for (text, position, problem, fix) in [
+        ("", 0, "empty", "conv32-relu-pool-affine10"),
+        (" \n", 0, "empty", "conv32-relu-pool-affine10"),
+        // Names.
+        ("con32", 0, "no layer `con`", "did you mean `conv32`?"),
+        ("relu-afine100-relu", 5, "no layer `afine`", "did you mean `affine100`?"),
+        ("conv32k5-[rellu]", 10, "no layer `rellu`", "did you mean `relu`?"),
+        ("Dropuot0.5", 0, "no layer `dropuot`", "did you mean `dropout0.5`?"),
+        ("transformer", 0, "no layer `transformer`", "choose from conv, pool"),
+        // Numbers.
+        ("conv", 4, "number is missing", "give the number of filters, such as conv32"),
+        ("relu - conv-relu", 11, "number is missing", "give the number of filters, such as conv32"),
+        ("affine", 6, "number is missing", "give the number of outputs, such as affine100"),
+        ("dropout", 7, "number is missing", "probability of dropping"),
+        ("conv32k-relu", 7, "number is missing", "height x width"),
+        ("conv32k3x", 9, "number is missing", "height x width"),
+        ("conv32g", 7, "number is missing", "number of groups"),
+        ("conv32p", 7, "number is missing", "psame"),
+        ("conv0", 4, "0 is too small", "at least 1"),
+        ("affine000", 6, "000 is too small", "at least 1"),
+        ("conv32s2x0", 9, "0 is too small", "at least 1"),
+        ("pool0", 4, "0 is too small", "at least 1"),
+        ("conv1000001", 4, "1000001 is too large", "at most 1000000"),
+        ("fc99999999999999999999999", 2, "99999999999999999999999 is too large", "at most 1000000"),
+        ("conv32p1x2", 7, "2 numbers", "top x bottom x left x right"),
+        ("relu-dropout1", 12, "1 is too large", "less than 1"),
+        ("dropout0.5.5", 7, "`0.5.5` is not a number", "dropout0.5"),
+        ("leaky1.5", 5, "1.5 is too large", "slope of 0 to 1"),
+        ("affine10-softmax2", 16, "2 is too large", "0 to 1"),
+        // Options.
+        ("conv32z2", 6, "conv has no option `z`", "its options are k, s, p, d, g, a"),
+        ("conv32k3k5", 8, "option `k` comes twice", "its options are k"),
+        ("pool3k2", 5, "pool has no option `k`", "its options are s, p"),
+        ("avgpool3s2g2", 10, "avgpool has no option `g`", "its options are s, p"),
+        ("conv32x3", 6, "conv has no option `x`", "only groups are repeated"),
+        ("conv32afft", 7, "no such algorithm", "im2col, winograd, depthwise"),
+        ("conv1.5", 5, "conv has no option `.`", "its options are k"),
+        // Joints.
+        ("conv32 relu", 7, "`r` follows a complete layer", "join layers with `-`"),
+        ("relu5", 4, "`5` follows a complete layer", "join layers with `-`"),
+        ("[relu]bn", 6, "`b` follows a complete layer", "join layers with `-`"),
+        ("relu[bn]", 4, "`[` follows a complete layer", "join layers with `-`"),
+        ("relu x3", 5, "`x` follows a complete layer", "only groups are repeated"),
+        ("relu-", 5, "missing at the end", "name a layer"),
+        ("relu--bn", 5, "`-` where a layer should be", "name a layer"),
+        ("-relu", 0, "`-` where a layer should be", "name a layer"),
+        ("32", 0, "`3` where a layer should be", "name a layer"),
+        // Groups; positions count characters, not bytes.
+        ("res", 3, "a residual without layers", "res[conv16"),
+        ("res-relu", 3, "a residual without layers", "res[conv16"),
+        ("res[]", 4, "`]` where a layer should be", "name a layer"),
+        ("relu-res[relu", 8, "`[` is never closed", "close the group with `]`"),
+        ("res[affine10-svm]", 16, "the residual holds the loss", "put the loss after it"),
+        ("[relu", 0, "`[` is never closed", "close the group with `]`"),
+        ("[relu]×2-[[bn]-gap", 9, "`[` is never closed", "close the group with `]`"),
+        ("relu]", 4, "`]` closes no group", "remove it"),
+        ("[]", 1, "`]` where a layer should be", "name a layer"),
+        ("[relu]x", 7, "number is missing", "number of repetitions"),
+        ("[relu]x0", 7, "0 is too small", "at least 1"),
+        ("[relu] x 1001", 9, "1001 is too large", "at most 1000"),
+        ("[[relu]x1000]x1000", 12, "more than 10000 layers", "repeat less"),
+        // The loss.
+        ("affine10-softmax-relu", 17, "follows the loss", "end with the loss"),
+        ("affine10-svm-softmax", 13, "follows the loss", "end with the loss"),
+        ("[affine10-svm]x2", 13, "holds the loss", "put the loss after it"),
+        ("softmax", 0, "no layer comes before the loss", "begin with the layers"),
+    ] {
+        let error = NetworkSpec::parse(text).unwrap_err();
+        let Error::Notation { notation, position: at, problem: what, fix: todo } = &error else {
+            panic!("`{text}`: {error:?}");
+        };
+        assert_eq!(*notation, text.replace('\n', " "));
+        assert_eq!(*at, position, "`{text}`: {error}");
+        assert!(what.contains(problem) && todo.contains(fix), "`{text}`: {error}");
+    }
+    let pointer = NetworkSpec::parse("[relu]×2-con32").unwrap_err().notation_pointer().unwrap();
+    assert_eq!(pointer, "[relu]×2-con32\n         ^");
+}
+
+#[test]
+fn json_holds_the_notation() {
+    let spec = NetworkSpec::parse("[conv8-relu]x2-affine10-svm").unwrap();
+    let json = serde_json::to_string(&spec).unwrap();
+    assert_eq!(json, r#""conv8-relu-conv8-relu-affine10-svm""#);
+    assert_eq!(serde_json::from_str::<NetworkSpec>(&json).unwrap(), spec);
+    let error = serde_json::from_str::<NetworkSpec>(r#""conv""#).unwrap_err().to_string();
+    assert!(error.contains("number of filters"), "{error}");
+}
+
+fn any_pair() -> impl Strategy<Value = (usize, usize)> {
+    prop_oneof![(1..=9_usize).prop_map(|n| (n, n)), (1..=MAX_SIZE, 1..=MAX_SIZE)]
+}
+
+fn any_padding() -> impl Strategy<Value = Padding> {
+    let cells = || 0..=MAX_SIZE;
+    prop_oneof![
+        Just(Padding::Valid),
+        Just(Padding::Same),
+        (1..=MAX_SIZE).prop_map(Padding::All),
+        (cells(), cells(), cells(), cells()).prop_map(|(top, bottom, left, right)| Padding::Sides {
+            top,
+            bottom,
+            left,
+            right
+        }),
+    ]
+}
+
+fn any_pool() -> impl Strategy<Value = Pool2d> {
+    prop_oneof![
+        (1..=4_usize).prop_map(Pool2d::square),
+        (any_pair(), any_pair(), any_padding()).prop_map(|(window, stride, padding)| Pool2d {
+            window,
+            stride,
+            padding
+        }),
+    ]
+}
+
+fn any_algorithm() -> impl Strategy<Value = Algorithm> {
+    proptest::sample::select(vec![Algorithm::Auto, Algorithm::Im2col, Algorithm::Winograd, Algorithm::Depthwise])
+}
+
+fn any_layer() -> impl Strategy<Value = LayerSpec> {
+    let residual = |inside| proptest::collection::vec(inside, 1..4).prop_map(LayerSpec::Residual);
+    any_plain_layer().prop_recursive(3, 12, 4, residual)
+}
+
+fn any_plain_layer() -> impl Strategy<Value = LayerSpec> {
+    prop_oneof![
+        (1..=MAX_SIZE, any_pair(), any_pair(), any_padding(), any_pair(), 1..=MAX_SIZE, any_algorithm()).prop_map(
+            |(filters, kernel, stride, padding, dilation, groups, algorithm)| LayerSpec::Conv {
+                filters,
+                kernel,
+                conv: Conv2d { stride, padding, dilation, groups, algorithm }
+            }
+        ),
+        any_pool().prop_map(LayerSpec::MaxPool),
+        any_pool().prop_map(LayerSpec::AvgPool),
+        Just(LayerSpec::GlobalAvgPool),
+        (1..=MAX_SIZE).prop_map(affine),
+        Just(LayerSpec::BatchNorm),
+        (0.0..=1.0).prop_map(|slope| LayerSpec::Activation(Activation::LeakyRelu { slope })),
+        proptest::sample::select(Activation::NAMES.to_vec()).prop_map(|(_, a)| LayerSpec::Activation(a)),
+        (0.0..1.0).prop_map(|p| LayerSpec::Dropout { p }),
+    ]
+}
+
+fn any_loss() -> impl Strategy<Value = LossSpec> {
+    let softmax = |smoothing| LossSpec::Softmax { smoothing };
+    prop_oneof![Just(LossSpec::Svm), Just(softmax(0.0)), (0.0..=1.0).prop_map(softmax)]
+}
+
+proptest! {
+    #[test]
+    fn what_is_printed_reads_back_equal(
+        layers in proptest::collection::vec(any_layer(), 1..20),
+        loss in any_loss(),
+    ) {
+        let spec = NetworkSpec { layers, loss };
+        prop_assert_eq!(NetworkSpec::parse(&spec.to_string()).unwrap(), spec);
+    }
+
+    #[test]
+    fn any_text_is_a_network_or_a_fault_inside_it(
+        text in prop_oneof![".{0,30}", r"(\[|\]|-| |x|×|[0-9.]|conv|pool|relu|softmax|p|same|k|s){0,20}"],
+    ) {
+        match NetworkSpec::parse(&text) {
+            Ok(spec) => prop_assert_eq!(NetworkSpec::parse(&spec.to_string()).unwrap(), spec),
+            Err(Error::Notation { position, .. }) => prop_assert!(position <= text.chars().count()),
+            Err(other) => prop_assert!(false, "{other}"),
+        }
+    }
+}

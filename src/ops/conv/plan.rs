@@ -1,0 +1,351 @@
+//! Level 2. What is decided about a convolution before it runs: the algorithm, and how the work is cut. Every threshold
+//! that was measured stands here.
+//!
+//! # What may depend on the number of images
+//! How the work is dealt out to threads may; a bit of the result may not. An image has the same output alone and in any
+//! batch: the algorithm and the tiles follow from the sizes of one image, and no sum runs over more than one. Gradients of
+//! weights are sums over the images; their order is that of [`Slots`].
+
+use std::ops::Range;
+
+use crate::element::{Element, Kind};
+use crate::error::{Error, Result};
+use crate::ops::conv::slots::Slots;
+use crate::ops::conv::winograd;
+use crate::shape::{Algorithm, Axis, Conv2dShape};
+use crate::workspace::Buffer;
+
+/// What the columns and the product of a tile may take of the L2 cache: half of the smallest that today's server cores
+/// have (1 MiB), and half as much again, because the product's part is used once.
+const TILE_BYTES: usize = 768 << 10;
+
+/// Channels and filters from which on Winograd's algorithm is faster than im2col.
+const WINOGRAD_CHANNELS: usize = 16;
+
+/// Tiles that one group of images should have in Winograd's algorithm: enough rows for the products, few enough for the
+/// cache.
+const GROUP_TILES: usize = 64;
+
+/// Terms of a sum in one of Winograd's products. Up to here no BLAS cuts a sum, so its order does not depend on the number
+/// of tiles; and no kernel gains from more.
+pub(super) const SUM_TERMS: usize = 256;
+
+/// What the 36 products of a block of channels may take of the L2 cache until they have become a gradient of filters.
+const FILTER_GRADIENT_BYTES: usize = 512 << 10;
+
+/// Images from which on there are enough of them for all threads: below, each is cut into several pieces.
+const MANY_IMAGES: usize = 16;
+
+/// Pieces of a single image's channels in the depthwise algorithm.
+const CHANNEL_PIECES: usize = 16;
+
+/// Partial sums over the images of a batch: the least that a large batch has, the most, and the memory for more than the
+/// least.
+const SLOTS: usize = 16;
+pub(super) const MOST_SLOTS: usize = 32;
+const SLOT_BYTES: usize = 32 << 20;
+
+/// Pieces that the slots of a batch are at least dealt out to.
+const SLOT_PIECES: usize = 4;
+
+/// How a convolution runs: made once for a layer, used for any number of images.
+///
+/// [`Algorithm::Auto`] becomes
+///
+/// - [`Algorithm::Depthwise`] where every channel is a group of its own;
+/// - [`Algorithm::Winograd`] in `f32` for 3x3 filters with stride 1, no dilation and one group, for at least 16 channels
+///   and 16 filters, unless the 4x4 tiles of the output lie mostly beyond its edge;
+/// - [`Algorithm::Im2col`] elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvPlan {
+    /// Of one image.
+    pub(super) shape: Conv2dShape,
+    /// Never `Auto`.
+    pub(super) algorithm: Algorithm,
+    /// The elements it is for.
+    pub(super) kind: Kind,
+    pub(super) tiling: Tiling,
+}
+
+impl ConvPlan {
+    /// The plan for elements of type `T`. The number of images in `shape` plays no role.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the algorithm that `shape` was made with cannot compute it: Winograd's is for 3x3 filters with
+    /// stride 1, no dilation and one group, and would cost `f64` its digits; the depthwise one is for one channel per group.
+    pub fn new<T: Element>(shape: &Conv2dShape) -> Result<Self> {
+        let shape = shape.with_images(1);
+        let tiling = Tiling::new::<T>(&shape, 1);
+        Ok(ConvPlan { shape, algorithm: resolve::<T>(&shape)?, kind: T::KIND, tiling })
+    }
+
+    /// The same with tiles that begin at multiples of `rows` output rows: the height of a pooling window that is fused with
+    /// the product.
+    pub(crate) fn with_bands(self, rows: usize) -> Self {
+        let tiling = match self.kind {
+            Kind::F32 => Tiling::new::<f32>(&self.shape, rows),
+            Kind::F64 => Tiling::new::<f64>(&self.shape, rows),
+        };
+        ConvPlan { tiling, ..self }
+    }
+
+    /// The algorithm that runs.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The sizes, for one image.
+    pub fn shape(&self) -> &Conv2dShape {
+        &self.shape
+    }
+
+    /// The filters w `[F, C / G, KH, KW]` as the forward pass needs them: worth the while where they stay the same over
+    /// several calls.
+    ///
+    /// # Panics
+    /// If `w` has not the length of its shape, or the plan is for another type of element.
+    pub fn prepare<T: Element>(&self, w: &[T]) -> Prepared<T> {
+        self.check_filters(w);
+        let (shape, algorithm) = (self.shape, self.algorithm);
+        let filters = if algorithm == Algorithm::Winograd {
+            let mut filters = Buffer::zeroed(winograd::filters_len(&shape));
+            winograd::prepare_filters(&shape, w, &mut filters);
+            filters
+        } else {
+            let mut filters = Buffer::zeroed(w.len());
+            filters.copy_from_slice(w);
+            filters
+        };
+        Prepared { shape, algorithm, filters }
+    }
+
+    /// # Panics
+    /// If `w` has not the length of its shape, or the plan is for another type of element.
+    #[track_caller]
+    pub(super) fn check_filters<T: Element>(&self, w: &[T]) {
+        assert_eq!(self.kind, T::KIND, "the elements that the plan is for");
+        assert_eq!(w.len(), self.shape.w().iter().product::<usize>(), "w has the length of {:?}", self.shape.w());
+    }
+
+    /// # Panics
+    /// If `x` does not hold `images` images.
+    #[track_caller]
+    pub(super) fn check_images<T>(&self, images: usize, x: &[T]) {
+        assert_eq!(x.len(), images * self.image_len(), "x holds {images} images of {:?}", &self.shape.x()[1..]);
+    }
+
+    /// Elements of an image.
+    pub(super) fn image_len(&self) -> usize {
+        self.shape.channels * self.shape.in_plane()
+    }
+
+    /// Tiles of an image that one piece goes through: all, where a stride is undone first for the whole image.
+    pub(super) fn tiles_per_piece(&self, images: usize) -> usize {
+        let strided = self.shape.rows.stride > 1 || self.shape.cols.stride > 1;
+        if strided && images >= MANY_IMAGES { self.tiling.tiles } else { 1 }
+    }
+
+    /// Pieces that the channels of an image are dealt out to in the depthwise algorithm.
+    pub(super) fn channel_pieces(&self, images: usize) -> usize {
+        if images < MANY_IMAGES { self.shape.channels.min(CHANNEL_PIECES) } else { 1 }
+    }
+}
+
+/// How Winograd's algorithm takes images together.
+impl ConvPlan {
+    /// Images of about [`GROUP_TILES`] tiles.
+    pub(super) fn group_images(&self) -> usize {
+        (GROUP_TILES / winograd::tiles_of(&self.shape)).max(1)
+    }
+
+    /// Slots that one piece goes through, a power of two, so that its images are about one group.
+    pub(super) fn slots_per_group(&self, slots: Slots) -> usize {
+        let tiles = slots.largest() * winograd::tiles_of(&self.shape);
+        let most = (slots.count() / SLOT_PIECES).max(1);
+        1 << (GROUP_TILES / tiles).clamp(1, most).ilog2()
+    }
+
+    /// Channels whose 36 products are a gradient of filters before the next ones begin.
+    pub(super) fn gradient_channels(&self) -> usize {
+        let element = if self.kind == Kind::F32 { 4 } else { 8 };
+        (FILTER_GRADIENT_BYTES / (winograd::PRODUCTS * self.shape.filters * element)).clamp(8, 64) / 8 * 8
+    }
+}
+
+/// Slots for sums over `images` images of gradients of `weights` elements: a power of two, by sizes alone.
+pub(super) fn slot_count<T>(images: usize, weights: usize) -> usize {
+    let fitting = SLOT_BYTES / (weights * size_of::<T>()).max(1);
+    let most = fitting.clamp(SLOTS, MOST_SLOTS).min(images).max(1);
+    1 << most.ilog2()
+}
+
+fn resolve<T: Element>(shape: &Conv2dShape) -> Result<Algorithm> {
+    let group_channels = shape.channels / shape.groups;
+    let refuse = |problem: String, fix| Err(Error::invalid("conv2d", problem, fix));
+    match shape.wish {
+        Algorithm::Auto if shape.groups > 1 && group_channels == 1 => Ok(Algorithm::Depthwise),
+        Algorithm::Auto if fits_winograd(shape) && T::KIND == Kind::F32 && winograd_pays(shape) => {
+            Ok(Algorithm::Winograd)
+        }
+        Algorithm::Auto => Ok(Algorithm::Im2col),
+        Algorithm::Winograd if !fits_winograd(shape) => refuse(
+            "Winograd's algorithm is for 3x3 filters with stride 1, dilation 1 and one group".into(),
+            "choose Algorithm::Auto or Algorithm::Im2col",
+        ),
+        Algorithm::Winograd if T::KIND == Kind::F64 => refuse(
+            format!("Winograd's algorithm would cost {} its digits", T::NAME),
+            "choose Algorithm::Auto or Algorithm::Im2col",
+        ),
+        Algorithm::Depthwise if group_channels != 1 => refuse(
+            format!("the depthwise algorithm is for 1 channel per group, not for {group_channels}"),
+            "choose Algorithm::Auto or Algorithm::Im2col, or as many groups as channels",
+        ),
+        wish => Ok(wish),
+    }
+}
+
+/// Whether Winograd's F(4x4, 3x3) can compute it.
+fn fits_winograd(shape: &Conv2dShape) -> bool {
+    let fits = |axis: Axis| axis.window == 3 && axis.stride == 1 && axis.dilation == 1;
+    fits(shape.rows) && fits(shape.cols) && shape.groups == 1
+}
+
+/// Whether Winograd's algorithm is faster than im2col.
+fn winograd_pays(shape: &Conv2dShape) -> bool {
+    let tiled = winograd::tiles_of(shape) * winograd::TILE * winograd::TILE;
+    shape.channels.min(shape.filters) >= WINOGRAD_CHANNELS && 2 * shape.out_plane() > tiled
+}
+
+/// How the output rows of an image are cut into tiles, for im2col.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tiling {
+    /// Rows of a tile; the last may have fewer.
+    pub(super) rows: usize,
+    /// Tiles of an image.
+    pub(super) tiles: usize,
+    /// Elements from one row of a tile's matrices to the next.
+    pub(super) ld: usize,
+}
+
+impl Tiling {
+    /// Tiles of a multiple of `multiple` rows.
+    fn new<T>(shape: &Conv2dShape, multiple: usize) -> Self {
+        let per_row = (shape.column() + shape.filters) * shape.cols.output * size_of::<T>();
+        let fitting = (TILE_BYTES / per_row.max(1)).clamp(1, shape.rows.output);
+        let tiles = shape.rows.output.div_ceil(fitting);
+        let rows = shape.rows.output.div_ceil(tiles).next_multiple_of(multiple);
+        let width = rows.min(shape.rows.output) * shape.cols.output;
+        // Rows a multiple of 1 KiB apart fall into the same few sets of the L1 cache: shift them by a cache line.
+        let line = 64 / size_of::<T>();
+        let aligned = width.next_multiple_of(line);
+        let ld = if aligned.is_multiple_of(1024 / size_of::<T>()) { aligned + line } else { aligned };
+        Tiling { rows, tiles: shape.rows.output.div_ceil(rows), ld }
+    }
+
+    /// Output rows of tile `index`.
+    pub(super) fn tile(&self, index: usize, shape: &Conv2dShape) -> Range<usize> {
+        index * self.rows..((index + 1) * self.rows).min(shape.rows.output)
+    }
+}
+
+/// Filters as [`ConvPlan::prepare`] made them for one convolution.
+#[derive(Debug)]
+pub struct Prepared<T> {
+    shape: Conv2dShape,
+    algorithm: Algorithm,
+    filters: Buffer<T>,
+}
+
+/// The filters of a forward pass. Both give the same bits.
+#[derive(Clone, Copy, Debug)]
+pub enum Filters<'a, T> {
+    /// w `[F, C / G, KH, KW]`.
+    Plain(&'a [T]),
+    /// Prepared by the very plan that runs.
+    Prepared(&'a Prepared<T>),
+}
+
+impl<'a, T: Element> Filters<'a, T> {
+    /// The elements, in the order that they came in.
+    ///
+    /// # Panics
+    /// If they are not for this plan.
+    #[track_caller]
+    pub(super) fn values(self, plan: &ConvPlan) -> &'a [T] {
+        match self {
+            Filters::Plain(w) => {
+                plan.check_filters(w);
+                w
+            }
+            Filters::Prepared(prepared) => {
+                assert_eq!(plan.kind, T::KIND, "the elements that the plan is for");
+                let own = (prepared.shape, prepared.algorithm) == (plan.shape, plan.algorithm);
+                assert!(own, "filters prepared for {:?} in {:?}", prepared.algorithm, prepared.shape);
+                &prepared.filters
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shape::{Conv2d, Padding};
+
+    fn shape(x: [usize; 4], w: [usize; 4], conv: Conv2d) -> Conv2dShape {
+        Conv2dShape::new(x, w, &conv).unwrap()
+    }
+
+    #[test]
+    fn auto_takes_what_is_fastest() {
+        let same = Conv2d { padding: Padding::Same, ..Conv2d::default() };
+        for (why, x, w, conv, want) in [
+            ("a group per channel", [8, 32, 16, 16], [32, 1, 3, 3], same, Algorithm::Depthwise),
+            ("two channels per group", [8, 32, 16, 16], [32, 2, 3, 3], same, Algorithm::Im2col),
+            ("one channel, many filters: a product", [8, 1, 16, 16], [32, 1, 3, 3], same, Algorithm::Im2col),
+            ("the usual", [8, 32, 16, 16], [32, 32, 3, 3], same, Algorithm::Winograd),
+            ("too few filters", [8, 32, 16, 16], [15, 32, 3, 3], same, Algorithm::Im2col),
+            (
+                "a single tile, seven of whose sixteen pixels are beyond",
+                [8, 32, 3, 3],
+                [32, 32, 3, 3],
+                same,
+                Algorithm::Winograd,
+            ),
+            ("a single tile, mostly beyond the edge", [8, 32, 2, 4], [32, 32, 3, 3], same, Algorithm::Im2col),
+            ("a stride", [8, 32, 16, 16], [32, 32, 3, 3], Conv2d { stride: (1, 2), ..same }, Algorithm::Im2col),
+        ] {
+            let conv = Conv2d { groups: x[1] / w[1], ..conv };
+            let plans = [1, 2, 500].map(|images| ConvPlan::new::<f32>(&shape(x, w, conv).with_images(images)).unwrap());
+            assert_eq!(plans[0].algorithm(), want, "{why}");
+            assert_eq!([plans[1], plans[2]], [plans[0]; 2], "{why}: the number of images plays no role");
+        }
+        let plan = ConvPlan::new::<f64>(&shape([8, 32, 16, 16], [32, 32, 3, 3], same)).unwrap();
+        assert_eq!(plan.algorithm(), Algorithm::Im2col, "f64 keeps its digits");
+    }
+
+    #[test]
+    fn a_wish_that_cannot_be_granted_is_an_error_with_the_fix() {
+        let wish = |algorithm| Conv2d { padding: Padding::All(2), algorithm, ..Conv2d::default() };
+        let winograd = wish(Algorithm::Winograd);
+        for (x, w, conv, want) in [
+            ([1, 4, 8, 8], [8, 4, 5, 5], winograd, "for 3x3 filters"),
+            ([1, 4, 8, 8], [8, 4, 3, 3], Conv2d { stride: (2, 1), ..winograd }, "for 3x3 filters"),
+            ([1, 4, 8, 8], [8, 2, 3, 3], Conv2d { groups: 2, ..winograd }, "for 3x3 filters"),
+            ([1, 4, 8, 8], [8, 2, 3, 3], Conv2d { groups: 2, ..wish(Algorithm::Depthwise) }, "not for 2"),
+        ] {
+            let error = ConvPlan::new::<f32>(&shape(x, w, conv)).unwrap_err().to_string();
+            assert!(error.contains(want) && error.contains("Algorithm::Auto"), "{error}");
+        }
+        let fits = shape([1, 4, 8, 8], [8, 4, 3, 3], winograd);
+        assert_eq!(ConvPlan::new::<f32>(&fits).unwrap().algorithm(), Algorithm::Winograd);
+        assert!(ConvPlan::new::<f64>(&fits).unwrap_err().to_string().contains("cost f64 its digits"));
+    }
+
+    #[test]
+    fn slots_are_a_power_of_two_that_no_machine_decides() {
+        let counts = |weights| [0, 1, 3, 15, 16, 31, 32, 100, 1000].map(|images| slot_count::<f32>(images, weights));
+        assert_eq!(counts(9), [1, 1, 2, 8, 16, 16, 32, 32, 32]);
+        assert_eq!(counts(1 << 20), [1, 1, 2, 8, 16, 16, 16, 16, 16]);
+    }
+}

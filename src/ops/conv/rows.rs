@@ -1,0 +1,123 @@
+//! Level 2. Rows of output planes: what a product hands over forward, and is handed backward.
+
+use std::ops::Range;
+
+use crate::parallel::{Even, Grid, StridedMut, for_each_share};
+use crate::shape::Conv2dShape;
+
+/// Rows of one output plane: what a source delivers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PlaneRows {
+    /// Image.
+    pub(crate) image: usize,
+    /// Filter: the output channel.
+    pub(crate) filter: usize,
+    /// First row; how many follow is told by the slice that comes along.
+    pub(crate) row: usize,
+}
+
+impl PlaneRows {
+    /// Where the rows begin in an output `[N, F, H', W']`.
+    pub(super) fn index(&self, shape: &Conv2dShape) -> usize {
+        (self.image * shape.filters + self.filter) * shape.out_plane() + self.row * shape.cols.output
+    }
+}
+
+/// Where the finished product goes: planes of `out_plane` values, which may be smaller than those of the product.
+#[derive(Debug)]
+pub(crate) struct Outputs<'a, T> {
+    /// `[N, F, out_plane]`
+    pub(crate) out: &'a mut [T],
+    /// One for each value of `out`, or empty.
+    pub(crate) cells: &'a mut [u8],
+    /// Values of a plane.
+    pub(crate) out_plane: usize,
+    /// Values of a row of a plane.
+    pub(crate) out_cols: usize,
+    /// Rows of the product that make one row of `out`.
+    pub(crate) band: usize,
+}
+
+impl<'a, T: Send> Outputs<'a, T> {
+    /// The product as it is: `out` `[N, F, H', W']`.
+    pub(super) fn plain(shape: &Conv2dShape, out: &'a mut [T]) -> Self {
+        Outputs { out, cells: &mut [], out_plane: shape.out_plane(), out_cols: shape.cols.output, band: 1 }
+    }
+
+    /// # Panics
+    /// If they are not those of `images` images of `shape`.
+    #[track_caller]
+    pub(super) fn check(&self, shape: &Conv2dShape, images: usize) {
+        let Outputs { out, cells, out_plane, out_cols, band } = self;
+        assert_eq!(*out_plane, shape.rows.output / band * out_cols, "{band} rows of the product make a row");
+        assert_eq!(out.len(), images * shape.filters * out_plane, "out holds {images} images of {shape:?}");
+        assert!(cells.is_empty() || cells.len() == out.len(), "a cell for each value");
+    }
+
+    /// Runs `piece(index, planes)` where `items` runs of planes, of equal length, are dealt out to `pieces` pieces.
+    pub(super) fn for_each_run(
+        self,
+        items: usize,
+        pieces: usize,
+        piece: impl Fn(usize, OutputPlanes<'_, T>) + Sync + Send,
+    ) {
+        let cell_items = if self.cells.is_empty() { 0 } else { items };
+        let shares = (Even::new(self.out, items, pieces), Even::new(self.cells, cell_items, pieces));
+        let plane = self.out_plane;
+        for_each_share(shares, |index, (out, cells)| piece(index, OutputPlanes { out, cells, plane }));
+    }
+
+    /// Runs `piece(index, block)` where blocks of `planes` planes are cut every `rows` rows of the product.
+    pub(super) fn for_each_block(
+        self,
+        planes: usize,
+        rows: usize,
+        piece: impl Fn(usize, OutputBlock<'_, T>) + Sync + Send,
+    ) {
+        let Outputs { out, cells, out_plane, out_cols, band } = self;
+        let (all, block) = ((out.len() / out_plane, out_plane), (planes, rows / band * out_cols));
+        let (with_cells, out) = (!cells.is_empty(), Grid::new(out, all, block));
+        if with_cells {
+            for_each_share((out, Grid::new(cells, all, block)), |index, (out, cells)| {
+                piece(index, OutputBlock { out, cells: Some(cells), out_cols, band });
+            });
+        } else {
+            for_each_share(out, |index, out| piece(index, OutputBlock { out, cells: None, out_cols, band }));
+        }
+    }
+}
+
+/// Consecutive whole planes of the output.
+#[derive(Debug)]
+pub(super) struct OutputPlanes<'a, T> {
+    out: &'a mut [T],
+    cells: &'a mut [u8],
+    plane: usize,
+}
+
+impl<T> OutputPlanes<'_, T> {
+    /// Values and cells of plane `index`.
+    pub(super) fn plane(&mut self, index: usize) -> (&mut [T], &mut [u8]) {
+        let range = index * self.plane..(index + 1) * self.plane;
+        let cells = if self.cells.is_empty() { &mut *self.cells } else { &mut self.cells[range.clone()] };
+        (&mut self.out[range], cells)
+    }
+}
+
+/// The same rows of consecutive planes of the output.
+#[derive(Debug)]
+pub(super) struct OutputBlock<'a, T> {
+    out: StridedMut<'a, T>,
+    cells: Option<StridedMut<'a, u8>>,
+    out_cols: usize,
+    band: usize,
+}
+
+impl<T> OutputBlock<'_, T> {
+    /// Values and cells of rows of plane `index`, counted in rows of the product from the block's first on.
+    pub(super) fn rows(&mut self, index: usize, rows: Range<usize>) -> (&mut [T], &mut [u8]) {
+        let range = rows.start / self.band * self.out_cols..rows.end / self.band * self.out_cols;
+        let cells = self.cells.as_mut().map_or(&mut [][..], |cells| &mut cells.get(index)[range.clone()]);
+        (&mut self.out.get(index)[range], cells)
+    }
+}

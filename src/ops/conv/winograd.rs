@@ -1,0 +1,660 @@
+//! Level 2. Convolution with fewer multiplications: Winograd's F(4x4, 3x3) as 36 matrix products.
+//!
+//! For 3x3 filters with stride 1 (Lavin & Gray 2015, arXiv 1509.09308). The output is cut into 4x4 tiles, each of which
+//! sees 6x6 pixels `d`; with the constant matrices `A`, `B`, `G`,
+//!
+//! ```text
+//! V = B^T d B   per tile and channel          U = G g G^T   per filter and channel
+//! M_q[tiles, F] = V_q[tiles, C] . U_q[C, F]   for each of the 36 elements q
+//! y = A^T M A   per tile and filter
+//! ```
+//!
+//! 36 multiplications do the work of 144. Images go through in groups of about 64 tiles: enough rows for the products to be
+//! efficient, few enough for `V` and `M` to be in a core's share of the caches when they are used. Backward is the adjoint,
+//! step by step, and shares the transform of `dy` between both gradients:
+//!
+//! ```text
+//! dM = A dy A^T       dU_q[C, F] = V_q^T[C, tiles] . dM_q[tiles, F]        dg = G^T dU G
+//!                     dV_q[tiles, C] = dM_q[tiles, F] . U_q^T[F, C]        dx += B dV B^T, tiles overlapping by 2
+//! ```
+//!
+//! `dU` has four times the elements of `dg`. It is made for a few channels at a time, and becomes `dg` before it leaves the
+//! L2 cache, slot by slot; a group's images may belong to several slots.
+//!
+//! The smaller F(2x2, 3x3) is not here: for the same output it takes 64 multiplications where this takes 36, and its
+//! transforms load and store as much more. It would win only where planes have no more than 2x2 pixels.
+//!
+//! # Channels side by side
+//! A transform takes the same sums of differently placed pixels. `LANES` channels are transformed at once: their planes
+//! are dealt out so that a pixel is a vector of channels (`planes_to_lanes`), and from then on every load and store,
+//! also of the rows of `V` and `M`, is a whole vector.
+//!
+//! The error in `f32` is about 1e-6 to 1e-5 relative (im2col: 2e-7), because the transforms add and subtract numbers of
+//! different size; in `f64` nobody wants that, so [`crate::ops::conv::ConvPlan`] refuses it there.
+
+mod transforms;
+
+use std::ops::Range;
+
+use crate::blas::Accum;
+use crate::element::Element;
+use crate::ops::conv::backward::{Piece, Steps, Wanted};
+use crate::ops::conv::plan::{ConvPlan, Filters};
+use crate::ops::conv::rows::{Outputs, PlaneRows};
+use crate::ops::conv::slots::{Slots, spare_len, sum_pairwise};
+use crate::parallel::{Planes, for_each_share, piece_range};
+use crate::shape::Conv2dShape;
+use crate::simd::{LANES, Lanes, lanes_to_planes, planes_to_lanes, sum, vectorized};
+use crate::workspace::Workspace;
+
+pub(super) use transforms::{PRODUCTS, TILE};
+use transforms::{
+    SPAN, Stack, filter_1d, filter_adjoint_1d, input_1d, input_adjoint_1d, lanes, multiply, multiply_transposed,
+    output_1d, output_adjoint_1d, transform_2d,
+};
+
+/// Tiles of an image.
+pub(super) fn tiles_of(shape: &Conv2dShape) -> usize {
+    shape.rows.output.div_ceil(TILE) * shape.cols.output.div_ceil(TILE)
+}
+
+/// Images that go through together, and the tiles that they are cut into.
+#[derive(Clone, Copy, Debug)]
+struct Group {
+    shape: Conv2dShape,
+    /// Tiles of an image, vertically and horizontally.
+    tiles: (usize, usize),
+    /// Images, at most.
+    images: usize,
+    /// `V` and `dV`: tiles x channels.
+    v: Stack,
+    /// `M` and `dM`: tiles x filters.
+    m: Stack,
+    /// Rows and columns of an image with its padding, filled up to whole tiles.
+    padded: (usize, usize),
+    /// Rows and columns of the output, filled up to whole tiles.
+    whole: (usize, usize),
+}
+
+impl Group {
+    fn new(shape: &Conv2dShape, images: usize) -> Self {
+        let tiles = (shape.rows.output.div_ceil(TILE), shape.cols.output.div_ceil(TILE));
+        let whole = (tiles.0 * TILE, tiles.1 * TILE);
+        let rows = images * tiles.0 * tiles.1;
+        Group {
+            shape: *shape,
+            tiles,
+            images,
+            v: Stack::new(rows, shape.channels),
+            m: Stack::new(rows, shape.filters),
+            padded: (whole.0 + SPAN - TILE, whole.1 + SPAN - TILE),
+            whole,
+        }
+    }
+
+    /// Tiles of so many images.
+    fn tiles(&self, images: usize) -> usize {
+        images * self.tiles.0 * self.tiles.1
+    }
+
+    /// Rows and columns of an input image, and of the output.
+    fn sizes(&self) -> [(usize, usize); 2] {
+        let Conv2dShape { rows, cols, .. } = self.shape;
+        [(rows.input, cols.input), (rows.output, cols.output)]
+    }
+
+    /// Elements of: `V`; `M`; the pixels of one block of channels or filters; the output planes of one.
+    fn lens(&self) -> [usize; 4] {
+        let pixels = self.images * self.padded.0 * self.padded.1 * LANES;
+        [self.v.len(), self.m.len(), pixels, LANES * self.shape.out_plane()]
+    }
+
+    /// Calls `tile(index, first)` for every tile of `images` images, with the index of its first pixel where images have
+    /// `size` rows and columns.
+    #[inline(always)]
+    fn for_each_tile(&self, images: usize, size: (usize, usize), mut tile: impl FnMut(usize, usize)) {
+        let mut index = 0;
+        for image in 0..images {
+            for i in 0..self.tiles.0 {
+                for j in 0..self.tiles.1 {
+                    tile(index, (image * size.0 + i * TILE) * size.1 + j * TILE);
+                    index += 1;
+                }
+            }
+        }
+    }
+
+    /// `V = B^T d B` of the channels from `channel` on: `pixels` holds their padded images.
+    #[inline(always)]
+    fn input<T: Element>(&self, images: usize, channel: usize, pixels: &[Lanes<T>], v: &mut [T]) {
+        self.for_each_tile(
+            images,
+            self.padded,
+            #[inline(always)]
+            |tile, first| {
+                transform_2d(
+                    #[inline(always)]
+                    |i, j| pixels[first + i * self.padded.1 + j],
+                    input_1d,
+                    #[inline(always)]
+                    |i, j, vector| v[self.v.at(i, j, tile, channel)..][..LANES].copy_from_slice(&vector),
+                );
+            },
+        );
+    }
+
+    /// `d = B dV B^T` of the channels from `channel` on, added to their padded images: the adjoint of [`Group::input`].
+    #[inline(always)]
+    fn input_adjoint<T: Element>(&self, images: usize, channel: usize, dv: &[T], pixels: &mut [Lanes<T>]) {
+        self.for_each_tile(
+            images,
+            self.padded,
+            #[inline(always)]
+            |tile, first| {
+                transform_2d(
+                    #[inline(always)]
+                    |i, j| lanes(dv, self.v.at(i, j, tile, channel)),
+                    input_adjoint_1d,
+                    #[inline(always)]
+                    |i, j, vector| {
+                        let pixel = &mut pixels[first + i * self.padded.1 + j];
+                        for lane in 0..LANES {
+                            pixel[lane] += vector[lane];
+                        }
+                    },
+                );
+            },
+        );
+    }
+
+    /// `y = A^T M A` of the filters from `filter` on, into the pixels of whole tiles.
+    #[inline(always)]
+    fn output<T: Element>(&self, images: usize, filter: usize, m: &[T], pixels: &mut [Lanes<T>]) {
+        self.for_each_tile(
+            images,
+            self.whole,
+            #[inline(always)]
+            |tile, first| {
+                transform_2d(
+                    #[inline(always)]
+                    |i, j| lanes(m, self.m.at(i, j, tile, filter)),
+                    output_1d,
+                    #[inline(always)]
+                    |i, j, vector| pixels[first + i * self.whole.1 + j] = vector,
+                );
+            },
+        );
+    }
+
+    /// `dM = A dy A^T` of the filters from `filter` on, from the pixels of whole tiles: the adjoint of [`Group::output`].
+    #[inline(always)]
+    fn output_adjoint<T: Element>(&self, images: usize, filter: usize, pixels: &[Lanes<T>], dm: &mut [T]) {
+        self.for_each_tile(
+            images,
+            self.whole,
+            #[inline(always)]
+            |tile, first| {
+                transform_2d(
+                    #[inline(always)]
+                    |i, j| pixels[first + i * self.whole.1 + j],
+                    output_adjoint_1d,
+                    #[inline(always)]
+                    |i, j, vector| dm[self.m.at(i, j, tile, filter)..][..LANES].copy_from_slice(&vector),
+                );
+            },
+        );
+    }
+
+    /// The pixels of images of `size`, each a run per row: `rows` rows of `cols` pixels from `corner` on.
+    fn runs<P>(
+        pixels: &mut [P],
+        size: (usize, usize),
+        corner: (usize, usize),
+        (rows, cols): (usize, usize),
+    ) -> impl Iterator<Item = impl Iterator<Item = &mut [P]>> {
+        pixels.chunks_exact_mut(size.0 * size.1).map(move |image| {
+            image.chunks_exact_mut(size.1).skip(corner.0).take(rows).map(move |row| &mut row[corner.1..][..cols])
+        })
+    }
+
+    /// `V` of `images`, of which `x(image)` holds the channels. `pixels` is scratch.
+    fn transform_images<'a, T: Element>(
+        &self,
+        images: Range<usize>,
+        x: impl Fn(usize) -> &'a [T],
+        pixels: &mut [Lanes<T>],
+        v: &mut [T],
+    ) {
+        let Conv2dShape { channels, rows, cols, .. } = self.shape;
+        let (plane, corner, [size, _]) = (self.shape.in_plane(), (rows.before, cols.before), self.sizes());
+        // the padding, which stays as it is
+        pixels.fill([T::zero(); LANES]);
+        for channel in (0..channels).step_by(LANES) {
+            let count = LANES.min(channels - channel);
+            for (image, rows) in images.clone().zip(Self::runs(pixels, self.padded, corner, size)) {
+                let x = &x(image)[channel * plane..];
+                rows.enumerate().for_each(|(y, row)| planes_to_lanes(&x[y * size.1..], plane, count, row));
+            }
+            vectorized!(self.input(images.len(), channel, pixels, v));
+        }
+    }
+}
+
+/// `U_q` `[C, F]`, as the forward pass needs it.
+fn filters(shape: &Conv2dShape) -> Stack {
+    Stack::new(shape.channels, shape.filters)
+}
+
+/// `U_q^T` `[F, C]`, as the backward pass needs it.
+fn filters_transposed(shape: &Conv2dShape) -> Stack {
+    Stack::new(shape.filters, shape.channels)
+}
+
+/// Elements of [`prepare_filters`].
+pub(super) fn filters_len(shape: &Conv2dShape) -> usize {
+    filters(shape).len()
+}
+
+/// `U` of the filters w `[F, C, 3, 3]`.
+pub(super) fn prepare_filters<T: Element>(shape: &Conv2dShape, w: &[T], u: &mut [T]) {
+    transform_filters(&filters(shape), (9, shape.channels * 9), w, u);
+}
+
+/// Transforms the filters whose elements begin at `row * steps.0 + col * steps.1` in `w`.
+fn transform_filters<T: Element>(stack: &Stack, steps: (usize, usize), w: &[T], u: &mut [T]) {
+    // a piece has one row of each of the matrices
+    let rows = Planes::new(&mut u[..stack.len()], [PRODUCTS, stack.rows_in_memory(), stack.ld]);
+    for_each_share(rows, |row, mut u| {
+        if row >= stack.rows {
+            return;
+        }
+        vectorized!({
+            for col in (0..stack.cols).step_by(LANES) {
+                let mut g = [[T::zero(); LANES]; 9];
+                for lane in 0..LANES.min(stack.cols - col) {
+                    let filter = &w[row * steps.0 + (col + lane) * steps.1..][..9];
+                    (0..9).for_each(|i| g[i][lane] = filter[i]);
+                }
+                transform_2d(
+                    #[inline(always)]
+                    |i, j| g[i * 3 + j],
+                    filter_1d,
+                    #[inline(always)]
+                    |i, j, vector| u.get(i * SPAN + j)[col..col + LANES].copy_from_slice(&vector),
+                );
+            }
+        });
+    });
+}
+
+/// `dg = G^T dU G` of the first `channels` channels of dU `[C, F]`, the adjoint of [`transform_filters`]: set or added to
+/// dw `[channels, 9, F]`.
+#[inline(always)]
+fn filter_gradient<T: Element>(stack: &Stack, channels: usize, du: &[T], add: bool, dw: &mut [T]) {
+    for c in 0..channels {
+        for filter in (0..stack.cols).step_by(LANES) {
+            let count = LANES.min(stack.cols - filter);
+            transform_2d(
+                #[inline(always)]
+                |i, j| lanes(du, stack.at(i, j, c, filter)),
+                filter_adjoint_1d,
+                #[inline(always)]
+                |i, j, vector| store(&mut dw[(c * 9 + i * 3 + j) * stack.cols + filter..][..count], add, &vector),
+            );
+        }
+    }
+}
+
+/// Sets `to`, no longer than a vector, to `vector`, or adds it.
+#[inline(always)]
+fn store<T: Element>(to: &mut [T], add: bool, vector: &Lanes<T>) {
+    let Ok(whole) = <&mut Lanes<T>>::try_from(&mut *to) else {
+        to.iter_mut().zip(vector).for_each(|(to, &value)| *to = if add { *to + value } else { value });
+        return;
+    };
+    for lane in 0..LANES {
+        whole[lane] = if add { whole[lane] + vector[lane] } else { vector[lane] };
+    }
+}
+
+/// As [`crate::ops::conv::forward`], with whole planes for `finish`.
+pub(super) fn forward<T: Element>(
+    plan: &ConvPlan,
+    images: usize,
+    x: &[T],
+    w: Filters<'_, T>,
+    outputs: Outputs<'_, T>,
+    finish: impl Fn(usize, &mut [T], &mut [T], &mut [u8]) + Sync + Send,
+    ws: &mut Workspace,
+) {
+    let (shape, image_len) = (&plan.shape, plan.image_len());
+    let group = Group::new(shape, plan.group_images().min(images));
+    // a number of groups that several threads can share evenly
+    let groups = images.div_ceil(group.images).next_multiple_of(4).min(images);
+    let u_stack = filters(shape);
+    let u_len = if matches!(w, Filters::Plain(_)) { u_stack.len() } else { 0 };
+    let [v_len, m_len, pixels_len, planes_len] = group.lens();
+    let (u, scratch) = ws.lend(u_len, v_len + m_len + pixels_len + planes_len);
+    let values = w.values(plan);
+    let u = match w {
+        Filters::Prepared(_) => values,
+        Filters::Plain(_) => {
+            prepare_filters(shape, values, u);
+            u
+        }
+    };
+    outputs.for_each_run(images, groups, |index, mut out| {
+        let own = piece_range(images, groups, index);
+        scratch.with(|scratch: &mut [T]| {
+            let (v, scratch) = scratch.split_at_mut(v_len);
+            let (m, scratch) = scratch.split_at_mut(m_len);
+            let (pixels, planes) = scratch.split_at_mut(pixels_len);
+            let (pixels, _) = pixels.as_chunks_mut::<LANES>();
+            group.transform_images(own.clone(), |image| &x[image * image_len..][..image_len], pixels, v);
+            // M_q[tiles, F] = V_q[tiles, C] . U_q[C, F]
+            multiply(group.tiles(own.len()), (&group.v, v), (&u_stack, u), (&group.m, m));
+            group.for_each_plane(own.len(), m, (pixels, planes), |image, filter, product| {
+                let (out, cells) = out.plane(image * shape.filters + filter);
+                finish(filter, product, out, cells);
+            });
+        });
+    });
+}
+
+impl Group {
+    /// Calls `plane(image, filter, product)` for every plane of `images` images whose products are in `m`. `pixels` and
+    /// `planes` are scratch.
+    fn for_each_plane<T: Element>(
+        &self,
+        images: usize,
+        m: &[T],
+        (pixels, planes): (&mut [Lanes<T>], &mut [T]),
+        mut plane: impl FnMut(usize, usize, &mut [T]),
+    ) {
+        let (filters, out_plane, [_, size]) = (self.shape.filters, self.shape.out_plane(), self.sizes());
+        for filter in (0..filters).step_by(LANES) {
+            let count = LANES.min(filters - filter);
+            vectorized!(self.output(images, filter, m, pixels));
+            for (image, rows) in (0..images).zip(Self::runs(pixels, self.whole, (0, 0), size)) {
+                for (i, row) in rows.enumerate() {
+                    lanes_to_planes(row, count, &mut planes[i * size.1..], out_plane);
+                }
+                for (f, product) in planes.chunks_exact_mut(out_plane).enumerate().take(count) {
+                    plane(image, filter + f, product);
+                }
+            }
+        }
+    }
+}
+
+/// What every group needs to know backward.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Winograd {
+    group: Group,
+    slots_per_piece: usize,
+    /// `dU` of the channels that become gradients together: all of them, if a slot has several groups.
+    du: Stack,
+    wanted: Wanted,
+}
+
+/// What a piece of the backward pass works with: parts of its scratch.
+struct Parts<'a, T> {
+    /// `V`, then `dV`.
+    v: &'a mut [T],
+    dm: &'a mut [T],
+    pixels: &'a mut [Lanes<T>],
+    planes: &'a mut [T],
+    du: &'a mut [T],
+    /// For sums over slots.
+    spare: &'a mut [T],
+    /// `db` of every slot of the piece.
+    db: &'a mut [T],
+}
+
+impl Winograd {
+    pub(super) fn new(plan: &ConvPlan, slots: Slots, wanted: Wanted) -> Self {
+        let slots_per_piece = plan.slots_per_group(slots);
+        let images = plan.group_images().min(slots_per_piece * slots.largest());
+        let one_group = slots_per_piece > 1 || slots.largest() <= images;
+        let channels = plan.shape.channels;
+        let block = if one_group { plan.gradient_channels().min(channels) } else { channels };
+        let du = Stack::new(block, plan.shape.filters);
+        Winograd { group: Group::new(&plan.shape, images), slots_per_piece, du, wanted }
+    }
+
+    /// Elements of [`Parts::du`], [`Parts::spare`] and [`Parts::db`].
+    fn sums_lens(&self) -> [usize; 3] {
+        let (n, filters) = (self.slots_per_piece, self.group.shape.filters);
+        let gradient = if self.wanted.dw { self.du.rows * 9 * filters } else { 0 };
+        [if self.wanted.dw { self.du.len() } else { 0 }, spare_len(n, gradient.max(filters)), n * filters]
+    }
+
+    fn parts<'a, T>(&self, scratch: &'a mut [T]) -> Parts<'a, T> {
+        let ([v, dm, pixels, planes], [du, spare, _]) = (self.group.lens(), self.sums_lens());
+        let (v, scratch) = scratch.split_at_mut(v);
+        let (dm, scratch) = scratch.split_at_mut(dm);
+        let (pixels, scratch) = scratch.split_at_mut(pixels);
+        let (planes, scratch) = scratch.split_at_mut(planes);
+        let (du, scratch) = scratch.split_at_mut(du);
+        let (spare, db) = scratch.split_at_mut(spare);
+        Parts { v, dm, pixels: pixels.as_chunks_mut().0, planes, du, spare, db }
+    }
+
+    /// `dM = A dy A^T` of `images`, and the sums of `dy`.
+    fn transform_output_gradient<T: Element>(
+        &self,
+        piece: &Piece<'_, T>,
+        images: Range<usize>,
+        source: &impl Fn(PlaneRows, &mut [T]),
+        parts: &mut Parts<'_, T>,
+    ) {
+        let Parts { dm, pixels, planes, db, .. } = parts;
+        let (filters, out_plane) = (self.group.shape.filters, self.group.shape.out_plane());
+        let (whole, [_, size]) = (self.group.whole, self.group.sizes());
+        // what tiles beyond the edge would see is zero
+        pixels.fill([T::zero(); LANES]);
+        for filter in (0..filters).step_by(LANES) {
+            let count = LANES.min(filters - filter);
+            for (image, rows) in images.clone().zip(Group::runs(pixels, whole, (0, 0), size)) {
+                let db = &mut db[piece.part.slot_of(image) * filters + filter..][..count];
+                for ((f, plane), db) in planes.chunks_exact_mut(out_plane).enumerate().zip(db) {
+                    source(PlaneRows { image, filter: filter + f, row: 0 }, plane);
+                    if self.wanted.db {
+                        *db += vectorized!(sum(plane));
+                    }
+                }
+                for (i, row) in rows.enumerate() {
+                    planes_to_lanes(&planes[i * size.1..], out_plane, count, row);
+                }
+            }
+            vectorized!(self.group.output_adjoint(images.len(), filter, pixels, dm));
+        }
+    }
+
+    /// `dw` of `images`, added to that of the `first` group of a slot, and complete with the `last`.
+    fn add_filter_gradient<T: Element>(
+        &self,
+        piece: &mut Piece<'_, T>,
+        images: Range<usize>,
+        (first, last): (bool, bool),
+        parts: &mut Parts<'_, T>,
+    ) {
+        let Winograd { group, du: stack, .. } = self;
+        let Parts { v, dm, pixels, du, spare, .. } = parts;
+        group.transform_images(images.clone(), |image| piece.x(image), pixels, v);
+        let accum = if first { Accum::Replace } else { Accum::Add };
+        let (channels, dw_row, part) = (group.shape.channels, 9 * group.shape.filters, piece.part);
+        // where a slot's tiles lie among those of the group
+        let slot_tiles = |slot| {
+            let own = part.slot(slot);
+            let [start, end] = [own.start.max(images.start), own.end.min(images.end)];
+            group.tiles(start - images.start)..group.tiles(end - images.start)
+        };
+        for start in (0..channels).step_by(stack.rows) {
+            let block = start..(start + stack.rows).min(channels);
+            // dU_q[C, F] = V_q^T[C, tiles] . dM_q[tiles, F]               because M_q = V_q . U_q
+            let mut slot_gradient = |slot: usize, add, dw: &mut [T]| {
+                let of = (slot_tiles(slot), block.clone());
+                multiply_transposed(accum, of, (&group.v, &**v), (&group.m, &**dm), (stack, &mut **du));
+                if last {
+                    vectorized!(filter_gradient(stack, block.len(), du, add, dw));
+                }
+            };
+            let dw = &mut piece.dw[block.start * dw_row..block.end * dw_row];
+            sum_pairwise(0..part.count(), &mut slot_gradient, dw, spare);
+        }
+    }
+
+    /// `dV_q[tiles, C] = dM_q[tiles, F] . U_q^T[F, C]`, and `dx` of `images`.
+    fn image_gradient<T: Element>(&self, piece: &mut Piece<'_, T>, images: Range<usize>, parts: &mut Parts<'_, T>) {
+        let (group, Parts { v: dv, dm, pixels, .. }) = (&self.group, parts);
+        let Conv2dShape { channels, rows, cols, .. } = group.shape;
+        let (plane, corner, [size, _]) = (group.shape.in_plane(), (rows.before, cols.before), group.sizes());
+        let u = (&filters_transposed(&group.shape), piece.filters);
+        multiply(group.tiles(images.len()), (&group.m, &**dm), u, (&group.v, &mut **dv));
+        for channel in (0..channels).step_by(LANES) {
+            let count = LANES.min(channels - channel);
+            pixels.fill([T::zero(); LANES]);
+            vectorized!(group.input_adjoint(images.len(), channel, dv, pixels));
+            for (image, rows) in images.clone().zip(Group::runs(pixels, group.padded, corner, size)) {
+                let dx = &mut piece.dx.image(image)[channel * plane..][..count * plane];
+                for (y, row) in rows.enumerate() {
+                    lanes_to_planes(row, count, &mut dx[y * size.1..], plane);
+                }
+            }
+        }
+    }
+}
+
+impl<T: Element> Steps<T> for Winograd {
+    fn slots_per_piece(&self) -> usize {
+        self.slots_per_piece
+    }
+
+    fn filters_len(&self) -> usize {
+        filters_transposed(&self.group.shape).len()
+    }
+
+    /// `U^T`, so that no product has to transpose it.
+    fn prepare(&self, w: &[T], filters: &mut [T]) {
+        let shape = &self.group.shape;
+        transform_filters(&filters_transposed(shape), (shape.channels * 9, 9), w, filters);
+    }
+
+    fn scratch_len(&self) -> usize {
+        self.group.lens().iter().chain(&self.sums_lens()).sum()
+    }
+
+    fn run(&self, mut piece: Piece<'_, T>, source: &(impl Fn(PlaneRows, &mut [T]) + Sync), scratch: &mut [T]) {
+        let mut parts = self.parts(scratch);
+        parts.db.fill(T::zero());
+        let images = piece.part.images();
+        let groups = images.len().div_ceil(self.group.images);
+        for index in 0..groups {
+            let within = piece_range(images.len(), groups, index);
+            let own = images.start + within.start..images.start + within.end;
+            self.transform_output_gradient(&piece, own.clone(), source, &mut parts);
+            if self.wanted.dw {
+                let place = (index == 0, index + 1 == groups);
+                self.add_filter_gradient(&mut piece, own.clone(), place, &mut parts);
+            }
+            if self.wanted.dx {
+                self.image_gradient(&mut piece, own, &mut parts);
+            }
+        }
+        let (filters, slots, Parts { db, spare, .. }) = (self.group.shape.filters, piece.part.count(), parts);
+        let mut slot_db = |slot: usize, add, sum: &mut [T]| {
+            for (sum, &db) in sum.iter_mut().zip(&db[slot * filters..]) {
+                *sum = if add { *sum + db } else { db };
+            }
+        };
+        sum_pairwise(0..slots, &mut slot_db, piece.db, spare);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array4;
+
+    use super::*;
+    use crate::naive;
+    use crate::ops::conv;
+    use crate::ops::conv::tests::{Case, random};
+    use crate::shape::{Algorithm, Conv2d, Padding};
+
+    /// Output and gradients by this module, past the public functions, which refuse f64.
+    fn winograd<T: Element>(
+        conv: &Conv2d,
+        x: &Array4<T>,
+        w: &Array4<T>,
+        dout: &Array4<T>,
+    ) -> (Array4<T>, conv::Conv2dGrads<T>) {
+        let shape = Conv2dShape::new(x.dim().into(), w.dim().into(), conv).unwrap();
+        let auto = Conv2d { algorithm: Algorithm::Auto, ..*conv };
+        let plan = ConvPlan::new::<T>(&Conv2dShape::new(shape.x(), shape.w(), &auto).unwrap()).unwrap();
+        let plan = ConvPlan { algorithm: Algorithm::Winograd, ..plan };
+        let case = Case { plan, x: x.clone(), w: w.clone(), dout: dout.clone() };
+        (case.forward(0..shape.images), case.backward(0..shape.images))
+    }
+
+    fn distance<T: Element, D: ndarray::Dimension>(a: &ndarray::Array<T, D>, b: &ndarray::Array<T, D>) -> f64 {
+        assert_eq!(a.shape(), b.shape());
+        let difference: f64 = a.iter().zip(b).map(|(a, b)| (a.f64() - b.f64()).powi(2)).sum();
+        let norm: f64 = b.iter().map(|b| b.f64().powi(2)).sum();
+        (difference / norm).sqrt()
+    }
+
+    #[test]
+    fn it_is_the_convolution_and_its_gradient() {
+        let sides = |top, bottom, left, right| Padding::Sides { top, bottom, left, right };
+        for (x, filters, padding) in [
+            ([2, 3, 8, 8], 4, Padding::Same),       // whole tiles
+            ([1, 1, 4, 4], 1, Padding::All(1)),     // one of everything
+            ([3, 2, 7, 9], 5, Padding::Same),       // tiles beyond both edges
+            ([2, 2, 6, 5], 3, Padding::Valid),      // the output smaller than the input
+            ([2, 2, 3, 3], 2, Padding::All(2)),     // the output larger than the input
+            ([5, 17, 5, 6], 18, sides(0, 2, 1, 0)), // more channels and filters than lanes; asymmetric
+            ([70, 2, 9, 4], 3, Padding::Same),      // several groups and slots
+            ([1, 2, 3, 30], 2, Padding::Valid),     // a single row of output
+        ] {
+            let conv = Conv2d { padding, algorithm: Algorithm::Winograd, ..Conv2d::default() };
+            let x = random::<f64>(x, 0);
+            let w = random([filters, x.dim().1, 3, 3], 1);
+            let want = naive::conv2d_forward(x.view(), w.view(), None, &conv).unwrap();
+            let dout = random(want.dim().into(), 2);
+            let (out, grads) = winograd(&conv, &x, &w, &dout);
+            let want_grads = naive::conv2d_backward(dout.view(), x.view(), w.view(), &conv).unwrap();
+            let errors = [
+                distance(&out, &want),
+                distance(&grads.dx, &want_grads.dx),
+                distance(&grads.dw, &want_grads.dw),
+                distance(&grads.db, &want_grads.db),
+            ];
+            assert!(errors.iter().all(|&e| e <= 1e-13), "{:?} {padding:?}: out, dx, dw, db {errors:?}", x.dim());
+        }
+    }
+
+    /// The bound that `Algorithm::Auto` promises, on data of unit variance.
+    #[test]
+    fn in_single_precision_it_errs_by_less_than_1e_4() {
+        for (channels, filters, side) in [(64, 64, 16), (256, 256, 8)] {
+            let conv = Conv2d { padding: Padding::Same, algorithm: Algorithm::Winograd, ..Conv2d::default() };
+            let x = random::<f32>([4, channels, side, side], 0);
+            let w = random::<f32>([filters, channels, 3, 3], 1);
+            let dout = random::<f32>([4, filters, side, side], 2);
+            let (out, grads) = winograd(&conv, &x, &w, &dout);
+            let wide = |a: &Array4<f32>| a.mapv(f64::from);
+            let (x, w, dout) = (wide(&x), wide(&w), wide(&dout));
+            let exact = Conv2d { algorithm: Algorithm::Im2col, ..conv };
+            let want = conv::conv2d_forward(x.view(), w.view(), None, &exact).unwrap();
+            let want_grads = conv::conv2d_backward(dout.view(), x.view(), w.view(), &exact).unwrap();
+            let errors = [
+                distance(&wide(&out), &want),
+                distance(&wide(&grads.dx), &want_grads.dx),
+                distance(&wide(&grads.dw), &want_grads.dw),
+            ];
+            println!("{channels} -> {filters} @ {side}: relative error of out, dx, dw {errors:?}");
+            assert!(errors.iter().all(|&e| e <= 1e-5), "{channels} -> {filters} @ {side}: {errors:?}");
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Level 2. The small linear maps of Winograd's F(4x4, 3x3), and the matrices that they fill.
+//!
+//! `B`, `A` and `G` are those of Lavin & Gray 2015 (arXiv 1509.09308), section 4.2; each map has its adjoint beside it.
+
+use std::ops::Range;
+
+use crate::blas::{Accum, Mat, MatMut, gemm};
+use crate::element::Element;
+use crate::ops::conv::plan::SUM_TERMS;
+use crate::simd::{LANES, Lanes};
+
+/// Side of an output tile, and of the pixels it sees.
+pub(in crate::ops::conv) const TILE: usize = 4;
+pub(super) const SPAN: usize = 6;
+/// Elements of a transformed tile: the number of products.
+pub(in crate::ops::conv) const PRODUCTS: usize = SPAN * SPAN;
+
+/// `B^T d`
+#[inline(always)]
+pub(super) fn input_1d<T: Element>(d: [T; 6]) -> [T; 6] {
+    let (two, four, five) = (T::of(2.0), T::of(4.0), T::of(5.0));
+    [
+        four * d[0] - five * d[2] + d[4],
+        (d[4] - four * d[2]) + (d[3] - four * d[1]),
+        (d[4] - four * d[2]) - (d[3] - four * d[1]),
+        (d[4] - d[2]) + two * (d[3] - d[1]),
+        (d[4] - d[2]) - two * (d[3] - d[1]),
+        four * d[1] - five * d[3] + d[5],
+    ]
+}
+
+/// `B v`, the adjoint of [`input_1d`].
+#[inline(always)]
+pub(super) fn input_adjoint_1d<T: Element>(v: [T; 6]) -> [T; 6] {
+    let (two, four, five) = (T::of(2.0), T::of(4.0), T::of(5.0));
+    let (s12, d12, s34, d34) = (v[1] + v[2], v[1] - v[2], v[3] + v[4], v[3] - v[4]);
+    [
+        four * v[0],
+        four * v[5] - four * d12 - two * d34,
+        -five * v[0] - four * s12 - s34,
+        d12 + two * d34 - five * v[5],
+        v[0] + s12 + s34,
+        v[5],
+    ]
+}
+
+/// `A^T m`
+#[inline(always)]
+pub(super) fn output_1d<T: Element>(m: [T; 6]) -> [T; 4] {
+    let (two, four, eight) = (T::of(2.0), T::of(4.0), T::of(8.0));
+    let (s12, d12, s34, d34) = (m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]);
+    [m[0] + s12 + s34, d12 + two * d34, s12 + four * s34, d12 + eight * d34 + m[5]]
+}
+
+/// `A y`, the adjoint of [`output_1d`].
+#[inline(always)]
+pub(super) fn output_adjoint_1d<T: Element>(y: [T; 4]) -> [T; 6] {
+    let (two, four, eight) = (T::of(2.0), T::of(4.0), T::of(8.0));
+    let (even, odd) = (y[0] + y[2], y[1] + y[3]);
+    let (even4, odd8) = (y[0] + four * y[2], two * y[1] + eight * y[3]);
+    [y[0], even + odd, even - odd, even4 + odd8, even4 - odd8, y[3]]
+}
+
+/// `G g`
+#[inline(always)]
+pub(super) fn filter_1d<T: Element>(g: [T; 3]) -> [T; 6] {
+    let (quarter, sixth) = (T::of(0.25), T::of(1.0 / 6.0));
+    let (twelfth, twenty_fourth) = (T::of(1.0 / 12.0), T::of(1.0 / 24.0));
+    let (even, even24) = (sixth * (g[0] + g[2]), twenty_fourth * g[0] + sixth * g[2]);
+    [quarter * g[0], -even - sixth * g[1], sixth * g[1] - even, even24 + twelfth * g[1], even24 - twelfth * g[1], g[2]]
+}
+
+/// `G^T u`, the adjoint of [`filter_1d`].
+#[inline(always)]
+pub(super) fn filter_adjoint_1d<T: Element>(u: [T; 6]) -> [T; 3] {
+    let (quarter, sixth) = (T::of(0.25), T::of(1.0 / 6.0));
+    let (twelfth, twenty_fourth) = (T::of(1.0 / 12.0), T::of(1.0 / 24.0));
+    let (s12, d21, s34, d34) = (u[1] + u[2], u[2] - u[1], u[3] + u[4], u[3] - u[4]);
+    [quarter * u[0] - sixth * s12 + twenty_fourth * s34, sixth * d21 + twelfth * d34, sixth * (s34 - s12) + u[5]]
+}
+
+/// Applies a one-dimensional transform to the columns, then to the rows, of an `I x I` matrix of vectors whose element
+/// (i, j) is `load(i, j)`, and hands element (i, j) of the `O x O` result to `store`.
+#[inline(always)]
+pub(super) fn transform_2d<T: Element, const I: usize, const O: usize>(
+    load: impl Fn(usize, usize) -> Lanes<T>,
+    transform: impl Fn([T; I]) -> [T; O],
+    mut store: impl FnMut(usize, usize, Lanes<T>),
+) {
+    let mut half = [[[T::zero(); LANES]; SPAN]; SPAN];
+    for j in 0..I {
+        let column: [Lanes<T>; I] = std::array::from_fn(
+            #[inline(always)]
+            |i| load(i, j),
+        );
+        for lane in 0..LANES {
+            let transformed = transform(std::array::from_fn(
+                #[inline(always)]
+                |i| column[i][lane],
+            ));
+            for i in 0..O {
+                half[i][j][lane] = transformed[i];
+            }
+        }
+    }
+    for i in 0..O {
+        let mut row = [[T::zero(); LANES]; O];
+        for lane in 0..LANES {
+            let transformed = transform(std::array::from_fn(
+                #[inline(always)]
+                |j| half[i][j][lane],
+            ));
+            for j in 0..O {
+                row[j][lane] = transformed[j];
+            }
+        }
+        for j in 0..O {
+            store(i, j, row[j]);
+        }
+    }
+}
+
+/// [`PRODUCTS`] matrices of the same shape, one after the other.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stack {
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    /// Elements from one row to the next: an odd number of vectors, lest the rows of a matrix, a power of two apart,
+    /// share a few sets of the L1 cache.
+    pub(super) ld: usize,
+    /// Elements from one matrix to the next: an odd number of rows, so not a multiple of 4 KiB either.
+    matrix: usize,
+}
+
+impl Stack {
+    pub(super) fn new(rows: usize, cols: usize) -> Self {
+        let ld = (cols.div_ceil(LANES) | 1) * LANES;
+        Stack { rows, cols, ld, matrix: (rows | 1) * ld }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        PRODUCTS * self.matrix
+    }
+
+    /// Rows of a matrix as it lies in memory.
+    pub(super) fn rows_in_memory(&self) -> usize {
+        self.matrix / self.ld
+    }
+
+    /// A block of matrix `q`.
+    fn block<'a, T>(&self, data: &'a [T], q: usize, rows: Range<usize>, cols: Range<usize>) -> Mat<'a, T> {
+        let data = &data[q * self.matrix + rows.start * self.ld + cols.start..];
+        Mat::new(data, rows.len(), cols.len(), self.ld)
+    }
+
+    /// The first `rows` rows of matrix `q`.
+    fn mat_mut<'a, T>(&self, data: &'a mut [T], q: usize, rows: usize) -> MatMut<'a, T> {
+        MatMut::new(&mut data[q * self.matrix..], rows, self.cols, self.ld)
+    }
+
+    /// Index of the vector from column `col` of row `row` on, in matrix (i, j).
+    #[inline(always)]
+    pub(super) fn at(&self, i: usize, j: usize, row: usize, col: usize) -> usize {
+        (i * SPAN + j) * self.matrix + row * self.ld + col
+    }
+}
+
+/// `C_q[rows, :] = A_q[rows, :] . B_q` for all `q` and the first `rows` rows, the tiles. Every element is a sum in an order
+/// that depends on its length alone, so a tile has the same bits whatever the number of tiles.
+pub(super) fn multiply<T: Element>(
+    rows: usize,
+    (a_stack, a): (&Stack, &[T]),
+    (b_stack, b): (&Stack, &[T]),
+    (c_stack, c): (&Stack, &mut [T]),
+) {
+    for q in 0..PRODUCTS {
+        for start in (0..a_stack.cols).step_by(SUM_TERMS) {
+            let terms = start..(start + SUM_TERMS).min(a_stack.cols);
+            let accum = if start == 0 { Accum::Replace } else { Accum::Add };
+            let a = a_stack.block(a, q, 0..rows, terms.clone());
+            let b = b_stack.block(b, q, terms, 0..b_stack.cols);
+            gemm(accum, T::one(), a, b, c_stack.mat_mut(c, q, rows));
+        }
+    }
+}
+
+/// `C_q = A_q[rows, cols]^T . B_q[rows, :]`, or added to it, for all `q`: sums over the tiles `rows`, as in [`multiply`].
+pub(super) fn multiply_transposed<T: Element>(
+    accum: Accum,
+    (rows, cols): (Range<usize>, Range<usize>),
+    (a_stack, a): (&Stack, &[T]),
+    (b_stack, b): (&Stack, &[T]),
+    (c_stack, c): (&Stack, &mut [T]),
+) {
+    for q in 0..PRODUCTS {
+        for start in rows.clone().step_by(SUM_TERMS) {
+            let terms = start..(start + SUM_TERMS).min(rows.end);
+            let accum = if start == rows.start { accum } else { Accum::Add };
+            let a = a_stack.block(a, q, terms.clone(), cols.clone());
+            let b = b_stack.block(b, q, terms, 0..b_stack.cols);
+            gemm(accum, T::one(), a.t(), b, c_stack.mat_mut(c, q, cols.len()));
+        }
+    }
+}
+
+/// The vector at `start`.
+#[inline(always)]
+pub(super) fn lanes<T: Element>(data: &[T], start: usize) -> Lanes<T> {
+    data[start..][..LANES].try_into().expect("as many as there are lanes")
+}

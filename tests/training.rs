@@ -440,6 +440,21 @@ fn any_number_of_epochs_can_be_begun() {
     assert!(solver.history().loss.capacity() < 100);
 }
 
+/// A step without a loss is none: parameters, running statistics, moments, average and history are as they were.
+#[test]
+fn a_diverged_step_leaves_no_trace() {
+    let mut network = network::<f32>(NOTATION);
+    network.params_mut().get_mut("affine2.bias").unwrap()[[3]] = f32::NAN;
+    let options = SolverOptions { groups: mixed(), ema: Some(0.5), ..options() };
+    let mut solver = Solver::new(network, images(), options).unwrap();
+    let before = state(&solver);
+    for _ in 0..2 {
+        let error = solver.train(|_| ControlFlow::Continue(())).unwrap_err();
+        assert!(matches!(error, Error::Diverged { iteration: 1, .. }), "{error}");
+        assert!(state(&solver) == before);
+    }
+}
+
 #[test]
 fn checkpoints_are_saved_after_every_epoch_and_when_the_observer_ends_training() {
     let dir = tempfile::tempdir().unwrap();

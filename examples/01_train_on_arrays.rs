@@ -9,7 +9,7 @@ use gemmnet::data::{Dataset, Normalization, Split};
 use gemmnet::nn::init::Init;
 use gemmnet::nn::network::Network;
 use gemmnet::nn::notation::NetworkSpec;
-use gemmnet::optim::{LearningRate, Schedule};
+use gemmnet::optim::{Group, LearningRate};
 use gemmnet::random::{Purpose, stream};
 use gemmnet::train::{Event, Solver, SolverOptions, accuracy, load_network};
 use ndarray::Array4;
@@ -54,7 +54,7 @@ fn main() -> gemmnet::Result<()> {
     let options = SolverOptions {
         epochs: 5,
         batch_size: 50,
-        learning_rate: LearningRate::new(2e-3, Schedule::Constant, 0.0)?,
+        groups: Group::classic("adam".parse()?, LearningRate::constant(2e-3)?, 0.0),
         verbose: false,
         ..SolverOptions::default()
     };

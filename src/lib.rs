@@ -97,6 +97,7 @@ pub mod profile;
 pub mod random;
 pub mod shape;
 mod simd;
+mod store;
 pub mod train;
 pub mod workspace;
 

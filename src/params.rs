@@ -57,6 +57,11 @@ impl Layout {
         self.params.len() - 1
     }
 
+    /// The parameters, in the order in which they were added.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Param> {
+        self.params.iter()
+    }
+
     /// Number of parameters: the index of the next one.
     pub(crate) fn len(&self) -> usize {
         self.params.len()
@@ -84,7 +89,7 @@ impl<T: Element> Params<T> {
 
     /// The parameters in the order of the layers.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Param> {
-        self.layout.params.iter()
+        self.layout.iter()
     }
 
     /// Number of values, without the gaps between parameters.

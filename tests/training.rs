@@ -9,8 +9,9 @@ use gemmnet::data::{Augment, Batches, Dataset, Draw, Normalization, Normalizer, 
 use gemmnet::nn::init::Init;
 use gemmnet::nn::network::{Network, StepKey};
 use gemmnet::nn::notation::NetworkSpec;
-use gemmnet::optim::{Group, LearningRate, Optimizer, Progress};
+use gemmnet::optim::{Ema, Group, LearningRate, Optimizer, Progress, Select};
 use gemmnet::parallel::with_threads;
+use gemmnet::params::Params;
 use gemmnet::random::{Purpose, stream};
 use gemmnet::train::{
     Checkpoint, Event, History, Report, Solver, SolverOptions, Trained, accuracy, load_network, predict,
@@ -56,11 +57,27 @@ fn rate(base: f64, schedule: &str) -> LearningRate {
     LearningRate::new(base, schedule.parse().unwrap(), 0.0).unwrap()
 }
 
+/// One rule and rate for all.
+fn classic(rule: &str, rate: LearningRate) -> Vec<Group> {
+    Group::classic(rule.parse().unwrap(), rate, 1e-3)
+}
+
+/// Muon for filters, momentum for the other weights, Adam for biases; batchnorm's scale as it is.
+fn mixed() -> Vec<Group> {
+    let group = |select: &str, rule: &str, rate| Group::new(select.parse().unwrap(), rule.parse().unwrap(), rate);
+    vec![
+        Group::frozen(Select::SCALES),
+        Group { l2: 1e-3, ..group("conv*.weight", "muon", rate(1e-2, "cosine")) },
+        Group { l2: 1e-3, ..group("weight", "momentum", rate(1e-2, "constant")) },
+        group("*", "adam", rate(1e-3, "exp:0.9")),
+    ]
+}
+
 fn options() -> SolverOptions {
     SolverOptions {
         epochs: 4,
         batch_size: 8,
-        l2: 1e-3,
+        groups: classic("adam", rate(1e-3, "constant")),
         augment: Some(Augment { flip: true, shift: 2 }),
         seed: 3,
         train_accuracy_samples: 10,
@@ -106,12 +123,15 @@ fn save_and_load<T: Element>(solver: &Solver<T>) -> Checkpoint<T> {
 fn a_solver_does_what_its_parts_do() {
     let data = images();
     let options =
-        SolverOptions { epochs: 3, learning_rate: rate(1e-3, "cosine"), train_accuracy_samples: IMAGES, ..options() };
+        SolverOptions { epochs: 3, groups: mixed(), clip_norm: Some(0.5), train_accuracy_samples: IMAGES, ..options() };
     let mut by_hand = network::<f32>(NOTATION);
-    let groups = Group::classic(options.rule, options.learning_rate, options.l2);
-    let mut optimizer = Optimizer::new(groups, by_hand.params()).unwrap();
+    let start = by_hand.params().clone();
+    let mut optimizer = Optimizer::new(options.groups.clone(), by_hand.params()).unwrap();
+    optimizer.set_clip_norm(options.clip_norm).unwrap();
+    let mut average = [by_hand.params(), by_hand.statistics()].map(|params| Ema::new(0.8, params).unwrap());
+    let (mut latest, mut averages) = (Vec::new(), Vec::new());
     let batches = Batches::new(IMAGES, 8).unwrap();
-    let (mut x, mut y, mut order, mut losses) = (vec![0.0; 8 * PIXELS], [0; 8], Vec::new(), Vec::new());
+    let (mut x, mut y, mut order, mut losses) = (vec![0.0; 8 * data.image_len()], vec![0; 8], Vec::new(), Vec::new());
     for epoch in 0..3 {
         options.sampler.order(batches, options.seed, epoch, &mut order);
         for indices in order.chunks_exact(8) {
@@ -122,13 +142,42 @@ fn a_solver_does_what_its_parts_do() {
             let (params, grads) = by_hand.params_and_grads();
             let at = Progress { step, steps_per_epoch: STEPS_PER_EPOCH, steps: 9 };
             losses.push(f64::from(loss) + optimizer.step(params, grads, at).regularization);
+            average[0].update(by_hand.params());
+            average[1].update(by_hand.statistics());
+            if step == 0 || losses.len() % STEPS_PER_EPOCH == 0 {
+                latest.push([by_hand.params(), by_hand.statistics()].map(Params::clone));
+                averages.push([0, 1].map(|i| average[i].params().clone()));
+            }
         }
     }
-    let mut solver = solver::<f32>(options);
-    let report = to_the_end(&mut solver);
-    assert_eq!(solver.history().loss, losses);
-    assert_eq!(report.final_val_accuracy, accuracy(&mut by_hand, &data, Split::Validation, 8).unwrap());
-    assert_eq!(report.final_train_accuracy, accuracy(&mut by_hand, &data, Split::Train, 8).unwrap());
+    assert_eq!(by_hand.params().get("bn1.weight"), start.get("bn1.weight"), "frozen");
+    assert_ne!(by_hand.params().get("bn1.bias"), start.get("bn1.bias"));
+
+    // The same training, measured by the parameters and by their average.
+    for (ema, of_epoch) in [(None, latest), (Some(0.8), averages)] {
+        let mut solver = solver::<f32>(SolverOptions { ema, ..options.clone() });
+        let report = to_the_end(&mut solver);
+        assert_eq!(solver.history().loss, losses, "{ema:?}");
+        for (epoch, [params, statistics]) in of_epoch.iter().enumerate() {
+            by_hand.params_mut().copy_from(params);
+            by_hand.statistics_mut().copy_from(statistics);
+            let history = solver.history();
+            let what = format!("{ema:?}, epoch {epoch}");
+            assert_eq!(
+                history.val_accuracy[epoch],
+                accuracy(&mut by_hand, &data, Split::Validation, 8).unwrap(),
+                "{what}"
+            );
+            assert_eq!(
+                history.train_accuracy[epoch],
+                accuracy(&mut by_hand, &data, Split::Train, 8).unwrap(),
+                "{what}"
+            );
+        }
+        let [params, statistics] = &of_epoch[report.best_epoch];
+        assert_eq!(solver.network_mut().params().values(), params.values(), "{ema:?}");
+        assert_eq!(solver.network_mut().statistics().values(), statistics.values(), "{ema:?}");
+    }
 }
 
 #[test]
@@ -169,12 +218,9 @@ fn resumed_training_is_exact() {
             assert!(state(&first) == whole, "{name}, continued after {stop}");
         }
     }
-    let with = |rule: &str, learning_rate, sampler| SolverOptions {
-        rule: rule.parse().unwrap(),
-        learning_rate,
-        sampler,
-        ..options()
-    };
+    let with = |rule: &str, rate, sampler| SolverOptions { groups: classic(rule, rate), sampler, ..options() };
+    let with_all = SolverOptions { groups: mixed(), clip_norm: Some(0.5), ema: Some(0.8), ..options() };
+    check::<f32>("groups, clipped, with an average", with_all);
     check::<f32>("adam", with("adam", rate(1e-3, "constant"), Sampler::ShuffledEpochs));
     check::<f32>("nesterov", with("nesterov", rate(3e-2, "onecycle"), Sampler::WithReplacement));
     check::<f64>("sgd", with("sgd", rate(1e-2, "cosine"), Sampler::ShuffledEpochs));
@@ -198,17 +244,52 @@ fn a_checkpoint_can_be_given_more_epochs() {
     assert!(state(&resumed) == state(&whole));
 }
 
+/// Rates, decays, clipping and the average may be others from then on.
+#[test]
+fn a_checkpoint_can_be_given_other_options() {
+    let mut first = solver::<f32>(SolverOptions { epochs: 1, groups: mixed(), ..options() });
+    to_the_end(&mut first);
+    let resumed = |change: fn(&mut SolverOptions)| {
+        let mut checkpoint = save_and_load(&first);
+        checkpoint.options.epochs = 2;
+        change(&mut checkpoint.options);
+        let mut solver = Solver::resume(checkpoint, images()).unwrap();
+        to_the_end(&mut solver);
+        solver
+    };
+    let plain = resumed(|_| ());
+    let slower = resumed(|o| o.groups[3].learning_rate = rate(1e-6, "constant"));
+    let clipped = resumed(|o| o.clip_norm = Some(1e-3));
+    let averaged = resumed(|o| o.ema = Some(0.9));
+    for (solver, what) in [(&slower, "rate"), (&clipped, "clipping")] {
+        assert_eq!(solver.history().loss[..4], plain.history().loss[..4], "{what}");
+        assert_ne!(solver.history().loss[5], plain.history().loss[5], "{what}");
+    }
+    assert_eq!(averaged.history().loss, plain.history().loss);
+    // The average goes on with another decay, and may be given up.
+    for ema in [Some(0.5), None] {
+        let mut checkpoint = save_and_load(&averaged);
+        (checkpoint.options.epochs, checkpoint.options.ema) = (3, ema);
+        let mut solver = Solver::resume(checkpoint, images()).unwrap();
+        to_the_end(&mut solver);
+        assert_eq!(save_and_load(&solver).options.ema, ema);
+    }
+}
+
 #[test]
 fn a_checkpoint_that_does_not_fit_is_refused() {
     let mut solver = solver::<f32>(SolverOptions { epochs: 2, ..options() });
     to_the_end(&mut solver);
     type Change = fn(&mut SolverOptions);
-    let cases: [(Change, usize, &str); 5] = [
+    let cases: [(Change, usize, &str); 8] = [
         (|_| (), IMAGES - 1, "26 images in batches of 8, not on 25 in batches of 8"),
         (|o| o.batch_size = 9, IMAGES, "in batches of 9"),
         (|o| o.epochs = 1, IMAGES, "has done 6 iterations, more than 3"),
-        (|o| o.rule = "sgd".parse().unwrap(), IMAGES, "update rule"),
-        (|o| o.l2 = -1.0, IMAGES, "-1 is not"),
+        (|o| o.groups = classic("sgd", rate(0.1, "constant")), IMAGES, "update rule"),
+        (|o| o.groups[0].frozen = true, IMAGES, "the state of conv1.weight"),
+        (|o| o.groups[0].l2 = -1.0, IMAGES, "-1 is not"),
+        (|o| o.clip_norm = Some(0.0), IMAGES, "0 is not"),
+        (|o| o.ema = Some(1.0), IMAGES, "decay of 1"),
     ];
     for (change, len, part) in cases {
         let mut checkpoint = save_and_load(&solver);
@@ -225,7 +306,7 @@ fn the_best_network_is_kept_with_its_statistics() {
     let options = SolverOptions {
         epochs: 13,
         augment: None,
-        learning_rate: rate(2e-3, "step:12:1e6"),
+        groups: classic("adam", rate(2e-3, "step:12:1e6")),
         train_accuracy_samples: 1000,
         ..options()
     };
@@ -251,7 +332,7 @@ fn the_best_network_is_kept_with_its_statistics() {
 #[test]
 fn events_and_history_tell_the_same_story() {
     let mut events = Vec::new();
-    let options = SolverOptions { epochs: 2, learning_rate: rate(1e-3, "exp:0.5"), ..options() };
+    let options = SolverOptions { epochs: 2, groups: classic("adam", rate(1e-3, "exp:0.5")), ..options() };
     let mut solver = solver::<f32>(options);
     let report = solver
         .train(|event| {
@@ -298,7 +379,8 @@ fn events_and_history_tell_the_same_story() {
 fn regularisation_is_in_the_loss_and_in_the_step() {
     let notation = "conv4-relu-pool-affine10";
     let first = |l2| {
-        let options = SolverOptions { l2, rule: "sgd".parse().unwrap(), augment: None, ..options() };
+        let groups = Group::classic("sgd".parse().unwrap(), rate(1e-3, "constant"), l2);
+        let options = SolverOptions { groups, augment: None, ..options() };
         let mut network = network::<f64>(notation);
         network.params_mut().get_mut("affine1.bias").unwrap().fill(5.0);
         let mut solver = Solver::new(network, images(), options).unwrap();
@@ -325,12 +407,7 @@ fn divergence_loses_nothing() {
     let data = images();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("run.safetensors");
-    let options = SolverOptions {
-        epochs: 9,
-        rule: "sgd".parse().unwrap(),
-        learning_rate: rate(1e-2, "step:2:1e35"),
-        ..options()
-    };
+    let options = SolverOptions { epochs: 9, groups: classic("sgd", rate(1e-2, "step:2:1e35")), ..options() };
     let mut solver = Solver::<f32>::new(network("conv4-relu-pool-affine10"), data.clone(), options).unwrap();
     solver.save_to(&path);
     let error = solver.train(|_| ControlFlow::Continue(())).unwrap_err();
@@ -353,6 +430,29 @@ fn divergence_loses_nothing() {
     assert!(matches!(error, Error::Diverged { iteration: 1, .. }), "{error}");
     assert!(solver.history().loss.is_empty());
     assert_eq!(solver.into_network().params().values(), network().params().values());
+}
+
+/// Memory is taken for the epoch at hand, not for all that are planned.
+#[test]
+fn any_number_of_epochs_can_be_begun() {
+    let mut solver = solver::<f32>(SolverOptions { epochs: usize::MAX, ..options() });
+    assert_eq!(solver.train(until(4)).unwrap().steps, 4);
+    assert!(solver.history().loss.capacity() < 100);
+}
+
+/// A step without a loss is none: parameters, running statistics, moments, average and history are as they were.
+#[test]
+fn a_diverged_step_leaves_no_trace() {
+    let mut network = network::<f32>(NOTATION);
+    network.params_mut().get_mut("affine2.bias").unwrap()[[3]] = f32::NAN;
+    let options = SolverOptions { groups: mixed(), ema: Some(0.5), ..options() };
+    let mut solver = Solver::new(network, images(), options).unwrap();
+    let before = state(&solver);
+    for _ in 0..2 {
+        let error = solver.train(|_| ControlFlow::Continue(())).unwrap_err();
+        assert!(matches!(error, Error::Diverged { iteration: 1, .. }), "{error}");
+        assert!(state(&solver) == before);
+    }
 }
 
 #[test]
@@ -434,16 +534,25 @@ fn damaged_checkpoints_are_described() {
         ("of another program", serialize([("weight", view)], None).unwrap(), &["no checkpoint of gemmnet"]),
         (
             "of the future",
-            replaced("\"format\":1", "\"format\":7"),
-            &["format 7", "reads format 1", "version of gemmnet"],
+            replaced("\"format\":2", "\"format\":7"),
+            &["format 7", "reads formats 1 to 2", "version of gemmnet"],
         ),
-        ("bad metadata", replaced("\"options\"", "\"choices\""), &["metadata", "options"]),
+        ("before the first", replaced("\"format\":2", "\"format\":0"), &["format 0", "reads formats 1 to 2"]),
+        ("bad metadata", replaced("\"samples\"", "\"examples\""), &["metadata", "samples"]),
+        ("a network alone", replaced("\"options\"", "\"choices\""), &["without its training"]),
         ("no batches", replaced("\"batch_size\":8", "\"batch_size\":0"), &["impossible batches"]),
         ("bad notation", replaced("conv4-bn", "conf4-bn"), &["metadata", "conf4"]),
         ("an impossible network", replaced("affine10-softmax", "pool9-softmax"), &["cannot be"]),
         ("another network", replaced("conv4", "conv5"), &["`conv1.weight`", "[4, 3, 3, 3]", "[5, 3, 3, 3]"]),
+        ("more steps than memory", replaced("\"step\":3", "\"step\":3000000000000000000"), &["`history.loss`", "[3]"]),
+        (
+            "more weights than memory",
+            replaced("affine12-bn-relu-affine10", "affine1000000-bn-relu-affine1000000"),
+            &["`affine1.weight`", "[1024, 1000000]"],
+        ),
+        ("another size", replaced("[3,32,32]", "[3,64,64]"), &["`affine1.weight`", "[1024, 12]", "[4096, 12]"]),
         ("another step", replaced("\"step\":3", "\"step\":4"), &["`history.loss`", "[3]", "[4]"]),
-        ("a bad rule", replaced("\"beta1\":0.9", "\"beta1\":1.5"), &["impossible update rule", "1.5"]),
+        ("a bad rule", replaced("\"beta1\":0.9", "\"beta1\":1.5"), &["impossible groups", "1.5"]),
         ("no best bias", without("affine2.bias"), &["no tensor `affine2.bias`"]),
         ("no statistics", without("latest.bn2.running_var"), &["no tensor `latest.bn2.running_var`"]),
         ("no latest weights", without("latest.conv1.weight"), &["no tensor `latest.conv1.weight`"]),
@@ -477,13 +586,16 @@ fn damaged_checkpoints_are_described() {
 #[test]
 fn options_that_make_no_sense_are_errors() {
     type Change = fn(&mut SolverOptions);
-    let cases: [(Change, &str); 7] = [
+    let cases: [(Change, &str); 10] = [
         (|o| o.epochs = 0, "0 epochs"),
         (|o| o.batch_size = 0, "batch of 0"),
-        (|o| o.l2 = f64::NAN, "NaN is not"),
+        (|o| o.groups[0].l2 = f64::NAN, "NaN is not"),
+        (|o| o.groups.truncate(1), "no group selects bn1.weight"),
+        (|o| o.clip_norm = Some(-1.0), "-1 is not a positive number"),
+        (|o| o.ema = Some(f64::NAN), "decay of NaN"),
         (|o| o.train_accuracy_samples = 0, "0 images"),
         (|o| o.print_every = 0, "0 iterations"),
-        (|o| o.rule = gemmnet::optim::UpdateRule::Momentum { momentum: 1.0 }, "momentum"),
+        (|o| o.groups[0].rule = gemmnet::optim::UpdateRule::Momentum { momentum: 1.0 }, "momentum"),
         (|o| o.augment = Some(Augment { flip: false, shift: 40 }), "40 pixels"),
     ];
     for (change, part) in cases {

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::nn::init::Init;
 use crate::nn::network::Network;
 use crate::nn::notation::NetworkSpec;
-use crate::optim::{LearningRate, Schedule, UpdateRule};
+use crate::optim::{Group, LearningRate, Schedule, Select, UpdateRule};
 use crate::profile::{self, Row};
 use crate::train::{Checkpoint, Event, Log, Report, Solver, SolverOptions, accuracy};
 
@@ -300,9 +300,11 @@ fn start<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -> Result<
     let options = SolverOptions {
         epochs: args.epochs.unwrap_or(preset.epochs),
         batch_size: args.batch_size.unwrap_or(preset.batch_size),
-        rule: args.optimizer.as_deref().unwrap_or(preset.optimizer).parse::<UpdateRule>()?,
-        learning_rate: LearningRate::new(base, schedule, args.warmup_epochs.unwrap_or(preset.warmup_epochs))?,
-        l2: args.l2.unwrap_or(preset.l2),
+        groups: Group::classic(
+            args.optimizer.as_deref().unwrap_or(preset.optimizer).parse::<UpdateRule>()?,
+            LearningRate::new(base, schedule, args.warmup_epochs.unwrap_or(preset.warmup_epochs))?,
+            args.l2.unwrap_or(preset.l2),
+        ),
         sampler: match args.sampler {
             None => preset.sampler,
             Some(SamplerName::Shuffle) => Sampler::ShuffledEpochs,
@@ -337,20 +339,9 @@ fn resume<T: Element>(from: &Path, args: &TrainArgs, global: &Global) -> Result<
         return Err(Error::invalid("seed", problem, "leave it out").into());
     }
     options.epochs = args.epochs.unwrap_or(options.epochs);
-    options.l2 = args.l2.unwrap_or(options.l2);
     options.augment = augment(args, options.augment.unwrap_or_default());
     options.verbose = false;
-    if args.learning_rate.is_some() || args.schedule.is_some() || args.warmup_epochs.is_some() {
-        let schedule = match &args.schedule {
-            Some(schedule) => schedule.parse()?,
-            None => options.learning_rate.schedule(),
-        };
-        options.learning_rate = LearningRate::new(
-            args.learning_rate.unwrap_or(options.learning_rate.base()),
-            schedule,
-            args.warmup_epochs.unwrap_or(options.learning_rate.warmup_epochs()),
-        )?;
-    }
+    options.groups.iter_mut().try_for_each(|group| regroup(group, args))?;
     let folder = Folder::of_classes(&checkpoint.trained.class_names, global)?;
     // The solver puts the checkpoint's normalisation in the place of this one.
     let (mut data, kind) = folder.open(Normalization::MeanImage)?;
@@ -359,6 +350,20 @@ fn resume<T: Element>(from: &Path, args: &TrainArgs, global: &Global) -> Result<
         data = data.limit(Split::Train, samples)?;
     }
     Ok((Solver::resume(checkpoint, data)?, folder, kind))
+}
+
+/// Gives a group of a checkpoint the rate and decay that were given again.
+fn regroup(group: &mut Group, args: &TrainArgs) -> Result<()> {
+    if group.select == Select::WEIGHTS {
+        group.l2 = args.l2.unwrap_or(group.l2);
+    }
+    let schedule = args.schedule.as_deref().map_or(Ok(group.learning_rate.schedule()), str::parse)?;
+    group.learning_rate = LearningRate::new(
+        args.learning_rate.unwrap_or(group.learning_rate.base()),
+        schedule,
+        args.warmup_epochs.unwrap_or(group.learning_rate.warmup_epochs()),
+    )?;
+    Ok(())
 }
 
 fn augment(args: &TrainArgs, base: Augment) -> Option<Augment> {

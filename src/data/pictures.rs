@@ -6,12 +6,10 @@
 //! few pictures are faint or half covered on purpose; their labels are true all the same.
 
 use std::f32::consts::{PI, TAU};
-use std::io::Write;
 use std::path::Path;
 
 use rand::{Rng, RngExt};
 use rand_distr::StandardNormal;
-use tempfile::NamedTempFile;
 
 use super::cifar10::{
     CHANNELS, CLASSES, DIM, NAMES, RECORD, Records, SIDE, Splits, TEST_BATCH, TRAIN_BATCHES, read_names,
@@ -20,6 +18,7 @@ use super::source::{Image, Source, Split};
 use crate::error::{Error, Result};
 use crate::parallel;
 use crate::random::{Purpose, stream};
+use crate::store::write_beside;
 
 /// The classes, by label.
 pub const CLASS_NAMES: [&str; CLASSES] =
@@ -120,18 +119,6 @@ pub fn write_pictures(dir: &Path, seed: u64, records: usize) -> Result<()> {
         file.persist(dir.join(name)).map_err(|e| failed(e.error))?;
     }
     Ok(())
-}
-
-/// A complete file in `dir` without a name that lasts: it vanishes unless it is given one.
-fn write_beside(dir: &Path, bytes: &[u8]) -> std::io::Result<NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    // As a file that was created under its own name: the user's umask decides who may read it.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(dir)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    Ok(file)
 }
 
 type Colour = [f32; CHANNELS];

@@ -6,6 +6,7 @@
 //!
 //! [`network`] trains and predicts, [`session`] serves; [`layer`] says what a layer of one's own has to do.
 
+pub(crate) mod file;
 mod fusion;
 mod graph;
 pub mod init;

@@ -14,7 +14,7 @@ use crate::nn::run::{Flow, Run};
 use crate::nn::steps::{Compiled, Kernel, Step, compile};
 use crate::ops::dropout::DropoutKey;
 use crate::ops::loss::{check_labels, softmax_cross_entropy_into, svm_hinge_into};
-use crate::params::{ParamKind, Params};
+use crate::params::{Layout, ParamKind, Params};
 use crate::random::{Purpose, stream};
 use crate::simd::{dot, vectorized};
 
@@ -103,6 +103,17 @@ impl<T: Element> Network<T> {
             }
         }
         Ok(network)
+    }
+
+    /// The parameters and the running statistics of the network that [`Network::new`] would make. Takes no memory for their
+    /// values.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn layouts(spec: &NetworkSpec, input: [usize; 3]) -> Result<[Layout; 2]> {
+        let graph = Graph::new::<T>(&spec.layers, input)?;
+        let Compiled { params, statistics, .. } = compile::<T>(&gather(&graph), input)?;
+        Ok([params, statistics])
     }
 
     /// A network of these steps, all parameters and statistics 0.

@@ -49,14 +49,14 @@ impl<T: Element> Ema<T> {
         });
     }
 
-    /// The share of the average that survives a step.
-    pub fn decay(&self) -> f64 {
-        self.decay
-    }
-
     /// The average.
     pub fn params(&self) -> &Params<T> {
         &self.average
+    }
+
+    /// The average alone.
+    pub fn into_params(self) -> Params<T> {
+        self.average
     }
 
     /// The average, to write to: how a checkpoint is restored.

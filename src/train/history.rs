@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 pub struct History {
     /// Loss of every iteration, regularisation included.
     pub loss: Vec<f64>,
-    /// Share of training images classified correctly after every epoch. Index 0 is after the first iteration, as in the
-    /// seed, index `e` after epoch `e`: so in the other vectors of epochs.
+    /// Share of training images classified correctly after every epoch. Index 0 is after the first iteration, as in
+    /// CS231n, index `e` after epoch `e`: so in the other vectors of epochs.
     pub train_accuracy: Vec<f64>,
     /// Share of validation images classified correctly.
     pub val_accuracy: Vec<f64>,
-    /// Learning rate of the last iteration before that.
+    /// Learning rate of the last iteration before that, of the first group that is trained.
     pub learning_rate: Vec<f64>,
 }
 
@@ -42,7 +42,7 @@ pub enum Event {
         steps: usize,
         /// Loss, regularisation included, of the parameters before the iteration.
         loss: f64,
-        /// Learning rate of the iteration.
+        /// Learning rate of the iteration, of the first group that is trained.
         learning_rate: f64,
         /// Training images per second since this call of `train` began, without the time for measuring accuracy.
         images_per_second: f64,
@@ -62,7 +62,7 @@ pub enum Event {
     },
 }
 
-/// Writes events as the seed's solver prints them.
+/// Writes events as CS231n's solver prints them.
 #[derive(Debug)]
 pub struct Log<W> {
     out: W,
@@ -132,9 +132,9 @@ mod tests {
         }
     }
 
-    /// The lines of the seed's run over one epoch.
+    /// The lines of CS231n's solver over one epoch.
     #[test]
-    fn the_log_reads_as_the_seeds() {
+    fn the_log_reads_as_cs231ns() {
         let mut log = Log::new(Vec::new(), 20);
         let step = |step, loss| Event::Step {
             epoch: 1,

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::{Augment, Sampler};
 use crate::error::{Error, Result};
-use crate::optim::{Group, LearningRate, Schedule, UpdateRule};
+use crate::optim::{Group, LearningRate, UpdateRule};
 
 /// How a [`Solver`](super::Solver) trains. The defaults are those of CS231n's solver, except for Adam at 1e-3 in place
 /// of SGD at 1e-2, and shuffled epochs in place of batches drawn with replacement.
@@ -14,13 +14,14 @@ pub struct SolverOptions {
     pub epochs: usize,
     /// Images in a batch, 1 or more; at most the whole training split is used.
     pub batch_size: usize,
-    /// How a gradient changes the parameters.
-    pub rule: UpdateRule,
-    /// The learning rate of every step.
-    pub learning_rate: LearningRate,
-    /// The loss has `l2 / 2` times the sum of the squared weights added to it (biases and batchnorm's parameters are not
-    /// weights). CS231n's `reg`; 0 or more.
-    pub l2: f64,
+    /// The parameters in groups: how a gradient changes them, how fast, and what shrinks them. [`Group::classic`] is one
+    /// rule and rate for all.
+    pub groups: Vec<Group>,
+    /// Above this norm gradients are scaled down: see [`Optimizer::set_clip_norm`](crate::optim::Optimizer::set_clip_norm).
+    pub clip_norm: Option<f64>,
+    /// The decay of a moving average of parameters and running statistics, 0 to below 1. With one, accuracy is that of the
+    /// average, and the best network is the average where it was best; training itself goes on without it.
+    pub ema: Option<f64>,
     /// How the images of an epoch are drawn.
     pub sampler: Sampler,
     /// Random changes to the training images.
@@ -41,9 +42,13 @@ impl Default for SolverOptions {
         SolverOptions {
             epochs: 10,
             batch_size: 100,
-            rule: UpdateRule::Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 },
-            learning_rate: LearningRate::new(1e-3, Schedule::Constant, 0.0).expect("1e-3 is a learning rate"),
-            l2: 0.0,
+            groups: Group::classic(
+                UpdateRule::Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 },
+                LearningRate::constant(1e-3).expect("1e-3 is a learning rate"),
+                0.0,
+            ),
+            clip_norm: None,
+            ema: None,
             sampler: Sampler::ShuffledEpochs,
             augment: None,
             seed: 0,
@@ -55,12 +60,7 @@ impl Default for SolverOptions {
 }
 
 impl SolverOptions {
-    /// The groups that rule, rate and `l2` stand for.
-    pub(super) fn groups(&self) -> Vec<Group> {
-        Group::classic(self.rule, self.learning_rate, self.l2)
-    }
-
-    /// What [`Batches`](crate::data::Batches), the optimizer and the first batch do not check.
+    /// What [`Batches`](crate::data::Batches), the optimizer, the average and the first batch do not check.
     pub(super) fn check(&self) -> Result<()> {
         if self.epochs == 0 {
             return Err(Error::invalid("epochs", "0 epochs teach nothing", "give 1 or more"));

@@ -25,7 +25,7 @@ use crate::random::{Purpose, stream};
 /// was interrupted and resumed or not. After the first step of an epoch a step allocates nothing.
 ///
 /// Between calls of [`Solver::train`], [`Solver::network_mut`] has the parameters and running statistics with the best
-/// validation accuracy so far; where training stands is kept apart.
+/// validation accuracy so far, those of the moving average if there is one; where training stands is kept apart.
 #[derive(Debug)]
 pub struct Solver<T: Element> {
     /// The state. During `train` its network is the latest and `latest` is the best, otherwise it is as it says.
@@ -68,7 +68,8 @@ impl<T: Element> Solver<T> {
     /// if an option was changed that cannot be: the batch size, the update rule, or fewer epochs than are done.
     pub fn resume(mut checkpoint: Checkpoint<T>, data: Dataset) -> Result<Self> {
         let data = data.with_normalizer(checkpoint.trained.normalizer.clone())?;
-        let Checkpoint { options, batches, optimizer, .. } = &mut checkpoint;
+        checkpoint.apply_options()?;
+        let Checkpoint { options, batches, .. } = &checkpoint;
         let now = Batches::new(data.len(Split::Train), options.batch_size)?;
         if now != *batches {
             let problem = format!(
@@ -77,7 +78,6 @@ impl<T: Element> Solver<T> {
             );
             return Err(Error::invalid("checkpoint", problem, "give the same data and batch size"));
         }
-        optimizer.set_groups(options.groups())?;
         let total = options.epochs.saturating_mul(batches.count);
         if checkpoint.step > total {
             let problem = format!("it has done {} iterations, more than {total} in all", checkpoint.step);
@@ -86,9 +86,9 @@ impl<T: Element> Solver<T> {
         Self::with_state(checkpoint, data)
     }
 
-    fn with_state(state: Checkpoint<T>, data: Dataset) -> Result<Self> {
-        state.options.check()?;
-        let network = &state.trained.network;
+    fn with_state(mut state: Checkpoint<T>, data: Dataset) -> Result<Self> {
+        let network = &mut state.trained.network;
+        network.set_trained(state.optimizer.trained());
         if data.classes() > network.classes() {
             let problem = format!("it gives {} scores, the data has {} classes", network.classes(), data.classes());
             return Err(Error::invalid("network", problem, format!("end it with affine{}", data.classes())));
@@ -180,7 +180,6 @@ impl<T: Element> Solver<T> {
 
     fn run(&mut self, observe: &mut impl FnMut(Event) -> bool, effort: &mut Effort) -> Result<()> {
         let per_epoch = self.state.batches.count;
-        self.state.trained.history.loss.reserve(self.steps_total() - self.state.step);
         while self.state.step < self.steps_total() {
             let event = self.step(effort)?;
             let step = self.state.step;
@@ -210,12 +209,15 @@ impl<T: Element> Solver<T> {
     fn step(&mut self, effort: &mut Effort) -> Result<Event> {
         let begin = Instant::now();
         let steps = self.steps_total();
-        let Checkpoint { trained: Trained { network, history, .. }, options, step, batches, optimizer, .. } =
-            &mut self.state;
+        let Checkpoint {
+            trained: Trained { network, history, .. }, options, step, batches, optimizer, average, ..
+        } = &mut self.state;
         let (epoch, index) = (*step / batches.count, *step % batches.count);
         let (ordered, order) = &mut self.order;
         if *ordered != Some(epoch) {
             options.sampler.order(*batches, options.seed, epoch as u64, order);
+            // Room for the losses of an epoch, however many epochs are planned.
+            history.loss.reserve(batches.count);
             *ordered = Some(epoch);
         }
         let indices = &order[index * batches.size..][..batches.size];
@@ -237,6 +239,9 @@ impl<T: Element> Solver<T> {
         if !loss.is_finite() {
             return Err(Error::Diverged { iteration: *step + 1, loss, learning_rate });
         }
+        if let Some(average) = average {
+            average.update(network);
+        }
         *step += 1;
         history.loss.push(loss);
         effort.images += batches.size;
@@ -252,12 +257,37 @@ impl<T: Element> Solver<T> {
         })
     }
 
+    /// The moving average into the network and the latest out of it, or the other way round, if there is an average.
+    fn exchange_average(&mut self) {
+        if let Some(average) = &mut self.state.average {
+            average.swap(&mut self.state.trained.network);
+        }
+    }
+
     /// Measures accuracy, writes it into the history and keeps the network if it is the best.
     fn measure(&mut self, epoch: usize) -> Result<Event> {
+        self.exchange_average();
+        let measured = self.accuracies(epoch);
+        let best = |val_accuracy| self.history().best().is_none_or(|(_, best)| val_accuracy > best);
+        let best = measured.as_ref().is_ok_and(|&[_, val_accuracy]| best(val_accuracy));
+        if best {
+            self.state.latest.copy_from(&self.state.trained.network);
+        }
+        self.exchange_average();
+        let [train_accuracy, val_accuracy] = measured?;
+
         let steps = self.steps_total();
-        let Checkpoint { trained: Trained { network, history, .. }, options, step, batches, latest: best, optimizer } =
-            &mut self.state;
-        let mut accuracy = |split, samples: &[usize]| self.batch.accuracy(network, &self.data, split, samples);
+        let Checkpoint { trained: Trained { history, .. }, options, step, batches, optimizer, .. } = &mut self.state;
+        let at = Progress { step: *step - 1, steps_per_epoch: batches.count, steps };
+        history.train_accuracy.push(train_accuracy);
+        history.val_accuracy.push(val_accuracy);
+        history.learning_rate.push(optimizer.learning_rate(at));
+        Ok(Event::Epoch { epoch, epochs: options.epochs, train_accuracy, val_accuracy, best })
+    }
+
+    /// The network's accuracy on the training and on the validation split.
+    fn accuracies(&mut self, epoch: usize) -> Result<[f64; 2]> {
+        let Checkpoint { trained: Trained { network, .. }, options, .. } = &mut self.state;
         let len = self.data.len(Split::Train);
         let samples: Vec<_> = if len <= options.train_accuracy_samples {
             (0..len).collect()
@@ -265,18 +295,8 @@ impl<T: Element> Solver<T> {
             let mut rng = stream(options.seed, Purpose::Measure, epoch as u64, 0);
             (0..options.train_accuracy_samples).map(|_| rng.random_range(0..len)).collect()
         };
-        let train_accuracy = accuracy(Split::Train, &samples)?;
         let all: Vec<_> = (0..self.data.len(Split::Validation)).collect();
-        let val_accuracy = accuracy(Split::Validation, &all)?;
-
-        let is_best = history.best().is_none_or(|(_, best)| val_accuracy > best);
-        if is_best {
-            best.copy_from(network);
-        }
-        history.train_accuracy.push(train_accuracy);
-        history.val_accuracy.push(val_accuracy);
-        let at = Progress { step: *step - 1, steps_per_epoch: batches.count, steps };
-        history.learning_rate.push(optimizer.learning_rate(at));
-        Ok(Event::Epoch { epoch, epochs: options.epochs, train_accuracy, val_accuracy, best: is_best })
+        let mut accuracy = |split, samples: &[usize]| self.batch.accuracy(network, &self.data, split, samples);
+        Ok([accuracy(Split::Train, &samples)?, accuracy(Split::Validation, &all)?])
     }
 }

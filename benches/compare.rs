@@ -244,7 +244,7 @@ fn images<T: Element>(count: usize) -> (Buffer<T>, Vec<usize>) {
 
 /// Multiply-adds of one image's forward pass.
 fn multiply_adds(network: &Network<f32>) -> usize {
-    network.summary().iter().map(|layer| layer.macs).sum()
+    network.summary().iter().map(|layer| layer.multiply_adds).sum()
 }
 
 fn step(notation: &str, batch: usize, weight_scale: Option<f32>) -> Work {

@@ -20,6 +20,7 @@ use std::ops::Range;
 
 use crate::element::{Element, Kind};
 use crate::parallel::StridedMut;
+use crate::simd::{dot, vectorized};
 
 /// Whether a product replaces what is in the output or is added to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,25 +168,54 @@ pub fn gemm<T: Element>(accum: Accum, alpha: T, a: Mat<'_, T>, b: Mat<'_, T>, mu
 /// Terms of a sum that every kernel of the library adds up in one chain.
 const TERMS: usize = 256;
 
-/// [`gemm`], with sums cut in a way that depends on their length alone: an element of C has the same bits whatever the
-/// other rows of A and columns of B are, and however many. So a sample's scores do not depend on its batch.
+/// [`gemm`] of matrices that are not transposed, its sums taken in an order that depends on their length alone: an element
+/// of C has the same bits wherever its row stands among however many, so a sample's scores do not depend on its batch.
 ///
-/// OpenBLAS makes an element of C by a chain of multiply-adds over the terms in their order, in every kernel; where it
-/// ends one chain and adds it to C, to stay within a cache, depends on all sides of the product. It never does within
-/// `TERMS` terms, so sums are cut into runs of no more than that, as even as may be.
+/// The AVX-512 kernels of OpenBLAS make an element by a chain of multiply-adds over the terms in their order, wherever the
+/// number of columns is a multiple of four. Where they end one chain and begin another, to stay within a cache, depends on
+/// all sides of the product, but it is never within `TERMS` terms. So sums are cut into runs of no more than that, as even
+/// as may be, and the last one to three columns are added up here. The AVX2 kernels add up in two chains in some rows and in
+/// one in others: there the last digits still depend on a row's place ([`BackendInfo::rows_alike`]).
 ///
 /// # Panics
-/// As [`gemm`].
+/// As [`gemm`], and if A or B is transposed.
 #[track_caller]
 pub fn gemm_in_terms<T: Element>(accum: Accum, alpha: T, a: Mat<'_, T>, b: Mat<'_, T>, mut c: MatMut<'_, T>) {
+    assert!(!a.transposed && !b.transposed, "neither matrix is transposed");
+    assert_eq!((a.cols, c.rows, c.cols), (b.rows, a.rows, b.cols), "shapes of A, B and C");
     let parts = a.cols.div_ceil(TERMS).max(1);
-    if parts == 1 || a.cols != b.rows {
-        return gemm(accum, alpha, a, b, c);
+    let (rows, whole) = (0..c.rows, c.cols / 4 * 4);
+    for (i, inner) in Blocks::ranges(a.cols.max(1), a.cols.div_ceil(parts).max(1)).enumerate() {
+        let accum = if i == 0 { accum } else { Accum::Add };
+        let inner = inner.start..inner.end.min(a.cols);
+        let (a, b) = (a.block(rows.clone(), inner.clone()), b.block(inner, 0..b.cols));
+        if whole > 0 {
+            gemm(accum, alpha, a, b.block(0..b.rows, 0..whole), c.block(rows.clone(), 0..whole));
+        }
+        add_last_columns(accum, alpha, a, b, whole, &mut c);
     }
-    for (i, inner) in Blocks::ranges(a.cols, a.cols.div_ceil(parts)).enumerate() {
-        let (a, b) = (a.block(0..a.rows, inner.clone()), b.block(inner, 0..b.cols));
-        let (rows, cols) = (0..c.rows, 0..c.cols);
-        gemm(if i == 0 { accum } else { Accum::Add }, alpha, a, b, c.block(rows, cols));
+}
+
+/// Columns `first` on of a product of at most [`TERMS`] terms; fewer than four.
+fn add_last_columns<T: Element>(
+    accum: Accum,
+    alpha: T,
+    a: Mat<'_, T>,
+    b: Mat<'_, T>,
+    first: usize,
+    c: &mut MatMut<'_, T>,
+) {
+    let mut terms = [T::zero(); TERMS];
+    for column in first..c.cols {
+        for (p, term) in terms[..b.rows].iter_mut().enumerate() {
+            *term = b.data[p * b.ld + column];
+        }
+        for i in 0..a.rows {
+            let row = &a.data[i * a.ld..][..a.cols];
+            let sum = alpha * vectorized!(dot(row, &terms[..row.len()]));
+            let to = &mut c.row(i)[column];
+            *to = if accum == Accum::Add { *to + sum } else { sum };
+        }
     }
 }
 
@@ -297,6 +327,8 @@ pub struct BackendInfo {
     pub threads: usize,
     /// What the user should know: that OpenBLAS uses slow kernels, and what to do.
     pub note: Option<String>,
+    /// Whether an element of a product has the same bits in whichever row it stands: see [`gemm_in_terms`].
+    pub rows_alike: bool,
     /// Whether these kernels have a path that does not pack: see [`Blocks`].
     multiplies_in_place: bool,
 }
@@ -435,13 +467,15 @@ mod library {
                 1 => "pthreads build",
                 _ => "OpenMP build",
             };
-            let in_place = ["SkylakeX", "Cooperlake", "SapphireRapids"];
+            let avx512 =
+                ["SkylakeX", "Cooperlake", "SapphireRapids"].iter().any(|name| core.eq_ignore_ascii_case(name));
             BackendInfo {
                 name: "OpenBLAS",
                 config: format!("{config} ({build})"),
                 threads: threads.max(1) as usize,
                 note,
-                multiplies_in_place: in_place.iter().any(|name| core.eq_ignore_ascii_case(name)),
+                rows_alike: avx512,
+                multiplies_in_place: avx512,
                 core,
             }
         })
@@ -513,6 +547,7 @@ mod library {
             core: "chosen at run time".into(),
             threads: 1,
             note: Some("build with the feature openblas-system for a faster product".into()),
+            rows_alike: false,
             multiplies_in_place: false,
         })
     }

@@ -5,7 +5,7 @@ mod common;
 
 use common::{Golden, assert_close, golden};
 use gemmnet::nn::init::Init;
-use gemmnet::nn::network::Network;
+use gemmnet::nn::network::{Network, StepKey};
 use gemmnet::nn::notation::NetworkSpec;
 use gemmnet::ops::batchnorm::BatchNorm;
 use gemmnet::optim::{Ema, Group, LearningRate, Optimizer, Progress, Select, Stepped, UpdateRule};
@@ -73,7 +73,7 @@ fn train(
     let want: Array1<f64> = case.array("losses");
     for (step, &want) in want.iter().enumerate() {
         let (x, labels) = batch(case, network, step);
-        let loss = network.loss(&x, &labels, 0, step as u64).unwrap();
+        let loss = network.loss(&x, &labels, StepKey { seed: 0, step: step as u64 }).unwrap();
         assert_close(&arr0(loss), &arr0(want), DEEP, 1, &format!("'{}', loss of step {step}", case.name));
         let (params, grads) = network.params_and_grads();
         let stepped = optimizer.step(params, grads, Progress::default());
@@ -90,7 +90,7 @@ fn check_first_step(
     let (x, labels) = batch(case, network, 0);
     // From 0 the running statistics become the batch's times 1 - momentum, the weight of what is new.
     network.statistics_mut().values_mut().fill(0.0);
-    let loss = network.loss(&x, &labels, 0, 0).unwrap();
+    let loss = network.loss(&x, &labels, StepKey::default()).unwrap();
     let want = case.array::<Ix1>("losses")[0];
     assert_close(&arr0(loss), &arr0(want), SMALL, 1, &format!("'{}', loss", case.name));
     for name in case.names("gradient") {
@@ -177,7 +177,7 @@ fn residual_blocks_have_the_statistics_of_pytorch() {
     for case in golden("residual") {
         let mut network = network(&case);
         let (x, labels) = batch(&case, &network, 0);
-        network.loss(&x, &labels, 0, 0).unwrap();
+        network.loss(&x, &labels, StepKey::default()).unwrap();
         for param in network.statistics().iter() {
             let got = network.statistics().get(&param.name).expect("its own name");
             assert_close(&got, &case.array(&param.name), SMALL, 1, &format!("'{}', {}", case.name, param.name));

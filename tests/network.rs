@@ -80,7 +80,8 @@ fn networks_of_every_kind_have_right_gradients() {
         "conv3-pool-bn-relu-affine4-silu", // a block without a product
         "affine6-bn-gelu-affine6-leaky-affine4",
         "bn-conv3p0-relu-affine4", // batchnorm of the images themselves
-        "conv3-pool-bn-relu-conv3-pool2x3-bn-silu-pool-affine4", // pools before batchnorm, one of them before another pool
+        "conv3-pool-bn-relu-conv3-pool2x3-bn-silu-affine4", // pools before batchnorm
+        "conv3-pool-bn-gelu-pool-affine4", // and another behind it
         "conv3-relu-res[conv3-relu-conv3]-relu-affine4",
         "res[conv4s2-bn-relu-conv4-bn]-relu-gap-affine4", // a projection, whose input needs no gradient
         "conv3-res[conv4s2-relu-conv4]-gelu-affine4",     // a projection, whose input needs one
@@ -123,7 +124,6 @@ fn what_does_not_fit_is_refused_when_the_network_is_built() {
         ("pool-pool-pool-pool-affine3", "does not fit"),
         ("conv4g3-affine3", "groups"),
         ("res[conv4p0]-affine3", "which no stride of a 1x1 convolution does"),
-        ("res[conv4-affine3]-affine3", "one score per class"),
     ] {
         let spec: NetworkSpec = notation.parse().unwrap();
         let error = Network::<f32>::new(&spec, [2, 8, 8], Init::He, 0).unwrap_err();
@@ -164,9 +164,15 @@ fn a_rejected_call_leaves_no_trace() {
     check(&net, "a loss that is no number");
 }
 
-/// Scores of an image are the same bits alone and in any company, in a network and in a session.
+/// Scores of an image are the same bits alone and in any company, in a network and in a session; with OpenBLAS' AVX2 kernels
+/// but for rounding.
 #[test]
 fn scores_do_not_depend_on_the_other_images() {
+    fn same<T: gemmnet::Element>(got: &[T], want: &[T]) -> bool {
+        let tolerance = if gemmnet::blas::setup().rows_alike { 0.0 } else { 1e-4 };
+        let largest = want.iter().fold(0.0_f64, |most, v| most.max(v.f64().abs()));
+        got.iter().zip(want).all(|(got, want)| (got.f64() - want.f64()).abs() <= tolerance * largest)
+    }
     fn check<T: gemmnet::Element>(notation: &str) {
         let spec: NetworkSpec = notation.parse().unwrap();
         let mut net = Network::<T>::new(&spec, [3, 16, 16], Init::He, 0).unwrap();
@@ -183,9 +189,9 @@ fn scores_do_not_depend_on_the_other_images() {
             for first in [0, 40 - size] {
                 let (x, here) = (&x[first * image..][..size * image], first * 7..(first + size) * 7);
                 net.scores(x, &mut scores).unwrap();
-                assert!(scores == together[here.clone()], "{} {notation}: {size} images from {first}", T::NAME);
+                assert!(same(&scores, &together[here.clone()]), "{} {notation}: {size} images from {first}", T::NAME);
                 session.run(x, &mut scores, &mut scratch).unwrap();
-                assert!(scores == served[here], "{} {notation}: session, {size} images from {first}", T::NAME);
+                assert!(same(&scores, &served[here]), "{} {notation}: session, {size} images from {first}", T::NAME);
             }
         }
     }

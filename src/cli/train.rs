@@ -37,7 +37,7 @@ use crate::train::{Checkpoint, Event, Log, Report, Solver, SolverOptions, accura
                         gemmnet train --train-limit 100 --batch-size 50 --epochs 10 --no-fetch"
 )]
 pub(super) struct TrainArgs {
-    /// Recipe to start from: three-layer, three-layer-65 or deep
+    /// Recipe to start from: three-layer, three-layer-65, deep or resnet20
     #[arg(long, value_name = "NAME", default_value = presets::DEFAULT)]
     preset: String,
     /// Explain the presets and stop [default: off]

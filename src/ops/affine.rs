@@ -182,3 +182,63 @@ pub fn affine_backward<T: Element>(
     affine_backward_into(&shape, &row_major(dout), &row_major(x), &row_major(w), grads);
     Ok(AffineGrads { dx, dw, db })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::{Purpose, stream};
+    use rand::RngExt;
+
+    fn values<T: Element>(len: usize, seed: u64) -> Vec<T> {
+        let mut random = stream(seed, Purpose::Example, 0, 0);
+        (0..len).map(|_| T::of(random.random_range(-1.0..1.0))).collect()
+    }
+
+    /// A sample's output has the same bits alone and in any batch, wherever in it; with OpenBLAS' AVX2 kernels but for rounding.
+    #[test]
+    fn the_output_of_a_sample_does_not_depend_on_the_others() {
+        fn check<T: Element>(inputs: usize, outputs: usize) {
+            const MOST: usize = 600;
+            let alike = crate::blas::setup().rows_alike;
+            let (x, w) = (values::<T>(MOST * inputs, 1), values::<T>(inputs * outputs, 2));
+            let product = |first: usize, samples: usize| {
+                let shape = AffineShape { samples, inputs, outputs };
+                let mut out = vec![T::nan(); samples * outputs];
+                affine_product_into(&shape, &x[first * inputs..][..samples * inputs], &w, &mut out);
+                out
+            };
+            let want = product(0, MOST);
+            for (first, samples) in
+                [(0, 1), (7, 1), (598, 1), (3, 2), (0, 3), (100, 50), (11, 100), (5, 256), (0, 257), (80, 511)]
+            {
+                let want = &want[first * outputs..][..samples * outputs];
+                for (i, (got, want)) in product(first, samples).iter().zip(want).enumerate() {
+                    let (sample, output) = (i / outputs, i % outputs);
+                    let near = (got.f64() - want.f64()).abs() <= 1e-4 * (1.0 + want.f64().abs());
+                    assert!(
+                        got == want || (near && !alike),
+                        "{} {inputs} -> {outputs}, sample {sample} of {samples}, output {output}: {got:e} and not {want:e}",
+                        T::NAME
+                    );
+                }
+            }
+        }
+        for (inputs, outputs) in [
+            (1, 1),
+            (5, 3),
+            (33, 10),
+            (64, 64),
+            (256, 100),
+            (257, 10),
+            (500, 10),
+            (700, 1),
+            (1024, 65),
+            (2048, 500),
+            (3072, 10),
+            (8192, 17),
+        ] {
+            check::<f32>(inputs, outputs);
+            check::<f64>(inputs, outputs);
+        }
+    }
+}

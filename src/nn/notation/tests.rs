@@ -97,7 +97,13 @@ fn every_layer_and_its_canonical_form() {
 fn every_name_that_may_be_suggested_is_read() {
     for name in NAMES.into_iter().chain(Activation::NAMES.map(|(name, _)| name)) {
         let read = |text: String| NetworkSpec::parse(&text).is_ok();
-        assert!(read(format!("relu-{name}")) || read(format!("{name}1")) || read(format!("{name}0.1")), "{name}");
+        assert!(
+            read(format!("relu-{name}"))
+                || read(format!("{name}1"))
+                || read(format!("{name}0.1"))
+                || read(format!("{name}[relu]")),
+            "{name}"
+        );
     }
 }
 

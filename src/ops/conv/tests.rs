@@ -111,9 +111,16 @@ fn assert_bits<'a>(got: impl IntoIterator<Item = &'a f32>, want: impl IntoIterat
     assert!(got.into_iter().map(bits).eq(want.into_iter().map(bits)), "{what}: other bits");
 }
 
-/// The output and dx of an image are the same alone and in every batch.
+/// The output and dx of an image are the same alone and in every batch; with OpenBLAS' AVX2 kernels but for rounding.
 #[test]
 fn an_image_has_the_same_bits_in_every_batch() {
+    let assert_bits = |got: &Array4<f32>, want: &Array4<f32>, what: &str| match crate::blas::setup().rows_alike {
+        true => assert_bits(got, want, what),
+        false => {
+            let largest = want.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
+            assert!(got.iter().zip(want).all(|(got, want)| (got - want).abs() <= 1e-4 * largest), "{what}");
+        }
+    };
     for (why, case) in cases() {
         let (out, dx) = (case.forward(0..40), case.backward(0..40).dx);
         for images in [0..1, 3..4, 0..2, 1..4, 0..7, 0..16, 9..40] {

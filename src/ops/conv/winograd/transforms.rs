@@ -154,8 +154,8 @@ impl Stack {
     }
 
     /// The first `rows` rows of matrix `q`.
-    fn mat_mut<'a, T>(&self, data: &'a mut [T], q: usize, rows: usize) -> MatMut<'a, T> {
-        MatMut::new(&mut data[q * self.matrix..], rows, self.cols, self.ld)
+    fn mat_mut<'a, T>(&self, data: &'a mut [T], q: usize, rows: usize, cols: usize) -> MatMut<'a, T> {
+        MatMut::new(&mut data[q * self.matrix..], rows, cols, self.ld)
     }
 
     /// Index of the vector from column `col` of row `row` on, in matrix (i, j).
@@ -173,13 +173,15 @@ pub(super) fn multiply<T: Element>(
     (b_stack, b): (&Stack, &[T]),
     (c_stack, c): (&Stack, &mut [T]),
 ) {
+    // Of as many columns as gemm_in_terms leaves to the library: those beyond the last are there, and of no use.
+    let cols = b_stack.cols.next_multiple_of(4);
     for q in 0..PRODUCTS {
         for start in (0..a_stack.cols).step_by(SUM_TERMS) {
             let terms = start..(start + SUM_TERMS).min(a_stack.cols);
             let accum = if start == 0 { Accum::Replace } else { Accum::Add };
             let a = a_stack.block(a, q, 0..rows, terms.clone());
-            let b = b_stack.block(b, q, terms, 0..b_stack.cols);
-            gemm(accum, T::one(), a, b, c_stack.mat_mut(c, q, rows));
+            let b = b_stack.block(b, q, terms, 0..cols);
+            gemm(accum, T::one(), a, b, c_stack.mat_mut(c, q, rows, cols));
         }
     }
 }
@@ -198,7 +200,7 @@ pub(super) fn multiply_transposed<T: Element>(
             let accum = if start == rows.start { accum } else { Accum::Add };
             let a = a_stack.block(a, q, terms.clone(), cols.clone());
             let b = b_stack.block(b, q, terms, 0..b_stack.cols);
-            gemm(accum, T::one(), a.t(), b, c_stack.mat_mut(c, q, cols.len()));
+            gemm(accum, T::one(), a.t(), b, c_stack.mat_mut(c, q, cols.len(), b_stack.cols));
         }
     }
 }

@@ -35,16 +35,125 @@ pub(super) struct Update<T> {
     decay: T,
 }
 
-/// The rules; `lr` is the learning rate.
+/// A rule with `S` vectors of its own.
+trait Rule<T, const S: usize> {
+    /// From a parameter, its gradient and the rule's values for it to the next parameter and values.
+    fn next(&self, w: T, g: T, state: [T; S]) -> (T, [T; S]);
+}
+
+/// The rules, ready to run; `lr` is the learning rate.
 #[derive(Clone, Copy, Debug)]
 enum Formula<T> {
-    Sgd { lr: T },
-    Momentum { mu: T, lr: T },
-    Nesterov { mu: T, ahead: T, lr: T },
-    AdaGrad { lr: T, epsilon: T },
-    RmsProp { keep: T, take: T, lr: T, epsilon: T },
-    Adam { keep: [T; 2], take: [T; 2], rate: T, scale: T, epsilon: T },
-    Muon { mu: T },
+    Sgd(Sgd<T>),
+    Momentum(Momentum<T>),
+    Nesterov(Nesterov<T>),
+    AdaGrad(AdaGrad<T>),
+    RmsProp(RmsProp<T>),
+    Adam(Adam<T>),
+    Muon(Muon<T>),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sgd<T> {
+    lr: T,
+}
+
+impl<T: Element> Rule<T, 0> for Sgd<T> {
+    #[inline(always)]
+    fn next(&self, w: T, g: T, []: [T; 0]) -> (T, [T; 0]) {
+        (w - self.lr * g, [])
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Momentum<T> {
+    mu: T,
+    lr: T,
+}
+
+impl<T: Element> Rule<T, 1> for Momentum<T> {
+    #[inline(always)]
+    fn next(&self, w: T, g: T, [v]: [T; 1]) -> (T, [T; 1]) {
+        let v = self.mu * v - self.lr * g;
+        (w + v, [v])
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Nesterov<T> {
+    mu: T,
+    ahead: T,
+    lr: T,
+}
+
+impl<T: Element> Rule<T, 1> for Nesterov<T> {
+    #[inline(always)]
+    fn next(&self, w: T, g: T, [before]: [T; 1]) -> (T, [T; 1]) {
+        let v = self.mu * before - self.lr * g;
+        (w - self.mu * before + self.ahead * v, [v])
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct AdaGrad<T> {
+    lr: T,
+    epsilon: T,
+}
+
+impl<T: Element> Rule<T, 1> for AdaGrad<T> {
+    #[inline(always)]
+    fn next(&self, w: T, g: T, [s]: [T; 1]) -> (T, [T; 1]) {
+        let s = s + g * g;
+        (w - self.lr * g / (s.sqrt() + self.epsilon), [s])
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct RmsProp<T> {
+    keep: T,
+    take: T,
+    lr: T,
+    epsilon: T,
+}
+
+impl<T: Element> Rule<T, 1> for RmsProp<T> {
+    #[inline(always)]
+    fn next(&self, w: T, g: T, [s]: [T; 1]) -> (T, [T; 1]) {
+        let s = self.keep * s + self.take * (g * g);
+        (w - self.lr * g / (s.sqrt() + self.epsilon), [s])
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Adam<T> {
+    keep: [T; 2],
+    take: [T; 2],
+    rate: T,
+    scale: T,
+    epsilon: T,
+}
+
+impl<T: Element> Rule<T, 2> for Adam<T> {
+    #[inline(always)]
+    fn next(&self, w: T, g: T, [m, v]: [T; 2]) -> (T, [T; 2]) {
+        let m = self.keep[0] * m + self.take[0] * g;
+        let v = self.keep[1] * v + self.take[1] * (g * g);
+        (w - self.rate * m / (v.sqrt() * self.scale + self.epsilon), [m, v])
+    }
+}
+
+/// Leaves `w` alone and puts the direction of its step into the second vector.
+#[derive(Clone, Copy, Debug)]
+struct Muon<T> {
+    mu: T,
+}
+
+impl<T: Element> Rule<T, 2> for Muon<T> {
+    #[inline(always)]
+    fn next(&self, w: T, g: T, [v, _]: [T; 2]) -> (T, [T; 2]) {
+        let v = self.mu * v + g;
+        (w, [v, g + self.mu * v])
+    }
 }
 
 impl<T: Element> Update<T> {
@@ -52,27 +161,27 @@ impl<T: Element> Update<T> {
     pub(super) fn new(group: &Group, lr: f64, clip: f64, t: u64) -> Self {
         let of = T::of;
         let formula = match group.rule {
-            UpdateRule::Sgd => Formula::Sgd { lr: of(lr) },
-            UpdateRule::Momentum { momentum } => Formula::Momentum { mu: of(momentum), lr: of(lr) },
+            UpdateRule::Sgd => Formula::Sgd(Sgd { lr: of(lr) }),
+            UpdateRule::Momentum { momentum } => Formula::Momentum(Momentum { mu: of(momentum), lr: of(lr) }),
             UpdateRule::Nesterov { momentum } => {
-                Formula::Nesterov { mu: of(momentum), ahead: of(1.0 + momentum), lr: of(lr) }
+                Formula::Nesterov(Nesterov { mu: of(momentum), ahead: of(1.0 + momentum), lr: of(lr) })
             }
-            UpdateRule::AdaGrad { epsilon } => Formula::AdaGrad { lr: of(lr), epsilon: of(epsilon) },
+            UpdateRule::AdaGrad { epsilon } => Formula::AdaGrad(AdaGrad { lr: of(lr), epsilon: of(epsilon) }),
             UpdateRule::RmsProp { decay, epsilon } => {
-                Formula::RmsProp { keep: of(decay), take: of(1.0 - decay), lr: of(lr), epsilon: of(epsilon) }
+                Formula::RmsProp(RmsProp { keep: of(decay), take: of(1.0 - decay), lr: of(lr), epsilon: of(epsilon) })
             }
             UpdateRule::Adam { beta1, beta2, epsilon } | UpdateRule::AdamW { beta1, beta2, epsilon, .. } => {
                 let t = t as f64;
-                Formula::Adam {
+                Formula::Adam(Adam {
                     keep: [of(beta1), of(beta2)],
                     take: [of(1.0 - beta1), of(1.0 - beta2)],
                     // lr m' = rate * m and sqrt(v') = sqrt(v) * scale: the corrections cost no division per parameter.
                     rate: of(lr / (1.0 - beta1.powf(t))),
                     scale: of(1.0 / (1.0 - beta2.powf(t)).sqrt()),
                     epsilon: of(epsilon),
-                }
+                })
             }
-            UpdateRule::Muon { momentum, .. } => Formula::Muon { mu: of(momentum) },
+            UpdateRule::Muon { momentum, .. } => Formula::Muon(Muon { mu: of(momentum) }),
         };
         // Muon's own decay waits until its parameters have their norm.
         let decay = if group.rule.is_matrix() { 0.0 } else { lr * group.rule.weight_decay() };
@@ -80,90 +189,23 @@ impl<T: Element> Update<T> {
     }
 
     /// Updates parameters `w` by gradients `g`, both of the same length; `a` and `b` are the rule's vectors, of that
-    /// length where it has them. Muon leaves `w` alone and puts the direction of its step into `b`.
+    /// length where it has them.
     #[inline(always)]
     fn apply(&self, w: &mut [T], g: &[T], [a, b]: [&mut [T]; VECTORS]) {
         match self.formula {
-            Formula::Sgd { lr } => self.each(
-                w,
-                g,
-                [],
-                #[inline(always)]
-                |w, g, []| (w - lr * g, []),
-            ),
-            Formula::Momentum { mu, lr } => self.each(
-                w,
-                g,
-                [a],
-                #[inline(always)]
-                |w, g, [v]| {
-                    let v = mu * v - lr * g;
-                    (w + v, [v])
-                },
-            ),
-            Formula::Nesterov { mu, ahead, lr } => self.each(
-                w,
-                g,
-                [a],
-                #[inline(always)]
-                |w, g, [before]| {
-                    let v = mu * before - lr * g;
-                    (w - mu * before + ahead * v, [v])
-                },
-            ),
-            Formula::AdaGrad { lr, epsilon } => self.each(
-                w,
-                g,
-                [a],
-                #[inline(always)]
-                |w, g, [s]| {
-                    let s = s + g * g;
-                    (w - lr * g / (s.sqrt() + epsilon), [s])
-                },
-            ),
-            Formula::RmsProp { keep, take, lr, epsilon } => self.each(
-                w,
-                g,
-                [a],
-                #[inline(always)]
-                |w, g, [s]| {
-                    let s = keep * s + take * (g * g);
-                    (w - lr * g / (s.sqrt() + epsilon), [s])
-                },
-            ),
-            Formula::Adam { keep, take, rate, scale, epsilon } => self.each(
-                w,
-                g,
-                [a, b],
-                #[inline(always)]
-                |w, g, [m, v]| {
-                    let m = keep[0] * m + take[0] * g;
-                    let v = keep[1] * v + take[1] * (g * g);
-                    (w - rate * m / (v.sqrt() * scale + epsilon), [m, v])
-                },
-            ),
-            Formula::Muon { mu } => self.each(
-                w,
-                g,
-                [a, b],
-                #[inline(always)]
-                |w, g, [v, _]| {
-                    let v = mu * v + g;
-                    (w, [v, g + mu * v])
-                },
-            ),
+            Formula::Sgd(rule) => self.each(w, g, [], rule),
+            Formula::Momentum(rule) => self.each(w, g, [a], rule),
+            Formula::Nesterov(rule) => self.each(w, g, [a], rule),
+            Formula::AdaGrad(rule) => self.each(w, g, [a], rule),
+            Formula::RmsProp(rule) => self.each(w, g, [a], rule),
+            Formula::Adam(rule) => self.each(w, g, [a, b], rule),
+            Formula::Muon(rule) => self.each(w, g, [a, b], rule),
         }
     }
 
-    /// Runs `rule`, `(w, g, state)` to `(w, state)`, over every element; `g` has been clipped and has the gradient of `l2`.
+    /// Runs `rule` over every element, with gradients that are clipped and have that of `l2`.
     #[inline(always)]
-    fn each<const S: usize>(
-        &self,
-        w: &mut [T],
-        g: &[T],
-        mut state: [&mut [T]; S],
-        rule: impl Fn(T, T, [T; S]) -> (T, [T; S]),
-    ) {
+    fn each<const S: usize>(&self, w: &mut [T], g: &[T], mut state: [&mut [T]; S], rule: impl Rule<T, S>) {
         let (len, Update { clip, l2, decay, .. }) = (w.len(), *self);
         // All of the same length, which the compiler must see to vectorise the loop.
         let g = &g[..len];
@@ -175,7 +217,7 @@ impl<T: Element> Update<T> {
             for s in 0..S {
                 values[s] = state[s][i];
             }
-            let (next, after) = rule(w[i] - decay * w[i], clip * g[i] + l2 * w[i], values);
+            let (next, after) = rule.next(w[i] - decay * w[i], clip * g[i] + l2 * w[i], values);
             w[i] = next;
             for s in 0..S {
                 state[s][i] = after[s];

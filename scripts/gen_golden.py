@@ -395,10 +395,10 @@ class Net:
     """A network from gemmnet's notation, as far as it is used here; its parameters have gemmnet's names and layouts.
 
     Layers of a kind are counted in order of appearance: conv1.weight, bn1.weight, bn1.bias, ..., affine1.weight (D, M),
-    affine1.bias. Convolutions are 3x3 and keep the image's size but for their stride; one before batchnorm, be it with
-    a pool between, has no bias. `res[...]` adds its input; where that has another shape, it goes through a 1x1
-    convolution and batchnorm of their own (He et al. 2016, option B): shortcut1.weight, shortcut1.bn.weight,
-    shortcut1.bn.bias.
+    affine1.bias. Convolutions are 3x3 with stride `s` and padding `p`, which is 'same' if not given: as many rows of
+    output as strides fit into the image, and the odd row of padding below. One before batchnorm, be it with a pool
+    between, has no bias. `res[...]` adds its input; where that has another shape, it goes through a 1x1 convolution and
+    batchnorm of their own (He et al. 2016, option B): shortcut1.weight, shortcut1.bn.weight, shortcut1.bn.bias.
 
     Weights are `numbers(name)` times the largest power of two whose square is at most 6 / fan-in; batchnorm's scales
     1 + numbers(name) / 4; biases numbers(name) / 4. Running statistics begin at 0 and 1; the variance is biased."""
@@ -452,10 +452,11 @@ class Net:
         channels, rows, cols = self.shape
         if isinstance(word, list):
             return self.residual(word)
-        kind, size, stride = re.fullmatch(r"([a-z]+)(\d*)(?:s(\d))?", word).groups()
+        kind, size, stride, padding = re.fullmatch(r"([a-z]+)(\d*)(?:s(\d))?(?:p(\d))?", word).groups()
         if kind == "conv":
             before_norm = following[:1] == ["bn"] or following == ["pool", "bn"]
-            return self.conv(self.name(kind), int(size), 3, int(stride or 1), bias=not before_norm)
+            padding = padding and [int(padding)] * 4
+            return self.conv(self.name(kind), int(size), 3, int(stride or 1), padding, bias=not before_norm)
         if kind == "bn":
             return self.batchnorm(self.name(kind))
         if kind == "affine":
@@ -477,12 +478,16 @@ class Net:
         assert x.abs().min() > 1e-9
         return F.relu(x)
 
-    def conv(self, name, filters, side, stride, bias):
+    def conv(self, name, filters, side, stride, padding=None, bias=False):
         channels, rows, cols = self.shape
         w = self.weight(f"{name}.weight", filters, channels, side, side, fan_in=channels * side * side)
         b = self.bias(f"{name}.bias", filters) if bias else None
-        self.shape = filters, (rows - 1) // stride + 1, (cols - 1) // stride + 1
-        return lambda x, _: F.conv2d(x, self.params[w], self.params.get(b), stride=stride, padding=side // 2)
+        if padding is None:
+            total = [max(-(-size // stride) * stride - stride + side - size, 0) for size in (cols, rows)]
+            padding = [part for size in total for part in (size // 2, size - size // 2)]
+        left, right, top, bottom = padding
+        self.shape = filters, (rows + top + bottom - side) // stride + 1, (cols + left + right - side) // stride + 1
+        return lambda x, _: F.conv2d(F.pad(x, padding), self.params[w], self.params.get(b), stride=stride)
 
     def batchnorm(self, name, eps=1e-5, momentum=0.9):
         channels = self.shape[0]
@@ -508,7 +513,7 @@ class Net:
             return lambda x, training: x + branch(x, training)
         after, self.shape = self.shape, before
         name = self.name("shortcut")
-        conv = self.conv(name, after[0], 1, before[1] // after[1], bias=False)
+        conv = self.conv(name, after[0], 1, before[1] // after[1])
         norm = self.batchnorm(f"{name}.bn")
         assert self.shape == after
         return lambda x, training: norm(conv(x, training), training) + branch(x, training)
@@ -544,7 +549,7 @@ def resnet20():
     `scores` and `gradient NAME` are those of the first step, `losses` those of all; `after NAME` parameters and running
     statistics after the last, `test_scores` what they then make of the first batch in test mode."""
     block = lambda filters: f"res[conv{filters}-bn-relu-conv{filters}-bn]-relu"
-    stage = lambda filters: f"res[conv{filters}s2-bn-relu-conv{filters}-bn]-relu-[{block(filters)}]x2"
+    stage = lambda filters: f"res[conv{filters}s2p1-bn-relu-conv{filters}-bn]-relu-[{block(filters)}]x2"
     notation = f"conv16-bn-relu-[{block(16)}]x3-{stage(32)}-{stage(64)}-gap-affine10"
     shape, images, lr, momentum = (3, 32, 32), 8, 0.1, 0.9
     net = Net(notation, shape)
@@ -576,7 +581,8 @@ def residual():
 
     return [
         one("identity", "conv3-bn-relu-res[conv3-bn-relu-conv3-bn]-relu-gap-affine4"),
-        one("projection with stride 2", "conv3-bn-relu-res[conv4s2-bn-relu-conv4-bn]-relu-gap-affine4"),
+        one("projection with stride 2", "conv3-bn-relu-res[conv4s2p1-bn-relu-conv4-bn]-relu-gap-affine4"),
+        one("stride 2 with 'same' padding", "res[conv3s2-bn-relu-conv3-bn]-relu-gap-affine4"),
         one("projection of channels alone", "res[conv4-bn]-relu-gap-affine4"),
         one("two, without batchnorm", "conv3-[res[conv3-relu-conv3]]x2-relu-gap-affine4"),
         one("the branch begins with batchnorm", "conv3-res[bn-relu-conv3-bn-relu-conv3]-relu-gap-affine4"),

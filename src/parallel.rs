@@ -185,6 +185,16 @@ unsafe impl<'a, T: Send> Shares for Even<'a, T> {
     }
 }
 
+/// The product of sizes, `None` if it does not fit the machine's integers: what wraps around would seem to fit.
+fn product(sizes: &[usize]) -> Option<usize> {
+    // A zero makes nothing of whatever it is multiplied with.
+    if sizes.contains(&0) {
+        Some(0)
+    } else {
+        sizes.iter().try_fold(1_usize, |product, &size| product.checked_mul(size))
+    }
+}
+
 /// The planes of an array `[images, channels, plane]` by channel: share `c` is channel `c` of every image.
 #[derive(Debug)]
 pub(crate) struct Planes<'a, T> {
@@ -198,7 +208,7 @@ impl<'a, T> Planes<'a, T> {
     /// # Panics
     /// If `data` does not have the length of these sizes.
     pub(crate) fn new(data: &'a mut [T], [images, channels, plane]: [usize; 3]) -> Self {
-        assert_eq!(data.len(), images * channels * plane, "elements of {images} x {channels} planes of {plane}");
+        assert_eq!(Some(data.len()), product(&[images, channels, plane]), "{images} x {channels} planes of {plane}");
         Planes { data: Disjoint::new(data), images, channels, plane }
     }
 }
@@ -233,7 +243,7 @@ impl<'a, T> Grid<'a, T> {
     /// # Panics
     /// If `data` does not have the length of these sizes.
     pub(crate) fn new(data: &'a mut [T], (rows, cols): (usize, usize), (height, width): (usize, usize)) -> Self {
-        assert_eq!(data.len(), rows * cols, "elements of {rows} x {cols}");
+        assert_eq!(Some(data.len()), product(&[rows, cols]), "elements of {rows} x {cols}");
         Grid { data: Disjoint::new(data), rows, cols, height: height.max(1), width: width.max(1) }
     }
 
@@ -347,8 +357,9 @@ impl<'a, T> Disjoint<'a, T> {
     #[track_caller]
     unsafe fn strided(&self, start: usize, count: usize, stride: usize, len: usize) -> StridedMut<'a, T> {
         assert!(stride >= len, "runs of {len} elements, {stride} apart, overlap");
+        let reach = count.saturating_sub(1).checked_mul(stride).and_then(|last| last.checked_add(len));
         let empty = count == 0 || len == 0;
-        let pointer = if empty { self.pointer(0, 0) } else { self.pointer(start, (count - 1) * stride + len) };
+        let pointer = if empty { self.pointer(0, 0) } else { self.pointer(start, reach.unwrap_or(usize::MAX)) };
         StridedMut { pointer, count, stride, len, lifetime: PhantomData }
     }
 }
@@ -439,6 +450,15 @@ mod tests {
             });
             assert_eq!(other, [0, 1, 2, 3, 4, 5]);
         });
+    }
+
+    /// Sizes whose product wraps around to that of an empty slice are refused.
+    #[test]
+    fn sizes_that_wrap_around_are_refused() {
+        let refused = |share: fn(&mut [u8])| std::panic::catch_unwind(|| share(&mut [])).is_err();
+        assert!(refused(|data| drop(Planes::new(data, [1 << 32, 1 << 31, 2]))));
+        assert!(refused(|data| drop(Grid::new(data, (1 << 32, 1 << 32), (1, 1)))));
+        assert!(!refused(|data| drop(Planes::new(data, [0, 1 << 63, 4]))));
     }
 
     #[test]

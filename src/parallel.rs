@@ -318,10 +318,6 @@ impl<'a, T> Disjoint<'a, T> {
         Disjoint { pointer: data.as_mut_ptr(), len: data.len(), lifetime: PhantomData }
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
     /// Pointer to the first of the elements `start .. start + len`, for a block of a matrix: to write through it, the
     /// promise of [`Disjoint::slice`] is needed for the elements written.
     #[track_caller]

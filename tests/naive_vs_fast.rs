@@ -98,7 +98,7 @@ struct ConvCase {
 
 fn check_conv(ConvCase { why, x, w, conv }: &ConvCase) {
     let shape = Conv2dShape::new(*x, *w, conv).unwrap();
-    let (xs, ws, bs) = (normal(*x, 1), normal(*w, 2), normal(shape.filters, 3));
+    let (xs, ws, bs) = (normal(*x, 1), normal(*w, 2), normal(shape.filters(), 3));
     let dout = normal(shape.out(), 4);
     let out = naive::conv2d_forward(xs.view(), ws.view(), Some(bs.view()), conv).unwrap();
     let grads = naive::conv2d_backward(dout.view(), xs.view(), ws.view(), conv).unwrap();
@@ -306,7 +306,7 @@ fn convolution_into_used_buffers() {
     ] {
         let what = format!("x {x:?}, w {w:?}, {conv:?}");
         let shape = Conv2dShape::new(x, w, &conv).unwrap();
-        let (x, w, b) = (normal(x, 1), normal(w, 2), normal(shape.filters, 3));
+        let (x, w, b) = (normal(x, 1), normal(w, 2), normal(shape.filters(), 3));
         let dout = normal(shape.out(), 4);
         let want = conv2d_forward(x.view(), w.view(), Some(b.view()), &conv).unwrap();
         let want_grads = conv2d_backward(dout.view(), x.view(), w.view(), &conv).unwrap();
@@ -861,7 +861,7 @@ fn all_bits() -> Vec<Vec<u32>> {
     ] {
         let shape = Conv2dShape::new(x, w, &conv).unwrap();
         let (x, w, b): (Array4<f32>, Array4<f32>, Array1<f32>) =
-            (random_array(x, 1), random_array(w, 2), random_array(shape.filters, 3));
+            (random_array(x, 1), random_array(w, 2), random_array(shape.filters(), 3));
         let dout: Array4<f32> = random_array(shape.out(), 4);
         keep(conv2d_forward(x.view(), w.view(), Some(b.view()), &conv).unwrap().as_slice().unwrap());
         let grads = conv2d_backward(dout.view(), x.view(), w.view(), &conv).unwrap();

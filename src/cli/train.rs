@@ -1,4 +1,4 @@
-//! Level 6. `gemmnet train`.
+//! Level 7. `gemmnet train`.
 
 use std::io::LineWriter;
 use std::ops::ControlFlow;

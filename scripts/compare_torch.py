@@ -206,7 +206,7 @@ def alternate(turns, rounds):
 
 def build(checkout):
     """The executable of a checkout's bench."""
-    command = ["cargo", "bench", "--locked", "--bench", "compare", "--no-run", "--message-format=json"]
+    command = ["cargo", "bench", "--locked", "--bench", "compare", "--no-run", "--message-format=json-render-diagnostics"]
     result = subprocess.run(command, cwd=checkout, stdout=subprocess.PIPE, text=True)
     if result.returncode != 0:
         sys.exit(f"cannot build in {checkout}: {' '.join(command)}")

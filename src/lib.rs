@@ -36,13 +36,14 @@
 //!
 //! | level | modules | hold |
 //! | --- | --- | --- |
-//! | 0 | [`error`], [`element`], [`shape`] | errors as values; the scalar types, `f32` and `f64`; the sizes of convolutions and pools, the only place where an output size is computed |
-//! | 1 | [`blas`], [`parallel`], [`workspace`], [`random`], [`profile`], [`gradcheck`] | the matrix product, the only file that calls OpenBLAS; the one thread policy; memory that is asked for once; random streams; where the time goes; numeric gradients |
-//! | 2 | [`naive`], [`ops`] | every operation twice: nested loops to read, and the fast one to use, with the same signature; pure functions over array views |
-//! | 3 | [`blocks`] | a product and all that follows it, in as few passes over memory as its parts allow |
-//! | 4 | [`nn`], [`models`], [`optim`], [`data`] | networks with named parameters, their notation, initialisers; CS231n's networks; optimizers and schedules; sources of images of any size, batches, augmentation |
-//! | 5 | [`train`] | the solver: epochs, history, checkpoints |
-//! | 6 | `cli` | the `gemmnet` program |
+//! | 0 | [`error`], [`element`] | errors as values; the scalar types, `f32` and `f64` |
+//! | 1 | [`shape`], [`parallel`], [`workspace`], `simd`, [`random`], [`profile`], [`gradcheck`] | the sizes of convolutions and pools, the only place where an output size is computed; the one thread policy; memory that is asked for once; vector instructions; random streams; where the time goes; numeric gradients |
+//! | 2 | [`blas`], [`params`] | the matrix product, the only room that calls OpenBLAS; named parameters in one buffer |
+//! | 3 | [`ops`] | the operations: pure functions over array views |
+//! | 4 | [`naive`], [`blocks`] | the operations again, as nested loops to read, with the same signatures; a product and all that follows it, in as few passes over memory as its parts allow |
+//! | 5 | [`nn`], [`optim`], [`data`] | networks, their notation, initialisers; optimizers and schedules; sources of images of any size, batches, augmentation |
+//! | 6 | [`models`], [`train`] | CS231n's networks; the solver: epochs, history, checkpoints |
+//! | 7 | `cli` | the `gemmnet` program |
 //!
 //! Images are `(N, C, H, W)`, filters `(F, C / groups, KH, KW)`, affine weights `(D, M)`; arrays are
 //! [`ndarray`](https://docs.rs/ndarray)'s. Where a choice was open, it is that of CS231n's notebooks, and the

@@ -1,4 +1,4 @@
-//! Level 5. Networks by name: CS231n's two, with its parameters and defaults.
+//! Level 6. Networks by name: CS231n's two, with its parameters and defaults.
 
 use crate::element::Element;
 use crate::error::{Error, Result};

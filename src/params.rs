@@ -1,4 +1,4 @@
-//! Level 1. Named parameters in one flat vector.
+//! Level 2. Named parameters in one flat vector.
 //!
 //! One vector, so that the optimizer is one pass, the best parameters are one copy, and gradients and optimizer state
 //! are vectors of the same layout.

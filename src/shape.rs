@@ -1,4 +1,4 @@
-//! Level 0. Sizes of convolutions and pools: the only place where an output size is computed.
+//! Level 1. Sizes of convolutions and pools: the only place where an output size is computed.
 //!
 //! For one axis with input size `H`, padding `p0` before and `p1` after, window `K`, dilation `d` and stride `s`:
 //!

@@ -1,4 +1,4 @@
-//! Level 3. A block's backward pass.
+//! Level 4. A block's backward pass.
 
 use super::block::{Block, BlockState, Head, affine_shape};
 use super::parts::{BlockGrads, BlockInput, Pass};

@@ -1,4 +1,4 @@
-//! Level 3. One block: its sizes and its memory.
+//! Level 4. One block: its sizes and its memory.
 
 use super::parts::{BlockInput, BlockParts, Core, Pass, Pool, Weights};
 use super::tail::{ChannelMap, Pooling, Tail};

@@ -1,4 +1,4 @@
-//! Level 3. CS231n's cascades over arrays: a product and what usually follows it, in one call.
+//! Level 4. CS231n's cascades over arrays: a product and what usually follows it, in one call.
 //!
 //! Each is a [`Block`] with the parts that its name lists. `*_forward` returns the output and a cache, `*_backward` takes
 //! the cache and returns the gradients. Both make their arrays anew, and the cache owns copies of x and w: a training loop

@@ -1,4 +1,4 @@
-//! Level 3. A block's forward pass.
+//! Level 4. A block's forward pass.
 
 use super::block::{Block, BlockState, Head, affine_shape, filters};
 use super::parts::{BlockInput, Pass};

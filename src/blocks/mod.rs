@@ -1,4 +1,4 @@
-//! Level 3. Blocks: a product and all that follows it, in as few passes over memory as its parts allow.
+//! Level 4. Blocks: a product and all that follows it, in as few passes over memory as its parts allow.
 //!
 //! A [`Block`] is `[conv | affine] [early pool] [batchnorm] [activation] [pool] [dropout]`, in this order, each part
 //! optional: the cascades of CS231n and every other. How it runs:

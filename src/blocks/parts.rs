@@ -1,4 +1,4 @@
-//! Level 3. What blocks are made of.
+//! Level 4. What blocks are made of.
 
 use crate::ops::activation::Activation;
 use crate::ops::batchnorm::BatchNorm;

@@ -1,4 +1,4 @@
-//! Level 3. What follows a product within a block: shift and scale per channel, activation, pooling; plane by plane,
+//! Level 4. What follows a product within a block: shift and scale per channel, activation, pooling; plane by plane,
 //! while the plane is in the cache.
 
 use crate::element::Element;

@@ -1,4 +1,4 @@
-//! Level 6. `gemmnet bench`: naive against fast layers on CS231n's shapes.
+//! Level 7. `gemmnet bench`: naive against fast layers on CS231n's shapes.
 
 use std::hint::black_box;
 use std::time::Instant;

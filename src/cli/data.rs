@@ -1,4 +1,4 @@
-//! Level 6. `gemmnet data`, and where the other commands find their data.
+//! Level 7. `gemmnet data`, and where the other commands find their data.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

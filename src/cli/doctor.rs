@@ -1,4 +1,4 @@
-//! Level 6. `gemmnet doctor`: what this machine offers, and what is wrong.
+//! Level 7. `gemmnet doctor`: what this machine offers, and what is wrong.
 
 use clap::Args;
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! Level 6. `gemmnet eval`: how good a saved network is.
+//! Level 7. `gemmnet eval`: how good a saved network is.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! Level 6. `gemmnet gradcheck`: every layer's gradients against numeric ones, on CS231n's shapes.
+//! Level 7. `gemmnet gradcheck`: every layer's gradients against numeric ones, on CS231n's shapes.
 
 use clap::Args;
 use ndarray::{

@@ -1,4 +1,4 @@
-//! Level 6. Ctrl-C.
+//! Level 7. Ctrl-C.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,4 @@
-//! Level 6. The command line: arguments, dispatch, exit codes.
+//! Level 7. The command line: arguments, dispatch, exit codes.
 //!
 //! | exit code | when |
 //! | --- | --- |

@@ -1,4 +1,4 @@
-//! Level 6. What the commands print, and where.
+//! Level 7. What the commands print, and where.
 //!
 //! Without `--json` the report goes to stdout. With it, stdout gets one JSON object, and the report goes to stderr, where
 //! notes and progress always go.

@@ -1,4 +1,4 @@
-//! Level 6. `gemmnet predict`: what a saved network takes pictures for.
+//! Level 7. `gemmnet predict`: what a saved network takes pictures for.
 
 use std::fs::File;
 use std::io::{BufReader, ErrorKind};

@@ -1,4 +1,4 @@
-//! Level 6. Recipes by name.
+//! Level 7. Recipes by name.
 
 use crate::data::{Augment, Normalization, Sampler};
 use crate::error::{Error, Result};

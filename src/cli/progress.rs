@@ -1,4 +1,4 @@
-//! Level 6. Progress bars.
+//! Level 7. Progress bars.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! Level 6. `gemmnet summary`: the layers of a network.
+//! Level 7. `gemmnet summary`: the layers of a network.
 
 use clap::Args;
 use serde_json::json;

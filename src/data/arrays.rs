@@ -1,4 +1,4 @@
-//! Level 4. Images in memory.
+//! Level 5. Images in memory.
 
 use std::fmt::Display;
 

@@ -1,4 +1,4 @@
-//! Level 4. Random flips and shifts.
+//! Level 5. Random flips and shifts.
 
 use rand::RngExt;
 use serde::{Deserialize, Serialize};

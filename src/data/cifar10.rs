@@ -1,4 +1,4 @@
-//! Level 4. CIFAR-10's binary batches (Krizhevsky 2009), read by memory map.
+//! Level 5. CIFAR-10's binary batches (Krizhevsky 2009), read by memory map.
 //!
 //! A batch file is a row of records and nothing else: one byte of label, 0 to 9, then 3,072 bytes of pixels, 32 x 32 of
 //! red, then green, then blue, each row by row from the top. That is `(C, H, W)` already, so a record needs no unpacking.

@@ -1,4 +1,4 @@
-//! Level 4. A source of images, normalised, and its batches.
+//! Level 5. A source of images, normalised, and its batches.
 
 use std::fmt::Display;
 use std::path::Path;

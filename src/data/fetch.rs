@@ -1,4 +1,4 @@
-//! Level 4. Downloads CIFAR-10: resumable, checked, and in place only when complete.
+//! Level 5. Downloads CIFAR-10: resumable, checked, and in place only when complete.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};

@@ -1,4 +1,4 @@
-//! Level 4. Files mapped into memory.
+//! Level 5. Files mapped into memory.
 
 use std::fs::{File, TryLockError};
 use std::ops::Deref;

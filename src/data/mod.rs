@@ -1,4 +1,4 @@
-//! Level 4. Data: sources of images of any size, splits, normalisation, augmentation, batches.
+//! Level 5. Data: sources of images of any size, splits, normalisation, augmentation, batches.
 //!
 //! A [`Source`] lends labelled images `(C, H, W)` of bytes or floats: [`Cifar10`] from mapped files, [`Arrays`] from
 //! memory, [`Pictures`](pictures::Pictures) that are drawn, or one of your own. A [`Dataset`] normalises them and fills

@@ -1,4 +1,4 @@
-//! Level 4. From pixels to numbers around zero.
+//! Level 5. From pixels to numbers around zero.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! Level 4. Which samples make up the batches of an epoch.
+//! Level 5. Which samples make up the batches of an epoch.
 
 use rand::RngExt;
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-//! Level 4. A data set drawn by this program, for machines without CIFAR-10.
+//! Level 5. A data set drawn by this program, for machines without CIFAR-10.
 //!
 //! Ten classes of shapes and patterns, 32 x 32 pixels, in memory or in CIFAR-10's files, so that everything that reads
 //! those reads these. Place, size, turn and colours are random, and the background may be the brighter part, so that no weighted sum

@@ -1,4 +1,4 @@
-//! Level 4. Where data lies on this machine.
+//! Level 5. Where data lies on this machine.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! Level 4. What a data set is made of: labelled images in splits, of any size and number of channels.
+//! Level 5. What a data set is made of: labelled images in splits, of any size and number of channels.
 
 use std::fmt::Debug;
 

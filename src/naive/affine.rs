@@ -1,4 +1,4 @@
-//! Level 3. The affine layer by its definition.
+//! Level 4. The affine layer by its definition.
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 

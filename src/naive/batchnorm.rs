@@ -1,4 +1,4 @@
-//! Level 3. Batch normalisation in training mode by its definition.
+//! Level 4. Batch normalisation in training mode by its definition.
 
 use ndarray::{Array, Array1, Array2, Array4, ArrayView, ArrayView1, ArrayView2, ArrayView4, Axis, RemoveAxis};
 

@@ -1,6 +1,6 @@
-//! Level 3. Convolution by its definition.
+//! Level 4. Convolution by its definition.
 
-use ndarray::{Array1, Array4, ArrayView1, ArrayView4};
+use ndarray::{Array1, Array4, ArrayView1, ArrayView4, Axis};
 
 use crate::element::Element;
 use crate::error::{Result, check_shape};
@@ -29,34 +29,24 @@ pub fn conv2d_forward<T: Element>(
     if let Some(b) = b {
         check_shape("conv2d", "b", b.shape(), &[shape.filters])?;
     }
-    let [images, filters, out_rows, out_cols] = shape.out();
-    let [_, group_channels, kernel_rows, kernel_cols] = shape.w();
+    let group_filters = shape.filters / conv.groups;
+    let [_, group_channels, _, _] = shape.w();
     let [_, _, rows, cols] = shape.x();
     let (top, left) = (shape.rows.before, shape.cols.before);
 
     let mut out = Array4::zeros(shape.out());
-    for n in 0..images {
-        for f in 0..filters {
-            let first_channel = f / (filters / conv.groups) * group_channels;
-            for i in 0..out_rows {
-                for j in 0..out_cols {
-                    let mut sum = b.map_or(T::zero(), |b| b[f]);
-                    for c in 0..group_channels {
-                        for ki in 0..kernel_rows {
-                            for kj in 0..kernel_cols {
-                                // Above and left of the image the difference wraps to a huge index, outside as well.
-                                let row = (i * conv.stride.0 + ki * conv.dilation.0).wrapping_sub(top);
-                                let col = (j * conv.stride.1 + kj * conv.dilation.1).wrapping_sub(left);
-                                if row < rows && col < cols {
-                                    sum += x[[n, first_channel + c, row, col]] * w[[f, c, ki, kj]];
-                                }
-                            }
-                        }
-                    }
-                    out[[n, f, i, j]] = sum;
-                }
+    for ((n, f, i, j), out) in out.indexed_iter_mut() {
+        let first_channel = f / group_filters * group_channels;
+        let mut sum = b.map_or(T::zero(), |b| b[f]);
+        for ((c, ki, kj), &w) in w.index_axis(Axis(0), f).indexed_iter() {
+            // Above and left of the image the difference wraps to a huge index, outside as well.
+            let row = (i * conv.stride.0 + ki * conv.dilation.0).wrapping_sub(top);
+            let col = (j * conv.stride.1 + kj * conv.dilation.1).wrapping_sub(left);
+            if row < rows && col < cols {
+                sum += x[[n, first_channel + c, row, col]] * w;
             }
         }
+        *out = sum;
     }
     Ok(out)
 }
@@ -80,34 +70,23 @@ pub fn conv2d_backward<T: Element>(
 ) -> Result<Conv2dGrads<T>> {
     let shape = Conv2dShape::new(x.dim().into(), w.dim().into(), conv)?;
     check_shape("conv2d", "dout", dout.shape(), &shape.out())?;
-    let [images, filters, out_rows, out_cols] = shape.out();
-    let [_, group_channels, kernel_rows, kernel_cols] = shape.w();
+    let group_filters = shape.filters / conv.groups;
+    let [_, group_channels, _, _] = shape.w();
     let [_, _, rows, cols] = shape.x();
     let (top, left) = (shape.rows.before, shape.cols.before);
 
     let mut dx = Array4::zeros(shape.x());
     let mut dw = Array4::zeros(shape.w());
-    let mut db = Array1::zeros(filters);
-    for n in 0..images {
-        for f in 0..filters {
-            let first_channel = f / (filters / conv.groups) * group_channels;
-            for i in 0..out_rows {
-                for j in 0..out_cols {
-                    let d = dout[[n, f, i, j]];
-                    db[f] += d;
-                    for c in 0..group_channels {
-                        for ki in 0..kernel_rows {
-                            for kj in 0..kernel_cols {
-                                let row = (i * conv.stride.0 + ki * conv.dilation.0).wrapping_sub(top);
-                                let col = (j * conv.stride.1 + kj * conv.dilation.1).wrapping_sub(left);
-                                if row < rows && col < cols {
-                                    dx[[n, first_channel + c, row, col]] += d * w[[f, c, ki, kj]];
-                                    dw[[f, c, ki, kj]] += d * x[[n, first_channel + c, row, col]];
-                                }
-                            }
-                        }
-                    }
-                }
+    let mut db = Array1::zeros(shape.filters);
+    for ((n, f, i, j), &d) in dout.indexed_iter() {
+        let first_channel = f / group_filters * group_channels;
+        db[f] += d;
+        for ((c, ki, kj), &w) in w.index_axis(Axis(0), f).indexed_iter() {
+            let row = (i * conv.stride.0 + ki * conv.dilation.0).wrapping_sub(top);
+            let col = (j * conv.stride.1 + kj * conv.dilation.1).wrapping_sub(left);
+            if row < rows && col < cols {
+                dx[[n, first_channel + c, row, col]] += d * w;
+                dw[[f, c, ki, kj]] += d * x[[n, first_channel + c, row, col]];
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Level 3. Losses by their definitions.
+//! Level 4. Losses by their definitions.
 
 use ndarray::{Array2, ArrayView2};
 

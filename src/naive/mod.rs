@@ -1,4 +1,4 @@
-//! Level 3. Naive twins of the operations: nested loops that can be read straight from the formulas.
+//! Level 4. Naive twins of the operations: nested loops that can be read straight from the formulas.
 //!
 //! They are the reference against which the fast operations of [`crate::ops`] are tested and timed, and they have the
 //! same signatures. They take checked sizes from [`crate::shape`] and compute every pixel's index themselves, so that a

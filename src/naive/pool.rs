@@ -1,6 +1,6 @@
-//! Level 3. Pooling by its definition.
+//! Level 4. Pooling by its definition.
 
-use ndarray::{Array2, Array4, ArrayView2, ArrayView4};
+use ndarray::{Array2, Array4, ArrayView2, ArrayView4, indices};
 
 use crate::element::Element;
 use crate::error::{Result, check_shape};
@@ -21,36 +21,27 @@ use crate::shape::{Pool2d, Pool2dShape};
 pub fn max_pool2d_forward<T: Element>(x: ArrayView4<T>, pool: &Pool2d) -> Result<(Array4<T>, Argmax)> {
     let shape = Pool2dShape::new(x.dim().into(), pool)?;
     shape.check_max()?;
-    let [images, channels, out_rows, out_cols] = shape.out();
     let [_, _, rows, cols] = shape.x();
     let (top, left) = (shape.rows.before, shape.cols.before);
 
     let mut out = Array4::zeros(shape.out());
     let mut cells = Vec::with_capacity(out.len());
-    for n in 0..images {
-        for c in 0..channels {
-            for i in 0..out_rows {
-                for j in 0..out_cols {
-                    let mut best: Option<(T, usize)> = None;
-                    for ki in 0..pool.window.0 {
-                        for kj in 0..pool.window.1 {
-                            // Above and left of the image the difference wraps to a huge index, outside as well.
-                            let row = (i * pool.stride.0 + ki).wrapping_sub(top);
-                            let col = (j * pool.stride.1 + kj).wrapping_sub(left);
-                            if row < rows && col < cols {
-                                let value = x[[n, c, row, col]];
-                                if best.is_none_or(|(max, _)| value > max || (value.is_nan() && !max.is_nan())) {
-                                    best = Some((value, ki * pool.window.1 + kj));
-                                }
-                            }
-                        }
-                    }
-                    let (max, cell) = best.expect("padding is smaller than the window, so every window has a pixel");
-                    out[[n, c, i, j]] = max;
-                    cells.push(u8::try_from(cell).expect("windows have at most 255 cells"));
+    for ((n, c, i, j), out) in out.indexed_iter_mut() {
+        let mut best: Option<(T, usize)> = None;
+        for (ki, kj) in indices(pool.window) {
+            // Above and left of the image the difference wraps to a huge index, outside as well.
+            let row = (i * pool.stride.0 + ki).wrapping_sub(top);
+            let col = (j * pool.stride.1 + kj).wrapping_sub(left);
+            if row < rows && col < cols {
+                let value = x[[n, c, row, col]];
+                if best.is_none_or(|(max, _)| value > max || (value.is_nan() && !max.is_nan())) {
+                    best = Some((value, ki * pool.window.1 + kj));
                 }
             }
         }
+        let (max, cell) = best.expect("padding is smaller than the window, so every window has a pixel");
+        *out = max;
+        cells.push(u8::try_from(cell).expect("windows have at most 255 cells"));
     }
     Ok((out, Argmax { shape, cell: cells }))
 }
@@ -87,30 +78,21 @@ pub fn max_pool2d_backward<T: Element>(dout: ArrayView4<T>, argmax: &Argmax) -> 
 /// Those of [`Pool2dShape::new`].
 pub fn avg_pool2d_forward<T: Element>(x: ArrayView4<T>, pool: &Pool2d) -> Result<Array4<T>> {
     let shape = Pool2dShape::new(x.dim().into(), pool)?;
-    let [images, channels, out_rows, out_cols] = shape.out();
     let [_, _, rows, cols] = shape.x();
     let (top, left) = (shape.rows.before, shape.cols.before);
     let cells = T::of((pool.window.0 * pool.window.1) as f64);
 
     let mut out = Array4::zeros(shape.out());
-    for n in 0..images {
-        for c in 0..channels {
-            for i in 0..out_rows {
-                for j in 0..out_cols {
-                    let mut sum = T::zero();
-                    for ki in 0..pool.window.0 {
-                        for kj in 0..pool.window.1 {
-                            let row = (i * pool.stride.0 + ki).wrapping_sub(top);
-                            let col = (j * pool.stride.1 + kj).wrapping_sub(left);
-                            if row < rows && col < cols {
-                                sum += x[[n, c, row, col]];
-                            }
-                        }
-                    }
-                    out[[n, c, i, j]] = sum / cells;
-                }
+    for ((n, c, i, j), out) in out.indexed_iter_mut() {
+        let mut sum = T::zero();
+        for (ki, kj) in indices(pool.window) {
+            let row = (i * pool.stride.0 + ki).wrapping_sub(top);
+            let col = (j * pool.stride.1 + kj).wrapping_sub(left);
+            if row < rows && col < cols {
+                sum += x[[n, c, row, col]];
             }
         }
+        *out = sum / cells;
     }
     Ok(out)
 }
@@ -128,13 +110,11 @@ pub fn avg_pool2d_backward<T: Element>(dout: ArrayView4<T>, x_shape: [usize; 4],
 
     let mut dx = Array4::zeros(x_shape);
     for ((n, c, i, j), &d) in dout.indexed_iter() {
-        for ki in 0..pool.window.0 {
-            for kj in 0..pool.window.1 {
-                let row = (i * pool.stride.0 + ki).wrapping_sub(shape.rows.before);
-                let col = (j * pool.stride.1 + kj).wrapping_sub(shape.cols.before);
-                if row < rows && col < cols {
-                    dx[[n, c, row, col]] += d / cells;
-                }
+        for (ki, kj) in indices(pool.window) {
+            let row = (i * pool.stride.0 + ki).wrapping_sub(shape.rows.before);
+            let col = (j * pool.stride.1 + kj).wrapping_sub(shape.cols.before);
+            if row < rows && col < cols {
+                dx[[n, c, row, col]] += d / cells;
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Level 4. A network in a file, with or without the training around it.
+//! Level 5. A network in a file, with or without the training around it.
 
 use std::path::Path;
 

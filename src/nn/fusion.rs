@@ -1,4 +1,4 @@
-//! Level 4. Fusion: the nodes of a graph are gathered into steps, each of which runs as one kernel.
+//! Level 5. Fusion: the nodes of a graph are gathered into steps, each of which runs as one kernel.
 //!
 //! A layer joins the block that makes its input if nobody else takes that value and the order within blocks (product, pool,
 //! batchnorm, activation, pool, dropout) allows it. An activation behind a sum joins the sum.

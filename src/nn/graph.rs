@@ -1,4 +1,4 @@
-//! Level 4. A network as a graph of its layers: nodes in the order in which they run, each making one value of earlier ones.
+//! Level 5. A network as a graph of its layers: nodes in the order in which they run, each making one value of earlier ones.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Level 4. Initial weights.
+//! Level 5. Initial weights.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,4 +1,4 @@
-//! Level 4. Layers beyond the parts of blocks: what one has to do to be a node of a network.
+//! Level 5. Layers beyond the parts of blocks: what one has to do to be a node of a network.
 //!
 //! [`Layer`] is implemented for a type of the user's own, which goes into a network as [`LayerSpec::Layer`], or for one of
 //! [`crate::nn::layers`], which has a name in the [notation](crate::nn::notation) too. `examples/04_a_layer_of_your_own.rs`

@@ -1,4 +1,4 @@
-//! Level 4. Where the values of a network lie: buffers that values share whose lives do not overlap.
+//! Level 5. Where the values of a network lie: buffers that values share whose lives do not overlap.
 
 use crate::blocks::BlockState;
 use crate::element::Element;

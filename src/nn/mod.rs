@@ -1,4 +1,4 @@
-//! Level 4. Networks: their notation, the graph of their layers, and the fused steps that run it.
+//! Level 5. Networks: their notation, the graph of their layers, and the fused steps that run it.
 //!
 //! ```text
 //! text -> notation -> graph (nodes, values) -> fusion (steps) -> steps (sizes, named parameters) -> run (forward, backward)

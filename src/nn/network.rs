@@ -1,4 +1,4 @@
-//! Level 4. A network: its steps, its named parameters, and a loss.
+//! Level 5. A network: its steps, its named parameters, and a loss.
 
 use ndarray::{Array2, ArrayView4};
 

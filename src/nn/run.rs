@@ -1,4 +1,4 @@
-//! Level 4. Running the steps of a network, forward and backward.
+//! Level 5. Running the steps of a network, forward and backward.
 
 use crate::blocks::{BlockGrads, BlockInput, Pass, Weights};
 use crate::element::Element;

@@ -1,4 +1,4 @@
-//! Level 4. Inference: a trained network with batchnorm folded into its products, for a fixed batch size.
+//! Level 5. Inference: a trained network with batchnorm folded into its products, for a fixed batch size.
 
 use ndarray::ArrayView4;
 

@@ -1,4 +1,4 @@
-//! Level 4. The steps of a network: what fusion gathered, with sizes and places of parameters.
+//! Level 5. The steps of a network: what fusion gathered, with sizes and places of parameters.
 
 use std::sync::Arc;
 

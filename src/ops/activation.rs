@@ -1,4 +1,4 @@
-//! Level 2. Pointwise nonlinearities.
+//! Level 3. Pointwise nonlinearities.
 //!
 //! [`Activation::apply`] and [`Activation::slope`] are the formulas for one value, to be inlined into fused kernels;
 //! [`Activation::apply_slice`] and [`Activation::backward_slice`] run them over slices in loops that the compiler

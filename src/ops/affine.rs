@@ -1,4 +1,4 @@
-//! Level 2. Fast affine layer: `out = x w + b`, with the products cut by hand so that every thread has a share.
+//! Level 3. Fast affine layer: `out = x w + b`, with the products cut by hand so that every thread has a share.
 //!
 //! A product is cut along rows or columns of its result, never along the summed dimension, into pieces whose number
 //! depends on sizes alone. Each piece is one single-threaded BLAS product.

@@ -1,4 +1,4 @@
-//! Level 2. Dropout (Srivastava et al. 2014), in its inverted form.
+//! Level 3. Dropout (Srivastava et al. 2014), in its inverted form.
 //!
 //! In training every value is set to 0 with probability `p` and multiplied by `1 / (1 - p)` otherwise, which keeps its
 //! expectation; in test mode dropout does nothing, so there is no function for it.

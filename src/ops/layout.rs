@@ -1,4 +1,4 @@
-//! Level 2. Arrays of any layout as row-major slices, which is what the kernels take.
+//! Level 3. Arrays of any layout as row-major slices, which is what the kernels take.
 
 use std::borrow::Cow;
 

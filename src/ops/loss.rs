@@ -1,4 +1,4 @@
-//! Level 2. Losses over class scores: mean over the batch, and its gradient.
+//! Level 3. Losses over class scores: mean over the batch, and its gradient.
 
 use ndarray::{Array2, ArrayView2};
 

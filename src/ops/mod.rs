@@ -1,4 +1,4 @@
-//! Level 2. The operations, as they are to be used. Each has a twin in [`crate::naive`] that can be read.
+//! Level 3. The operations, as they are to be used. Each has a twin in [`crate::naive`] that can be read.
 //!
 //! # The contract
 //! `name_forward_into(shape, inputs, parameters, &mut out, ..)` and `name_backward_into(shape, dout, .., &mut gradients)`

@@ -1,4 +1,4 @@
-//! Level 2. Fast pooling: max, average, global average.
+//! Level 3. Fast pooling: max, average, global average.
 //!
 //! | path | when | how |
 //! | --- | --- | --- |
@@ -93,19 +93,24 @@ pub(crate) fn max_pool_tiles_backward<T: Element>(
         dx.chunks_exact_mut(kh * width).zip(dout.chunks_exact(out_width)).zip(cell.chunks_exact(out_width))
     {
         for (ki, dx) in dx.chunks_exact_mut(width).enumerate() {
-            let first = (ki * kw) as u8;
-            let route = |dout: T, cell: u8, index: u8| if cell == index { dout } else { T::zero() };
-            if kw == 2 {
-                let (pairs, _) = dx.as_chunks_mut::<2>();
-                for ((pair, &dout), &cell) in pairs.iter_mut().zip(dout).zip(cell) {
-                    *pair = [route(dout, cell, first), route(dout, cell, first + 1)];
-                }
-            } else {
-                for ((dx, &dout), &cell) in dx.chunks_exact_mut(kw).zip(dout).zip(cell) {
-                    for (kj, dx) in dx.iter_mut().enumerate() {
-                        *dx = route(dout, cell, first + kj as u8);
-                    }
-                }
+            max_pool_row_backward(kw, (ki * kw) as u8, dout, cell, dx);
+        }
+    }
+}
+
+/// One row of pixels of [`max_pool_tiles_backward`], whose windows are `kw` wide; `first` is the index of its first cell.
+#[inline(always)]
+fn max_pool_row_backward<T: Element>(kw: usize, first: u8, dout: &[T], cell: &[u8], dx: &mut [T]) {
+    let route = |dout: T, cell: u8, index: u8| if cell == index { dout } else { T::zero() };
+    if kw == 2 {
+        let (pairs, _) = dx.as_chunks_mut::<2>();
+        for ((pair, &dout), &cell) in pairs.iter_mut().zip(dout).zip(cell) {
+            *pair = [route(dout, cell, first), route(dout, cell, first + 1)];
+        }
+    } else {
+        for ((dx, &dout), &cell) in dx.chunks_exact_mut(kw).zip(dout).zip(cell) {
+            for (kj, dx) in dx.iter_mut().enumerate() {
+                *dx = route(dout, cell, first + kj as u8);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Level 4. The optimizer: groups of parameters, and what their rules remember.
+//! Level 5. The optimizer: groups of parameters, and what their rules remember.
 
 use super::elementwise::{CHUNK, Chunk, Span, Update, VECTORS, squares_within};
 use super::group::{Group, assign};

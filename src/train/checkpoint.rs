@@ -1,4 +1,4 @@
-//! Level 5. Training on disk: one file to train on from, and to use the network from.
+//! Level 6. Training on disk: one file to train on from, and to use the network from.
 //!
 //! The file is in the safetensors format, which many programs read:
 //!

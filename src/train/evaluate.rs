@@ -1,4 +1,4 @@
-//! Level 5. What a network makes of images, and how often it is right.
+//! Level 6. What a network makes of images, and how often it is right.
 
 use crate::data::{Dataset, Draw, Split, written};
 use crate::element::Element;

@@ -1,4 +1,4 @@
-//! Level 5. What checkpoints of format 1 say in other words: one rule, rate and decay for all parameters.
+//! Level 6. What checkpoints of format 1 say in other words: one rule, rate and decay for all parameters.
 
 use serde::Deserialize;
 

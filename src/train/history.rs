@@ -1,4 +1,4 @@
-//! Level 5. What happened in training: while it happens, line by line, and in the end.
+//! Level 6. What happened in training: while it happens, line by line, and in the end.
 
 use std::io::{self, Write};
 

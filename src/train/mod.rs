@@ -1,4 +1,4 @@
-//! Level 5. Training: epochs, accuracy, history, checkpoints.
+//! Level 6. Training: epochs, accuracy, history, checkpoints.
 //!
 //! ```no_run
 //! use std::ops::ControlFlow;

@@ -1,4 +1,4 @@
-//! Level 5. How a network is trained.
+//! Level 6. How a network is trained.
 
 use serde::{Deserialize, Serialize};
 

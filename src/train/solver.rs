@@ -1,4 +1,4 @@
-//! Level 5. The training loop.
+//! Level 6. The training loop.
 
 use std::io;
 use std::ops::ControlFlow;

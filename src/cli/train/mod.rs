@@ -1,4 +1,4 @@
-//! Level 6. `gemmnet train`.
+//! Level 7. `gemmnet train`.
 
 mod report;
 mod start;

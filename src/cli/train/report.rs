@@ -1,4 +1,4 @@
-//! Level 6. What `gemmnet train` says before and after.
+//! Level 7. What `gemmnet train` says before and after.
 
 use std::path::Path;
 

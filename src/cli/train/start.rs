@@ -1,4 +1,4 @@
-//! Level 6. From arguments to a solver: a new training, or one that was saved.
+//! Level 7. From arguments to a solver: a new training, or one that was saved.
 
 use std::path::Path;
 

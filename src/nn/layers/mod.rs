@@ -1,4 +1,4 @@
-//! Level 4. Layers with a name in the notation that are no parts of blocks.
+//! Level 5. Layers with a name in the notation that are no parts of blocks.
 //!
 //! # Adding a layer
 //! Its file here, with [`Layer`](crate::nn::layer::Layer) implemented for both element types, a naive twin and its oracles

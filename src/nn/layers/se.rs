@@ -1,4 +1,4 @@
-//! Level 4. Squeeze and excitation (Hu et al. 2018): a factor for every channel of every image, made of all its channels.
+//! Level 5. Squeeze and excitation (Hu et al. 2018): a factor for every channel of every image, made of all its channels.
 //!
 //! ```text
 //! s = mean of each channel            h = relu(s W1 + b1)            e = sigmoid(h W2 + b2)            out[c] = e[c] x[c]

@@ -1,4 +1,4 @@
-//! Level 4. The notation of networks: text to a list of layers, and back.
+//! Level 5. The notation of networks: text to a list of layers, and back.
 //!
 //! ```text
 //! conv32k7-relu-pool-affine100-relu-affine10                                     CS231n's three-layer net

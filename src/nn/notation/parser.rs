@@ -1,4 +1,4 @@
-//! Level 4. From text to a list of layers.
+//! Level 5. From text to a list of layers.
 
 use std::ops::RangeInclusive;
 

@@ -1,4 +1,4 @@
-//! Level 4. Tests of the notation.
+//! Level 5. Tests of the notation.
 
 use proptest::prelude::*;
 

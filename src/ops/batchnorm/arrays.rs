@@ -1,4 +1,4 @@
-//! Level 2. Batch normalisation over arrays: the plain and the spatial form share one implementation.
+//! Level 3. Batch normalisation over arrays: the plain and the spatial form share one implementation.
 
 use ndarray::{Array, Array1, Array2, Array4, ArrayView, ArrayView1, ArrayView2, ArrayView4, Dimension, Ix2, Ix4};
 

@@ -1,4 +1,4 @@
-//! Level 2. Batch normalisation over slices `[N, C, plane]`: statistics, forward, backward, piece by piece.
+//! Level 3. Batch normalisation over slices `[N, C, plane]`: statistics, forward, backward, piece by piece.
 //!
 //! With planes, one channel is one piece of work. Without (planes of one element), a piece is [`COLUMNS`] columns of the
 //! matrix `[N, C]`, which are whole vectors side by side.
@@ -287,15 +287,14 @@ fn backward_columns<T: Element>(
                         dgamma[c] += dout[c] * ((x[c] - mean[c]) * inverse[c]);
                     }
                 }
+                let gradient = |c: usize| {
+                    let (dout, dout_xhat) = (dbeta[c] * scale, dgamma[c] * scale);
+                    ChannelGradient { mean: mean[c], inverse_std: inverse[c], gamma: gamma[c], dout, dout_xhat }
+                };
                 for n in 0..sizes.images {
                     let (dout, x, dx) = (&dout[row(n)], &x[row(n)], dx.get(n));
                     match mode {
-                        Mode::Train => (0..width).for_each(|c| {
-                            let (dout_mean, dout_xhat) = (dbeta[c] * scale, dgamma[c] * scale);
-                            let (mean, inverse_std, gamma) = (mean[c], inverse[c], gamma[c]);
-                            let gradient = ChannelGradient { mean, inverse_std, gamma, dout: dout_mean, dout_xhat };
-                            dx[c] = gradient.dx(dout[c], x[c]);
-                        }),
+                        Mode::Train => (0..width).for_each(|c| dx[c] = gradient(c).dx(dout[c], x[c])),
                         Mode::Test => (0..width).for_each(|c| dx[c] = dout[c] * (gamma[c] * inverse[c])),
                     }
                 }

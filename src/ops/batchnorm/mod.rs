@@ -1,4 +1,4 @@
-//! Level 2. Batch normalisation (Ioffe & Szegedy 2015), plain over `(N, D)` and spatial over `(N, C, H, W)`.
+//! Level 3. Batch normalisation (Ioffe & Szegedy 2015), plain over `(N, D)` and spatial over `(N, C, H, W)`.
 //!
 //! Per channel (or feature), with mean and *biased* variance over the batch (and all pixels):
 //!

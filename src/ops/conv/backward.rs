@@ -1,4 +1,4 @@
-//! Level 2. The gradients of a convolution: one driver for all algorithms.
+//! Level 3. The gradients of a convolution: one driver for all algorithms.
 //!
 //! The images of a batch are cut into [`Slots`]. A piece goes through the images of one slot, or of several neighbours, by
 //! an algorithm's [`Steps`]: it asks the source for `dout`, sets `dx` of its images, and sums up `dw` and `db` over them.

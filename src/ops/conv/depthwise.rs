@@ -1,4 +1,4 @@
-//! Level 2. Depthwise convolution without a product: every filter sees one channel, so there is nothing to multiply but
+//! Level 3. Depthwise convolution without a product: every filter sees one channel, so there is nothing to multiply but
 //! planes by numbers.
 //!
 //! ```text

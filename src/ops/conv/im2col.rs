@@ -1,4 +1,4 @@
-//! Level 2. im2col and its adjoint col2im: a convolution's windows as the columns of a matrix.
+//! Level 3. im2col and its adjoint col2im: a convolution's windows as the columns of a matrix.
 //!
 //! For one image, one group and output rows `r0 .. r1`, the tile of columns is
 //!

@@ -1,4 +1,4 @@
-//! Level 2. Fast convolution.
+//! Level 3. Fast convolution.
 //!
 //! A [`ConvPlan`] decides once how a convolution is computed; [`conv2d_forward_into`] and [`conv2d_backward_into`] run it
 //! over any number of images. [`conv2d_forward`] and [`conv2d_backward`] do all of it for arrays.

@@ -1,4 +1,4 @@
-//! Level 2. What is decided about a convolution before it runs: the algorithm, and how the work is cut. Every threshold
+//! Level 3. What is decided about a convolution before it runs: the algorithm, and how the work is cut. Every threshold
 //! that was measured stands here.
 //!
 //! # What may depend on the number of images

@@ -1,4 +1,4 @@
-//! Level 2. Rows of output planes: what a product hands over forward, and is handed backward.
+//! Level 3. Rows of output planes: what a product hands over forward, and is handed backward.
 
 use std::ops::Range;
 

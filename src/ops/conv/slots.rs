@@ -1,4 +1,4 @@
-//! Level 2. Sums over all images of a batch, the same bits at any number of threads and processes.
+//! Level 3. Sums over all images of a batch, the same bits at any number of threads and processes.
 //!
 //! A gradient of weights adds up terms of every image. A *slot* is one partial sum, of a fixed range of images, in order.
 //! Slots are added up by a balanced binary tree: each with its neighbour, their sums with theirs, and so on. The number of

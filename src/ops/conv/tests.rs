@@ -1,4 +1,4 @@
-//! Level 2. What all algorithms of the convolution promise.
+//! Level 3. What all algorithms of the convolution promise.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! Level 2. Convolution as matrix products: tiles of im2col columns times the filters.
+//! Level 3. Convolution as matrix products: tiles of im2col columns times the filters.
 //!
 //! A *tile* is a run of output rows of one image, small enough that its columns and its product stay in the L2 cache
 //! (`Tiling`). Forward, per image and group `g`:

@@ -1,4 +1,4 @@
-//! Level 2. The small linear maps of Winograd's F(4x4, 3x3), and the matrices that they fill.
+//! Level 3. The small linear maps of Winograd's F(4x4, 3x3), and the matrices that they fill.
 //!
 //! `B`, `A` and `G` are those of Lavin & Gray 2015 (arXiv 1509.09308), section 4.2; each map has its adjoint beside it.
 

@@ -1,7 +1,7 @@
-//! Level 1. The matrix product: the only file that calls OpenBLAS.
+//! Level 2. The matrix product: the only room that calls OpenBLAS.
 //!
 //! [`gemm`] takes views with explicit leading dimensions, so nothing is ever copied to suit a layout, and nothing falls
-//! back in silence. OpenBLAS runs on one thread: the parallelism of this crate is [`crate::parallel`], one level above.
+//! back in silence. OpenBLAS runs on one thread: the parallelism of this crate is [`crate::parallel`]'s, around it.
 //! Without the BLAS features the product is `matrixmultiply`'s, pure Rust.
 //!
 //! # A processor that OpenBLAS does not know
@@ -14,6 +14,8 @@
 //! OpenBLAS copies both matrices into packed panels before it multiplies: for a tile of a convolution that takes a quarter
 //! of the time. Its AVX-512 kernels have a second path, without copies, for small products. [`gemm`] cuts a product whose
 //! operands stay in the cache into blocks for that path (`Blocks`), by shape alone.
+
+mod library;
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -84,16 +86,6 @@ impl<'a, T> MatMut<'a, T> {
     pub fn new(data: &'a mut [T], rows: usize, cols: usize, ld: usize) -> Self {
         assert_fits(data.len(), rows, cols, ld);
         MatMut { pointer: data.as_mut_ptr(), rows, cols, ld, lifetime: PhantomData }
-    }
-
-    /// The matrix whose first element is at `pointer`.
-    ///
-    /// # Safety
-    /// For `'a`, the `cols` elements from `pointer + i * ld` on, for every row `i`, are valid and nobody else's.
-    #[track_caller]
-    pub(crate) unsafe fn from_pointer(pointer: *mut T, rows: usize, cols: usize, ld: usize) -> Self {
-        assert!(ld >= cols, "leading dimension {ld} is less than {cols} columns");
-        MatMut { pointer, rows, cols, ld, lifetime: PhantomData }
     }
 
     /// The matrix whose rows are these runs.
@@ -333,258 +325,6 @@ pub struct BackendInfo {
     multiplies_in_place: bool,
 }
 
-#[cfg(feature = "blas")]
-mod library {
-    use std::cell::Cell;
-    use std::ffi::{CStr, c_char, c_int, c_void};
-    use std::sync::OnceLock;
-
-    use super::{BackendInfo, Product};
-    // Names the crate, so that the linker is told about the library.
-    use openblas_src as _;
-
-    // SAFETY: these are OpenBLAS' own functions, with the signatures of its cblas.h, in every build of it since 0.3.0.
-    unsafe extern "C" {
-        fn openblas_set_num_threads(threads: c_int);
-        fn openblas_get_num_threads() -> c_int;
-        fn openblas_get_config() -> *const c_char;
-        fn openblas_get_corename() -> *const c_char;
-        fn openblas_get_parallel() -> c_int;
-    }
-
-    fn text(pointer: *const c_char) -> String {
-        if pointer.is_null() {
-            return "unknown".into();
-        }
-        // SAFETY: OpenBLAS returns a pointer to a constant, NUL-terminated string of its own.
-        unsafe { CStr::from_ptr(pointer) }.to_string_lossy().trim().to_owned()
-    }
-
-    fn corename() -> String {
-        // SAFETY: no arguments; returns a constant string.
-        text(unsafe { openblas_get_corename() })
-    }
-
-    /// Kernels without AVX: what OpenBLAS falls back to for a processor that it does not know.
-    const BASELINE: [&str; 11] = [
-        "Prescott",
-        "Core2",
-        "Penryn",
-        "Dunnington",
-        "Nehalem",
-        "Atom",
-        "Athlon",
-        "Opteron",
-        "Opteron_SSE3",
-        "Barcelona",
-        "Bobcat",
-    ];
-
-    /// The kernels for the instructions that this processor has, if they are better than `chosen`.
-    #[cfg(target_arch = "x86_64")]
-    fn better_than(chosen: &str) -> Option<&'static str> {
-        if !BASELINE.iter().any(|b| b.eq_ignore_ascii_case(chosen)) {
-            return None;
-        }
-        if is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512dq")
-        {
-            Some("SkylakeX")
-        } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            Some("Haswell")
-        } else if is_x86_feature_detected!("avx") {
-            Some("Sandybridge")
-        } else {
-            None
-        }
-    }
-
-    #[cfg(not(target_arch = "x86_64"))]
-    fn better_than(_chosen: &str) -> Option<&'static str> {
-        None
-    }
-
-    /// The variable that names the kernels OpenBLAS shall use.
-    const CORETYPE: &str = "OPENBLAS_CORETYPE";
-
-    /// A function without arguments or result in the very library that this crate is linked to. The process may hold
-    /// others: a NumPy beside us brings an OpenBLAS of its own.
-    fn own_function(name: &CStr) -> Option<unsafe extern "C" fn()> {
-        let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
-        let address = openblas_get_corename as unsafe extern "C" fn() -> *const c_char;
-        // SAFETY: dladdr only looks the address of a function up and fills `info` in.
-        if unsafe { libc::dladdr(address as *const c_void, info.as_mut_ptr()) } == 0 {
-            return None;
-        }
-        // SAFETY: dladdr says that it has filled it in; the name lives as long as the library is loaded, which it stays.
-        let file = unsafe { info.assume_init().dli_fname };
-        // SAFETY: RTLD_NOLOAD loads nothing. A program that OpenBLAS is linked into statically cannot be opened by name,
-        // its own symbols are found through a null name.
-        let symbol = unsafe {
-            let mut library = libc::dlopen(file, libc::RTLD_LAZY | libc::RTLD_NOLOAD);
-            if library.is_null() {
-                library = libc::dlopen(std::ptr::null(), libc::RTLD_LAZY);
-            }
-            if library.is_null() { library } else { libc::dlsym(library, name.as_ptr()) }
-        };
-        // SAFETY: the callers ask for functions of this signature.
-        (!symbol.is_null()).then(|| unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn()>(symbol) })
-    }
-
-    pub(super) unsafe fn choose_kernels() {
-        let Some(core) = better_than(&corename()).filter(|_| std::env::var_os(CORETYPE).is_none()) else { return };
-        // `void f(void)` in OpenBLAS' driver/others/dynamic.c, where they exist at all.
-        let (quit, init) = (own_function(c"gotoblas_dynamic_quit"), own_function(c"gotoblas_dynamic_init"));
-        let (Some(quit), Some(init)) = (quit, init) else { return };
-        // SAFETY: no other thread is inside OpenBLAS or reads the environment, as the caller promises.
-        unsafe {
-            std::env::set_var(CORETYPE, core);
-            quit();
-            init();
-            std::env::remove_var(CORETYPE);
-        }
-    }
-
-    pub(super) fn setup() -> &'static BackendInfo {
-        static INFO: OnceLock<BackendInfo> = OnceLock::new();
-        INFO.get_or_init(|| {
-            let core = corename();
-            let note = better_than(&core).map(|better| match std::env::var_os(CORETYPE) {
-                Some(_) => format!("{CORETYPE} asks for the slow {core} kernels; unset it to let gemmnet choose"),
-                None => format!(
-                    "OpenBLAS does not know this processor and uses its slow {core} kernels; call \
-                     gemmnet::blas::choose_kernels first thing in the program, or start it with {CORETYPE}={better}"
-                ),
-            });
-            // SAFETY: plain calls with an integer, or none, as argument.
-            let (config, threads, parallel) = unsafe {
-                openblas_set_num_threads(1);
-                (text(openblas_get_config()), openblas_get_num_threads(), openblas_get_parallel())
-            };
-            let build = match parallel {
-                0 => "single-threaded build",
-                1 => "pthreads build",
-                _ => "OpenMP build",
-            };
-            let avx512 =
-                ["SkylakeX", "Cooperlake", "SapphireRapids"].iter().any(|name| core.eq_ignore_ascii_case(name));
-            BackendInfo {
-                name: "OpenBLAS",
-                config: format!("{config} ({build})"),
-                threads: threads.max(1) as usize,
-                note,
-                rows_alike: avx512,
-                multiplies_in_place: avx512,
-                core,
-            }
-        })
-    }
-
-    /// One thread inside products that this thread asks for: a build for OpenMP keeps that number for each thread.
-    fn one_thread() {
-        thread_local! {
-            static DONE: Cell<bool> = const { Cell::new(false) };
-        }
-        if !DONE.replace(true) {
-            setup();
-            // SAFETY: a plain call with an integer as argument.
-            unsafe { openblas_set_num_threads(1) };
-        }
-    }
-
-    macro_rules! product {
-        ($name:ident, $t:ty, $cblas:path) => {
-            pub(super) fn $name(call: Product<'_, $t>) {
-                one_thread();
-                let Product { alpha, a, b, beta, c } = call;
-                let size = |n: usize| i32::try_from(n).expect("a matrix side fits the 32 bits of BLAS");
-                let order = |transposed| {
-                    if transposed {
-                        cblas_sys::CBLAS_TRANSPOSE::CblasTrans
-                    } else {
-                        cblas_sys::CBLAS_TRANSPOSE::CblasNoTrans
-                    }
-                };
-                // SAFETY: `Mat::new` checked and `MatMut` promises that rows, columns and leading dimension stay inside
-                // the memory, `gemm` that the shapes fit together; C is borrowed exclusively, so it overlaps neither A nor B.
-                unsafe {
-                    $cblas(
-                        cblas_sys::CBLAS_LAYOUT::CblasRowMajor,
-                        order(a.transposed),
-                        order(b.transposed),
-                        size(c.rows),
-                        size(c.cols),
-                        size(a.cols),
-                        alpha,
-                        a.data.as_ptr(),
-                        size(a.ld),
-                        b.data.as_ptr(),
-                        size(b.ld),
-                        beta,
-                        c.pointer,
-                        size(c.ld),
-                    );
-                }
-            }
-        };
-    }
-    product!(sgemm, f32, cblas_sys::cblas_sgemm);
-    product!(dgemm, f64, cblas_sys::cblas_dgemm);
-}
-
-#[cfg(not(feature = "blas"))]
-mod library {
-    use super::{BackendInfo, Product};
-
-    pub(super) unsafe fn choose_kernels() {}
-
-    pub(super) fn setup() -> &'static BackendInfo {
-        static INFO: std::sync::OnceLock<BackendInfo> = std::sync::OnceLock::new();
-        INFO.get_or_init(|| BackendInfo {
-            name: "matrixmultiply",
-            config: "pure Rust product, built without BLAS".into(),
-            core: "chosen at run time".into(),
-            threads: 1,
-            note: Some("build with the feature openblas-system for a faster product".into()),
-            rows_alike: false,
-            multiplies_in_place: false,
-        })
-    }
-
-    macro_rules! product {
-        ($name:ident, $t:ty, $product:path) => {
-            pub(super) fn $name(call: Product<'_, $t>) {
-                let Product { alpha, a, b, beta, c } = call;
-                let strides = |transposed, ld: usize| if transposed { (1, ld as isize) } else { (ld as isize, 1) };
-                let ((ra, ca), (rb, cb)) = (strides(a.transposed, a.ld), strides(b.transposed, b.ld));
-                // SAFETY: `Mat::new` checked and `MatMut` promises that rows, columns and leading dimension stay inside
-                // the memory, `gemm` that the shapes fit together; C is borrowed exclusively, so it overlaps neither A nor B.
-                unsafe {
-                    $product(
-                        c.rows,
-                        a.cols,
-                        c.cols,
-                        alpha,
-                        a.data.as_ptr(),
-                        ra,
-                        ca,
-                        b.data.as_ptr(),
-                        rb,
-                        cb,
-                        beta,
-                        c.pointer,
-                        c.ld as isize,
-                        1,
-                    );
-                }
-            }
-        };
-    }
-    product!(sgemm, f32, matrixmultiply::sgemm);
-    product!(dgemm, f64, matrixmultiply::dgemm);
-}
-
 /// Says what the product runs on. One thread inside OpenBLAS is seen to by every product.
 pub fn setup() -> &'static BackendInfo {
     library::setup()
@@ -610,40 +350,42 @@ mod tests {
         (0..len).map(|i| T::of(((i * 7 + seed * 13 + i / 11 * 5) % 7) as f64 - 3.0)).collect()
     }
 
-    /// A product, whole or cut, is the sum that defines it, in every orientation, and touches nothing else.
-    #[test]
-    fn a_product_is_the_sum_of_its_terms() {
-        fn check<T: Element>(m: usize, n: usize, k: usize) {
-            for (transpose_a, transpose_b) in [(false, false), (true, false), (false, true), (true, true)] {
-                let (a_rows, a_cols) = if transpose_a { (k, m) } else { (m, k) };
-                let (b_rows, b_cols) = if transpose_b { (n, k) } else { (k, n) };
-                let (a_ld, b_ld, c_ld) = (a_cols + 1, b_cols + 2, n + 3);
-                let (a, b) = (integers::<T>(a_rows * a_ld, 1), integers::<T>(b_rows * b_ld, 2));
-                let at = |i: usize, p: usize| if transpose_a { a[p * a_ld + i] } else { a[i * a_ld + p] };
-                let bt = |p: usize, j: usize| if transpose_b { b[j * b_ld + p] } else { b[p * b_ld + j] };
-                let (a_mat, b_mat) = (Mat::new(&a, a_rows, a_cols, a_ld), Mat::new(&b, b_rows, b_cols, b_ld));
-                let a_mat = if transpose_a { a_mat.t() } else { a_mat };
-                let b_mat = if transpose_b { b_mat.t() } else { b_mat };
-                for accum in [Accum::Replace, Accum::Add] {
-                    let before = integers::<T>(m * c_ld, 3);
-                    let mut c = before.clone();
-                    gemm(accum, T::one(), a_mat, b_mat, MatMut::new(&mut c, m, n, c_ld));
-                    for (index, (&got, &before)) in c.iter().zip(&before).enumerate() {
-                        let (i, j) = (index / c_ld, index % c_ld);
-                        let mut want = if j < n && accum == Accum::Replace { T::zero() } else { before };
-                        if j < n {
-                            (0..k).for_each(|p| want += at(i, p) * bt(p, j));
-                        }
-                        let orientation = (transpose_a, transpose_b);
-                        assert!(
-                            got == want,
-                            "{} {m}x{n}x{k} {orientation:?} {accum:?}: {got} and not {want} at {i}, {j}",
-                            T::NAME
-                        );
+    /// Checks a product of this size in every orientation, set and added, and that it touches nothing else.
+    fn check_product<T: Element>(m: usize, n: usize, k: usize) {
+        for (transpose_a, transpose_b) in [(false, false), (true, false), (false, true), (true, true)] {
+            let (a_rows, a_cols) = if transpose_a { (k, m) } else { (m, k) };
+            let (b_rows, b_cols) = if transpose_b { (n, k) } else { (k, n) };
+            let (a_ld, b_ld, c_ld) = (a_cols + 1, b_cols + 2, n + 3);
+            let (a, b) = (integers::<T>(a_rows * a_ld, 1), integers::<T>(b_rows * b_ld, 2));
+            let at = |i: usize, p: usize| if transpose_a { a[p * a_ld + i] } else { a[i * a_ld + p] };
+            let bt = |p: usize, j: usize| if transpose_b { b[j * b_ld + p] } else { b[p * b_ld + j] };
+            let (a_mat, b_mat) = (Mat::new(&a, a_rows, a_cols, a_ld), Mat::new(&b, b_rows, b_cols, b_ld));
+            let a_mat = if transpose_a { a_mat.t() } else { a_mat };
+            let b_mat = if transpose_b { b_mat.t() } else { b_mat };
+            for accum in [Accum::Replace, Accum::Add] {
+                let before = integers::<T>(m * c_ld, 3);
+                let mut c = before.clone();
+                gemm(accum, T::one(), a_mat, b_mat, MatMut::new(&mut c, m, n, c_ld));
+                for (index, (&got, &before)) in c.iter().zip(&before).enumerate() {
+                    let (i, j) = (index / c_ld, index % c_ld);
+                    let mut want = if j < n && accum == Accum::Replace { T::zero() } else { before };
+                    if j < n {
+                        (0..k).for_each(|p| want += at(i, p) * bt(p, j));
                     }
+                    let orientation = (transpose_a, transpose_b);
+                    assert!(
+                        got == want,
+                        "{} {m}x{n}x{k} {orientation:?} {accum:?}: {got} and not {want} at {i}, {j}",
+                        T::NAME
+                    );
                 }
             }
         }
+    }
+
+    /// A product, whole or cut, is the sum that defines it, in every orientation, and touches nothing else.
+    #[test]
+    fn a_product_is_the_sum_of_its_terms() {
         for (m, n, k) in [
             (1, 1, 1),
             (3, 5, 0),
@@ -653,8 +395,8 @@ mod tests {
             (9, 130, 1300),  // terms cut more than once
             (2, 3, 200_000), // more terms than are cut
         ] {
-            check::<f32>(m, n, k);
-            check::<f64>(m, n, k);
+            check_product::<f32>(m, n, k);
+            check_product::<f64>(m, n, k);
         }
     }
 

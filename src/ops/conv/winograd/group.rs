@@ -1,0 +1,216 @@
+//! Level 3. What goes through Winograd's transforms together: how images are cut into tiles, and their pixels dealt out.
+
+use std::ops::Range;
+
+use super::transforms::{
+    SPAN, Stack, TILE, input_1d, input_adjoint_1d, lanes, output_1d, output_adjoint_1d, transform_2d,
+};
+use crate::element::Element;
+use crate::shape::Conv2dShape;
+use crate::simd::{LANES, Lanes, lanes_to_planes, planes_to_lanes, vectorized};
+
+/// Images that go through together, and the tiles that they are cut into.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Group {
+    pub(super) shape: Conv2dShape,
+    /// Tiles of an image, vertically and horizontally.
+    tiles: (usize, usize),
+    /// Images, at most.
+    pub(super) images: usize,
+    /// `V` and `dV`: tiles x channels.
+    pub(super) v: Stack,
+    /// `M` and `dM`: tiles x filters.
+    pub(super) m: Stack,
+    /// Rows and columns of an image with its padding, filled up to whole tiles.
+    pub(super) padded: (usize, usize),
+    /// Rows and columns of the output, filled up to whole tiles.
+    pub(super) whole: (usize, usize),
+}
+
+impl Group {
+    pub(super) fn new(shape: &Conv2dShape, images: usize) -> Self {
+        let tiles = (shape.rows.output.div_ceil(TILE), shape.cols.output.div_ceil(TILE));
+        let whole = (tiles.0 * TILE, tiles.1 * TILE);
+        let rows = images * tiles.0 * tiles.1;
+        Group {
+            shape: *shape,
+            tiles,
+            images,
+            v: Stack::new(rows, shape.channels),
+            m: Stack::new(rows, shape.filters),
+            padded: (whole.0 + SPAN - TILE, whole.1 + SPAN - TILE),
+            whole,
+        }
+    }
+
+    /// Tiles of so many images.
+    pub(super) fn tiles(&self, images: usize) -> usize {
+        images * self.tiles.0 * self.tiles.1
+    }
+
+    /// Rows and columns of an input image, and of the output.
+    pub(super) fn sizes(&self) -> [(usize, usize); 2] {
+        let Conv2dShape { rows, cols, .. } = self.shape;
+        [(rows.input, cols.input), (rows.output, cols.output)]
+    }
+
+    /// Elements of: `V`; `M`; the pixels of one block of channels or filters; the output planes of one.
+    pub(super) fn lens(&self) -> [usize; 4] {
+        let pixels = self.images * self.padded.0 * self.padded.1 * LANES;
+        [self.v.len(), self.m.len(), pixels, LANES * self.shape.out_plane()]
+    }
+
+    /// Calls `tile(index, first)` for every tile of `images` images, with the index of its first pixel where images have
+    /// `size` rows and columns.
+    #[inline(always)]
+    fn for_each_tile(&self, images: usize, size: (usize, usize), mut tile: impl FnMut(usize, usize)) {
+        let mut index = 0;
+        for image in 0..images {
+            for i in 0..self.tiles.0 {
+                for j in 0..self.tiles.1 {
+                    tile(index, (image * size.0 + i * TILE) * size.1 + j * TILE);
+                    index += 1;
+                }
+            }
+        }
+    }
+
+    /// `V = B^T d B` of the channels from `channel` on: `pixels` holds their padded images.
+    #[inline(always)]
+    fn input<T: Element>(&self, images: usize, channel: usize, pixels: &[Lanes<T>], v: &mut [T]) {
+        self.for_each_tile(
+            images,
+            self.padded,
+            #[inline(always)]
+            |tile, first| {
+                transform_2d(
+                    #[inline(always)]
+                    |i, j| pixels[first + i * self.padded.1 + j],
+                    input_1d,
+                    #[inline(always)]
+                    |i, j, vector| v[self.v.at(i, j, tile, channel)..][..LANES].copy_from_slice(&vector),
+                );
+            },
+        );
+    }
+
+    /// `d = B dV B^T` of the channels from `channel` on, added to their padded images: the adjoint of [`Group::input`].
+    #[inline(always)]
+    pub(super) fn input_adjoint<T: Element>(&self, images: usize, channel: usize, dv: &[T], pixels: &mut [Lanes<T>]) {
+        self.for_each_tile(
+            images,
+            self.padded,
+            #[inline(always)]
+            |tile, first| {
+                transform_2d(
+                    #[inline(always)]
+                    |i, j| lanes(dv, self.v.at(i, j, tile, channel)),
+                    input_adjoint_1d,
+                    #[inline(always)]
+                    |i, j, vector| {
+                        let pixel = &mut pixels[first + i * self.padded.1 + j];
+                        for lane in 0..LANES {
+                            pixel[lane] += vector[lane];
+                        }
+                    },
+                );
+            },
+        );
+    }
+
+    /// `y = A^T M A` of the filters from `filter` on, into the pixels of whole tiles.
+    #[inline(always)]
+    fn output<T: Element>(&self, images: usize, filter: usize, m: &[T], pixels: &mut [Lanes<T>]) {
+        self.for_each_tile(
+            images,
+            self.whole,
+            #[inline(always)]
+            |tile, first| {
+                transform_2d(
+                    #[inline(always)]
+                    |i, j| lanes(m, self.m.at(i, j, tile, filter)),
+                    output_1d,
+                    #[inline(always)]
+                    |i, j, vector| pixels[first + i * self.whole.1 + j] = vector,
+                );
+            },
+        );
+    }
+
+    /// `dM = A dy A^T` of the filters from `filter` on, from the pixels of whole tiles: the adjoint of [`Group::output`].
+    #[inline(always)]
+    pub(super) fn output_adjoint<T: Element>(&self, images: usize, filter: usize, pixels: &[Lanes<T>], dm: &mut [T]) {
+        self.for_each_tile(
+            images,
+            self.whole,
+            #[inline(always)]
+            |tile, first| {
+                transform_2d(
+                    #[inline(always)]
+                    |i, j| pixels[first + i * self.whole.1 + j],
+                    output_adjoint_1d,
+                    #[inline(always)]
+                    |i, j, vector| dm[self.m.at(i, j, tile, filter)..][..LANES].copy_from_slice(&vector),
+                );
+            },
+        );
+    }
+
+    /// The pixels of images of `size`, each a run per row: `rows` rows of `cols` pixels from `corner` on.
+    pub(super) fn runs<P>(
+        pixels: &mut [P],
+        size: (usize, usize),
+        corner: (usize, usize),
+        (rows, cols): (usize, usize),
+    ) -> impl Iterator<Item = impl Iterator<Item = &mut [P]>> {
+        pixels.chunks_exact_mut(size.0 * size.1).map(move |image| {
+            image.chunks_exact_mut(size.1).skip(corner.0).take(rows).map(move |row| &mut row[corner.1..][..cols])
+        })
+    }
+
+    /// `V` of `images`, of which `x(image)` holds the channels. `pixels` is scratch.
+    pub(super) fn transform_images<'a, T: Element>(
+        &self,
+        images: Range<usize>,
+        x: impl Fn(usize) -> &'a [T],
+        pixels: &mut [Lanes<T>],
+        v: &mut [T],
+    ) {
+        let Conv2dShape { channels, rows, cols, .. } = self.shape;
+        let (plane, corner, [size, _]) = (self.shape.in_plane(), (rows.before, cols.before), self.sizes());
+        // the padding, which stays as it is
+        pixels.fill([T::zero(); LANES]);
+        for channel in (0..channels).step_by(LANES) {
+            let count = LANES.min(channels - channel);
+            for (image, rows) in images.clone().zip(Self::runs(pixels, self.padded, corner, size)) {
+                let x = &x(image)[channel * plane..];
+                rows.enumerate().for_each(|(y, row)| planes_to_lanes(&x[y * size.1..], plane, count, row));
+            }
+            vectorized!(self.input(images.len(), channel, pixels, v));
+        }
+    }
+
+    /// Calls `plane(image, filter, product)` for every plane of `images` images whose products are in `m`. `pixels` and
+    /// `planes` are scratch.
+    pub(super) fn for_each_plane<T: Element>(
+        &self,
+        images: usize,
+        m: &[T],
+        (pixels, planes): (&mut [Lanes<T>], &mut [T]),
+        mut plane: impl FnMut(usize, usize, &mut [T]),
+    ) {
+        let (filters, out_plane, [_, size]) = (self.shape.filters, self.shape.out_plane(), self.sizes());
+        for filter in (0..filters).step_by(LANES) {
+            let count = LANES.min(filters - filter);
+            vectorized!(self.output(images, filter, m, pixels));
+            for (image, rows) in (0..images).zip(Self::runs(pixels, self.whole, (0, 0), size)) {
+                for (i, row) in rows.enumerate() {
+                    lanes_to_planes(row, count, &mut planes[i * size.1..], out_plane);
+                }
+                for (f, product) in planes.chunks_exact_mut(out_plane).enumerate().take(count) {
+                    plane(image, filter + f, product);
+                }
+            }
+        }
+    }
+}

@@ -1,5 +1,5 @@
 //! Our side of `scripts/compare_torch.py`: a process that measures what it is asked for, so that the script can let it
-//! and PyTorch take turns.
+//! take turns with PyTorch, or with the same process of another checkout.
 //!
 //! One request per line of standard input, one answer per line of standard output:
 //!

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Compares gemmnet with PyTorch on the CPU, side by side in one sitting.
+"""Compares gemmnet with PyTorch, or with another checkout of itself, on the CPU, side by side in one sitting.
 
     scripts/compare_torch.py [--threads 2] [--rounds 5] [--only SUBSTRING] [--json FILE]
+    scripts/compare_torch.py --against DIR ...
 
 Needs Rust and, in the Python that runs it, PyTorch (pip install torch). Builds benches/compare.rs, starts it and
 PyTorch as two processes, and lets them take turns on every case: one computes while the other waits for input. Ours
@@ -13,6 +14,12 @@ GFLOP/s count a convolution's multiplications by its definition, so algorithms t
 Each side runs as its users get it. PyTorch: eager, f32 (f64 where the case says so), contiguous (N, C, H, W) tensors,
 results allocated by every call, fused Adam; inference in eval mode under torch.inference_mode, without torch.compile.
 Ours: results into buffers that are kept. --json writes rows of case, direction, ours_ms, torch_ms, ratio, target.
+
+--against DIR puts the checkout of gemmnet in DIR, a `git worktree` of an older commit for instance, in PyTorch's place,
+which is then not needed. Both are built, each in its own target directory, and take the same turns on the same cases.
+The ratio is the other's median / ours, above 1 where this checkout is faster, and there are no targets: the last lines
+are the geometric mean and the smallest of the ratios. --json writes rows of case, direction, ours_ms, other_ms, ratio.
+How far from 1 the ratios of equal programs come, `--against .` shows.
 """
 
 import argparse
@@ -26,6 +33,7 @@ import sys
 import time
 from pathlib import Path
 
+CHECKOUT = Path(__file__).resolve().parent.parent
 TURN_MS = 300  # how long one side computes before the other has its turn, about
 WARM_MS = 30  # how much of a turn is not timed, about: threads wake up, caches fill
 PAUSE_S = 0.05  # between turns: threads that wait for more work spin for some milliseconds
@@ -196,18 +204,46 @@ def alternate(turns, rounds):
     return [statistics.median(of_side) for of_side in times], first[0]["flop"]
 
 
-def build():
-    """Our bench's executable."""
+def build(checkout):
+    """The executable of a checkout's bench."""
     command = ["cargo", "bench", "--locked", "--bench", "compare", "--no-run", "--message-format=json"]
-    result = subprocess.run(command, cwd=Path(__file__).resolve().parent.parent, stdout=subprocess.PIPE, text=True)
+    result = subprocess.run(command, cwd=checkout, stdout=subprocess.PIPE, text=True)
     if result.returncode != 0:
-        sys.exit(f"cannot build: {' '.join(command)}")
+        sys.exit(f"cannot build in {checkout}: {' '.join(command)}")
     messages = map(json.loads, result.stdout.splitlines())
     return next(m["executable"] for m in messages if m.get("executable") and m["target"]["name"] == "compare")
 
 
+def commands(against):
+    """What starts our side, and the other: the checkout in `against`, or PyTorch."""
+    if not against:
+        if importlib.util.find_spec("torch") is None:
+            sys.exit(f"PyTorch is missing: {sys.executable} -m pip install torch")
+        return [build(CHECKOUT)], [sys.executable, __file__, "--serve-torch"]
+    if not (against / "Cargo.toml").is_file():
+        sys.exit(f"--against: there is no checkout of gemmnet in {against}")
+    ours, other = build(CHECKOUT), build(against)
+    if ours == other and not against.samefile(CHECKOUT):
+        sys.exit("both checkouts were built into one target directory, over each other; unset CARGO_TARGET_DIR")
+    return [ours], [other]
+
+
+def summary(rows, against):
+    """The last lines."""
+    if against:
+        if not rows:
+            return "no case was compared"
+        least = min(rows, key=lambda row: row["ratio"])
+        mean = statistics.geometric_mean(row["ratio"] for row in rows)
+        return (f"geometric mean of {len(rows)} ratios: {mean:.3f}\n"
+                f"smallest ratio: {least['ratio']:.3f} ({least['case']}, {least['direction']})")
+    promised = [row for row in rows if row["target"]]
+    return f"{sum(row['ratio'] >= row['target'] for row in promised)} of {len(promised)} targets reached"
+
+
 def main():
-    parser = argparse.ArgumentParser(description="Compares gemmnet with PyTorch on the CPU, side by side.")
+    parser = argparse.ArgumentParser(description="Compares gemmnet with PyTorch, or with another checkout of itself.")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout, in PyTorch's place")
     parser.add_argument("--threads", type=int, default=2, help="of each side (2)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side on each case (5)")
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="cases with this in their name or direction")
@@ -218,14 +254,13 @@ def main():
         return serve_torch(args.threads)
     if args.threads < 1 or args.rounds < 1:
         parser.error("--threads and --rounds start at 1")
-    if importlib.util.find_spec("torch") is None:
-        sys.exit(f"PyTorch is missing: {sys.executable} -m pip install torch")
 
-    bench, this = build(), [sys.executable, __file__, "--serve-torch"]
-    sides = [Side(bench, "--threads", args.threads), Side(*this, "--threads", args.threads)]
-    print(" against ".join(side.about for side in sides))
+    programs = commands(args.against)
+    sides = [Side(*program, "--threads", args.threads) for program in programs]
+    print(" against ".join(side.about for side in sides) + (f" in {args.against.resolve()}" if args.against else ""))
     if (load := os.getloadavg()[0]) > 1:
-        print(f"warning: the load is {load:.1f}: busy cores slow PyTorch down more than us, so these ratios flatter us")
+        skew = "of little worth" if args.against else "flattering: busy cores slow PyTorch down more than us"
+        print(f"warning: the load is {load:.1f}, and these ratios are {skew}")
     peak = {}
     for dtype in ("f32", "f64"):
         gemm = {"op": "gemm", "dtype": dtype, "size": 2048}
@@ -233,41 +268,46 @@ def main():
         peak[dtype] = flop / ms / 1e6
         print(f"gemm peak {dtype}: {peak[dtype]:.0f} GFLOP/s")
 
-    line = "| {:62} | {:9} | {:>8} | {:>8} | {:>6} | {:>6} | {:6} | {:>7} | {:>6} |".format
-    print("\n" + line("case", "direction", "ours ms", "torch ms", "ratio", "target", "", "GFLOP/s", "share"))
-    print(line(*["---"] * 9), flush=True)
+    opponent = "other" if args.against else "torch"
+    targets_too = "" if args.against else " {:>6} | {:6} |"
+    line = ("| {:62} | {:9} | {:>8} | {:>8} | {:>6} |" + targets_too + " {:>7} | {:>6} |").format
+    promise = [] if args.against else ["target", ""]
+    heads = ["case", "direction", "ours ms", f"{opponent} ms", "ratio", *promise, "GFLOP/s", "share"]
+    print("\n" + line(*heads))
+    print(line(*["---"] * len(heads)), flush=True)
     rows = []
 
-    def report(name, direction, case, ours, torch, target, flop):
-        ratio, rate = torch / ours, flop and flop / ours / 1e6
-        rows.append(dict(case=name, direction=direction, ours_ms=ours, torch_ms=torch, ratio=ratio, target=target))
+    def report(name, direction, case, ours, other, target, flop):
+        ratio, rate = other / ours, flop and flop / ours / 1e6
+        row = {"case": name, "direction": direction, "ours_ms": ours, f"{opponent}_ms": other, "ratio": ratio}
+        rows.append(row if args.against else {**row, "target": target})
         missed = "missed" if target and ratio < target else ""
+        promise = [] if args.against else [f"{target:.1f}" if target else "", missed]
         speed = (f"{rate:.0f}", f"{rate / peak[case.get('dtype', 'f32')]:.0%}") if flop else ("", "")
-        target = f"{target:.1f}" if target else ""
-        print(line(name, direction, f"{ours:.3f}", f"{torch:.3f}", f"{ratio:.2f}", target, missed, *speed), flush=True)
+        print(line(name, direction, f"{ours:.3f}", f"{other:.3f}", f"{ratio:.2f}", *promise, *speed), flush=True)
 
     for name, case, targets in CASES:
         for direction, target in targets.items():
             if args.only in f"{name} {direction}":
                 case = {**case, "direction": direction}
-                (ours, torch), flop = alternate([(side, case) for side in sides], args.rounds)
-                report(name, direction, case, ours, torch, target, flop)
+                (ours, other), flop = alternate([(side, case) for side in sides], args.rounds)
+                report(name, direction, case, ours, other, target, flop)
 
     if args.threads > 1 and args.only in "thread scaling":
         case = {**step(VGG, 128), "direction": "step"}
-        single = [Side(bench, "--threads", 1), Side(*this, "--threads", 1)]
+        single = [Side(*program, "--threads", 1) for program in programs]
         medians, flop = alternate([(side, case) for side in single + sides], args.rounds)
         report(f"{VGG_STEP}, 1 thread", "step", case, *medians[:2], None, flop)
-        ours, torch = (medians[i] / medians[i + 2] for i in (0, 1))
-        print(f"\nthread scaling, 1 to {args.threads} threads: gemmnet {ours:.2f} times faster, PyTorch {torch:.2f}")
+        ours, other = (medians[i] / medians[i + 2] for i in (0, 1))
+        them = "the other checkout" if args.against else "PyTorch"
+        print(f"\nthread scaling, 1 to {args.threads} threads: gemmnet {ours:.2f} times faster, {them} {other:.2f}")
     if args.only in "denormals":
         ordinary, tiny = (step(THREE_LAYER, 50, weight_scale=scale) for scale in (1.0, 1e-39))
         (ours, slowed), _ = alternate([(sides[0], ordinary), (sides[0], tiny)], args.rounds)
         print(f"\ndenormals, three-layer step: weights around 1e-40 {slowed:.1f} ms, ordinary ones {ours:.1f} ms, "
               f"ratio {slowed / ours:.2f}")
 
-    promised = [row for row in rows if row["target"]]
-    print(f"\n{sum(row['ratio'] >= row['target'] for row in promised)} of {len(promised)} targets reached")
+    print("\n" + summary(rows, args.against))
     if args.json:
         Path(args.json).write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
 

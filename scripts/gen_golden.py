@@ -395,9 +395,9 @@ class Net:
     """A network from gemmnet's notation, as far as it is used here; its parameters have gemmnet's names and layouts.
 
     Layers of a kind are counted in order of appearance: conv1.weight, bn1.weight, bn1.bias, ..., affine1.weight (D, M),
-    affine1.bias. Convolutions are 3x3 with a padding of 1; one right before batchnorm has no bias. `res[...]` adds its
-    input; where that has another shape, it goes through a 1x1 convolution and batchnorm of their own (He et al. 2016,
-    option B): shortcut1.weight, shortcut1.bn.weight, shortcut1.bn.bias.
+    affine1.bias. Convolutions are 3x3 with stride `s` and padding `p`, which is 'same' if not given: as many rows of
+    output as strides fit into the image, and the odd row of padding below. One right before batchnorm has no bias.
+    `res[...]` adds its input; where that has another shape, it goes through a 1x1 convolution and batchnorm of their own (He et al. 2016, option B): shortcut1.weight, shortcut1.bn.weight, shortcut1.bn.bias.
 
     Weights are `numbers(name)` times the largest power of two whose square is at most 6 / fan-in; batchnorm's scales
     1 + numbers(name) / 4; biases numbers(name) / 4. Running statistics begin at 0 and 1; the variance is biased."""
@@ -451,9 +451,10 @@ class Net:
         channels, rows, cols = self.shape
         if isinstance(word, list):
             return self.residual(word)
-        kind, size, stride = re.fullmatch(r"([a-z]+)(\d*)(?:s(\d)p1)?", word).groups()
+        kind, size, stride, padding = re.fullmatch(r"([a-z]+)(\d*)(?:s(\d))?(?:p(\d))?", word).groups()
         if kind == "conv":
-            return self.conv(self.name(kind), int(size), 3, int(stride or 1), bias=following[:1] != ["bn"])
+            padding = padding and [int(padding)] * 4
+            return self.conv(self.name(kind), int(size), 3, int(stride or 1), padding, bias=following[:1] != ["bn"])
         if kind == "bn":
             return self.batchnorm(self.name(kind))
         if kind == "affine":
@@ -475,12 +476,16 @@ class Net:
         assert x.abs().min() > 1e-9
         return F.relu(x)
 
-    def conv(self, name, filters, side, stride, bias):
+    def conv(self, name, filters, side, stride, padding=None, bias=False):
         channels, rows, cols = self.shape
         w = self.weight(f"{name}.weight", filters, channels, side, side, fan_in=channels * side * side)
         b = self.bias(f"{name}.bias", filters) if bias else None
-        self.shape = filters, (rows - 1) // stride + 1, (cols - 1) // stride + 1
-        return lambda x, _: F.conv2d(x, self.params[w], self.params.get(b), stride=stride, padding=side // 2)
+        if padding is None:
+            total = [max(-(-size // stride) * stride - stride + side - size, 0) for size in (cols, rows)]
+            padding = [part for size in total for part in (size // 2, size - size // 2)]
+        left, right, top, bottom = padding
+        self.shape = filters, (rows + top + bottom - side) // stride + 1, (cols + left + right - side) // stride + 1
+        return lambda x, _: F.conv2d(F.pad(x, padding), self.params[w], self.params.get(b), stride=stride)
 
     def batchnorm(self, name, eps=1e-5, momentum=0.9):
         channels = self.shape[0]
@@ -506,7 +511,7 @@ class Net:
             return lambda x, training: x + branch(x, training)
         after, self.shape = self.shape, before
         name = self.name("shortcut")
-        conv = self.conv(name, after[0], 1, before[1] // after[1], bias=False)
+        conv = self.conv(name, after[0], 1, before[1] // after[1])
         norm = self.batchnorm(f"{name}.bn")
         assert self.shape == after
         return lambda x, training: norm(conv(x, training), training) + branch(x, training)
@@ -577,6 +582,7 @@ def residual():
     return [
         one("identity", "conv3-bn-relu-res[conv3-bn-relu-conv3-bn]-relu-gap-affine4"),
         one("projection with stride 2", "conv3-bn-relu-res[conv4s2p1-bn-relu-conv4-bn]-relu-gap-affine4"),
+        one("stride 2 with 'same' padding", "res[conv3s2-bn-relu-conv3-bn]-relu-gap-affine4"),
         one("projection of channels alone", "res[conv4-bn]-relu-gap-affine4"),
         one("two, without batchnorm", "conv3-[res[conv3-relu-conv3]]x2-relu-gap-affine4"),
         one("the branch begins with batchnorm", "conv3-res[bn-relu-conv3-bn-relu-conv3]-relu-gap-affine4"),

@@ -1,10 +1,7 @@
 //! A CNN engine for CPUs: convolutions as BLAS matrix products, layers fused into blocks, training that repeats to the bit.
 //!
 //! ```
-//! use gemmnet::nn::init::Init;
-//! use gemmnet::nn::network::{Network, StepKey};
-//! use gemmnet::nn::notation::NetworkSpec;
-//! use gemmnet::optim::{Group, LearningRate, Optimizer, Progress};
+//! use gemmnet::prelude::*;
 //!
 //! // 64 images of 16x16 pixels: vertical stripes are class 0, horizontal ones class 1; none begins where the last one did.
 //! let stripe = |image: usize, pixel: usize| {
@@ -57,14 +54,16 @@
 //! - *The same seed gives the same bits*, on one machine and one build, at any number of threads: work is cut into pieces
 //!   by its shape alone, sums are added in a fixed order, and every use of randomness has a stream of its own. Another
 //!   processor or another BLAS library rounds differently.
+//! - *Scores of an image do not depend on the others* in its batch: what decides how a layer runs is its size alone. To the
+//!   bit with OpenBLAS' AVX-512 kernels, but for rounding with its AVX2 ones ([`blas::BackendInfo::rows_alike`]).
 //! - *A training step allocates nothing* after the first (with OpenBLAS), and nothing is cached that is cheaper to compute
 //!   again.
 //! - *A wrong input is a value*: [`Error`] says what came, what was expected, and what to do.
 //!
 //! # Threads
 //! There is one level of parallelism: the rayon pool that the caller is in. [`parallel::with_threads`] makes one; a program
-//! with a pool of its own calls from inside it. BLAS runs on one thread within each piece of work, and
-//! [`blas::setup`] sets that.
+//! with a pool of its own calls from inside it. BLAS runs on one thread within each piece of work. A program that is to run on
+//! a processor newer than its OpenBLAS calls [`blas::choose_kernels`] first thing.
 //!
 //! # Features
 //! | feature | default | what |
@@ -103,6 +102,19 @@ pub mod workspace;
 
 pub use element::Element;
 pub use error::{Error, Result};
+
+/// What most programs use: `use gemmnet::prelude::*;`.
+pub mod prelude {
+    pub use crate::data::{Augment, Dataset, Normalization, Sampler, Split};
+    pub use crate::element::Element;
+    pub use crate::error::{Error, Result};
+    pub use crate::nn::init::Init;
+    pub use crate::nn::network::{Network, StepKey};
+    pub use crate::nn::notation::NetworkSpec;
+    pub use crate::nn::session::Session;
+    pub use crate::optim::{Group, LearningRate, Optimizer, Progress};
+    pub use crate::train::{Solver, SolverOptions};
+}
 
 /// The code of the README, so that it is compiled with the tests.
 #[cfg(doctest)]

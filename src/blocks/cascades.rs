@@ -81,11 +81,13 @@ fn forward<T: Element, D: Dimension>(
 const TRAIN: Pass = Pass::Train(DropoutKey { seed: 0, step: 0, layer: 0 });
 
 /// Gradients of x, w and b.
+type Grads<T, D> = (Array<T, D>, Array<T, D>, Array1<T>);
+
 fn backward<T: Element, D: Dimension>(
     op: &'static str,
     dout: ArrayView<'_, T, D>,
     mut cache: Cache<T, D>,
-) -> Result<(Array<T, D>, Array<T, D>, Array1<T>)> {
+) -> Result<Grads<T, D>> {
     check_shape(op, "dout", dout.shape(), cache.out.shape())?;
     let mut state = std::mem::take(&mut cache.state);
     let mut dout = dout.as_standard_layout().into_owned();

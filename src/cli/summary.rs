@@ -11,9 +11,9 @@ use crate::nn::init::Init;
 use crate::nn::network::Network;
 use crate::nn::notation::NetworkSpec;
 
-/// Layers of a network: output shapes, parameters, multiply-adds
+/// Layers of a network: the graph, output shapes, parameters, multiply-adds
 ///
-/// For images of 3x32x32. Activations, pools and dropout are shown with the layer that they follow.
+/// For images of 3x32x32. Layers that run as one kernel are one step; each step names those whose output it takes.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  gemmnet summary\n  gemmnet summary --preset deep\n  \
                         gemmnet summary --net '[conv32-bn-relu-pool]x3-affine10'")]
@@ -35,12 +35,25 @@ pub(super) fn run(args: &SummaryArgs, out: &Output) -> Result<(), Stop> {
         (network.params().count(), layers.iter().map(|layer| layer.multiply_adds).sum::<usize>());
 
     use Align::{Left, Right};
-    let mut table = Table::new([("layer", Left), ("output", Right), ("parameters", Right), ("multiply-adds", Right)]);
-    for layer in &layers {
+    let mut table = Table::new([
+        ("step", Right),
+        ("layers", Left),
+        ("of", Left),
+        ("output", Right),
+        ("parameters", Right),
+        ("multiply-adds", Right),
+    ]);
+    // The graph: each step names the steps whose outputs it takes.
+    let source = |&step: &usize| if step == 0 { "image".into() } else { step.to_string() };
+    for (i, layer) in layers.iter().enumerate() {
         let shape: Vec<_> = layer.output.iter().map(usize::to_string).collect();
-        table.row([layer.name.clone(), shape.join("x"), thousands(layer.parameters), thousands(layer.multiply_adds)]);
+        let inputs: Vec<String> = layer.inputs.iter().map(source).collect();
+        let (number, values) = ((i + 1).to_string(), thousands(layer.parameters));
+        let macs = thousands(layer.multiply_adds);
+        table.row([number, layer.name.clone(), inputs.join(" + "), shape.join("x"), values, macs]);
     }
-    table.row(["total".into(), String::new(), thousands(parameters), thousands(multiply_adds)]);
+    let [number, inputs, shape] = [const { String::new() }; 3];
+    table.row([number, "total".into(), inputs, shape, thousands(parameters), thousands(multiply_adds)]);
     out.line(table)?;
     out.line(format_args!("{} input, {} loss", written(DIM), spec.loss))?;
 
@@ -48,6 +61,7 @@ pub(super) fn run(args: &SummaryArgs, out: &Output) -> Result<(), Stop> {
         .map(|layer| {
             json!({
                 "layer": layer.name,
+                "inputs": layer.inputs,
                 "output": layer.output,
                 "parameters": layer.parameters,
                 "multiply_adds": layer.multiply_adds,

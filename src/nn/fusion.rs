@@ -17,7 +17,7 @@ use crate::shape::Pool2dShape;
 #[derive(Clone, Debug)]
 pub(super) enum Fused {
     /// A product and all that follows it.
-    Block(BlockParts),
+    Block(Box<BlockParts>),
     /// The sum of two values, and perhaps an activation.
     Sum(Option<Activation>),
     /// A layer of its own.
@@ -68,7 +68,7 @@ fn notation(node: &Node) -> String {
 
 fn alone(op: &Op) -> Fused {
     match op {
-        Op::Part(part) => Fused::Block(single(part)),
+        Op::Part(part) => Fused::Block(Box::new(single(part))),
         Op::Layer(layer) => Fused::Layer(layer.clone()),
         Op::Add => Fused::Sum(None),
     }
@@ -104,9 +104,9 @@ fn before_last(graph: &Graph, i: usize) -> [usize; 3] {
 /// Adds `op` to what runs already as one kernel, if it can be; `size` is that of the input of the last layer there.
 fn join(fused: &mut Fused, op: &Op, size: [usize; 3]) -> bool {
     match (fused, op) {
-        (Fused::Block(parts), Op::Part(layer)) => match append(*parts, layer, size) {
+        (Fused::Block(parts), Op::Part(layer)) => match append(**parts, layer, size) {
             Some(together) => {
-                *parts = together;
+                **parts = together;
                 true
             }
             None => false,
@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn a_bias_that_batchnorm_cancels_is_left_out() {
         let bias = |notation: &str| match steps(notation)[0].fused {
-            Fused::Block(parts) => parts.bias,
+            Fused::Block(ref parts) => parts.bias,
             Fused::Sum(_) | Fused::Layer(_) => unreachable!(),
         };
         assert!(!bias("conv8-bn-gap") && bias("conv8-relu-gap"));

@@ -59,7 +59,7 @@ impl<T: Element> Session<T> {
             return Err(Error::invalid("session", "a batch of 0 images", "give at least 1"));
         }
         let fold = |step: &Gathered| match &step.fused {
-            Fused::Block(parts) => Gathered { fused: Fused::Block(fold(parts)), ..step.clone() },
+            Fused::Block(parts) => Gathered { fused: Fused::Block(Box::new(fold(parts))), ..step.clone() },
             Fused::Sum(_) | Fused::Layer(_) => step.clone(),
         };
         let gathered = network.gathered().iter().map(fold).collect();

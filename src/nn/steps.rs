@@ -16,7 +16,7 @@ use crate::profile::Work;
 #[derive(Clone, Debug)]
 pub(super) enum Kernel<T> {
     Block {
-        block: Block,
+        block: Box<Block>,
         /// Indices of the parameters, where the block has them.
         places: Weights<Option<usize>>,
         /// Indices of the running mean and variance.
@@ -109,7 +109,7 @@ pub(super) fn compile<T: Element>(gathered: &[Gathered], image: [usize; 3]) -> R
         let input = inputs[0].checked_sub(1).map_or(image, |step| compiled.steps[step].output);
         let (kernel, output_size) = match fused {
             Fused::Block(parts) => {
-                let block = Block::new::<T>(*parts, input)?;
+                let block = Box::new(Block::new::<T>(**parts, input)?);
                 let (params, statistics) = (&mut compiled.params, &mut compiled.statistics);
                 let (places, running) = names.block(&block, *shortcut, params, statistics);
                 let output = block.output();

@@ -22,6 +22,7 @@
 //! | `relu`, `silu`, `gelu` | activations |
 //! | `leaky` (`leakyrelu`) | leaky ReLU of slope 0.01; `leaky0.1` has slope 0.1 |
 //! | `res[...]` | residual: what the layers inside make, plus their input |
+//! | `se16` | squeeze and excitation, with a hidden layer of 1/16 of the channels ([`SqueezeExcite`](crate::nn::layers::SqueezeExcite)) |
 //! | `dropout0.5` | dropout that drops with probability 0.5 |
 //! | `softmax` | at the end: softmax cross-entropy, the default; `softmax0.1` smooths the labels by 0.1 |
 //! | `svm` | at the end: multiclass SVM hinge loss |

@@ -23,12 +23,21 @@ fn only(text: &str) -> LayerSpec {
     spec.layers[0].clone()
 }
 
+/// Every text reads as the layer, which prints as one of them.
+#[track_caller]
+fn check_forms(cases: &[(&[&str], LayerSpec)]) {
+    for (texts, want) in cases {
+        for text in *texts {
+            assert_eq!(only(text), *want, "{text}");
+        }
+        assert!(texts.contains(&want.to_string().as_str()), "{texts:?} prints as {want}");
+    }
+}
+
 #[test]
-fn every_layer_and_its_canonical_form() {
+fn convolutions_and_their_canonical_forms() {
     let kernel = (3, 3);
-    let pool = Pool2d::square(2);
-    let layer = |activation| LayerSpec::Activation(activation);
-    for (texts, want) in [
+    check_forms(&[
         (&["conv32", "CONV32", "conv32k3", "conv32psame", "conv32s1k3d1g1"][..], conv(32)),
         (
             &["conv64k7s2p3", "conv64p3s2k7", "conv64k7x7s2x2p3"],
@@ -64,6 +73,14 @@ fn every_layer_and_its_canonical_form() {
                 conv: Conv2d { padding: Padding::Sides { top: 0, bottom: 1, left: 2, right: 3 }, ..SAME },
             },
         ),
+    ]);
+}
+
+#[test]
+fn other_layers_and_their_canonical_forms() {
+    let pool = Pool2d::square(2);
+    let layer = |activation| LayerSpec::Activation(activation);
+    check_forms(&[
         (&["pool", "maxpool", "Pool2", "pool2x2s2p0"], LayerSpec::MaxPool(pool)),
         (&["pool3", "maxpool3s3"], LayerSpec::MaxPool(Pool2d::square(3))),
         (&["pool2s1"], LayerSpec::MaxPool(Pool2d { stride: (1, 1), ..pool })),
@@ -85,12 +102,7 @@ fn every_layer_and_its_canonical_form() {
         (&["leaky0.1", "leakyrelu.1"], layer(Activation::LeakyRelu { slope: 0.1 })),
         (&["dropout0.5", "dropout.5", "dropout0.50"], LayerSpec::Dropout { p: 0.5 }),
         (&["dropout0"], LayerSpec::Dropout { p: 0.0 }),
-    ] {
-        for text in texts {
-            assert_eq!(only(text), want, "{text}");
-        }
-        assert!(texts.contains(&want.to_string().as_str()), "{texts:?} prints as {want}");
-    }
+    ]);
 }
 
 #[test]
@@ -198,9 +210,25 @@ fn groups_nest_and_spaces_are_free() {
     assert_eq!(NetworkSpec::parse("[relu]x1000").unwrap().layers.len(), 1000);
 }
 
+/// A text, the character at fault, and parts of the problem and the fix.
+type Fault = (&'static str, usize, &'static str, &'static str);
+
+#[track_caller]
+fn check_faults(cases: &[Fault]) {
+    for &(text, position, problem, fix) in cases {
+        let error = NetworkSpec::parse(text).unwrap_err();
+        let Error::Notation { notation, position: at, problem: what, fix: todo } = &error else {
+            panic!("`{text}`: {error:?}");
+        };
+        assert_eq!(*notation, text.replace('\n', " "));
+        assert_eq!(*at, position, "`{text}`: {error}");
+        assert!(what.contains(problem) && todo.contains(fix), "`{text}`: {error}");
+    }
+}
+
 #[test]
-fn faults_name_the_character_the_problem_and_the_fix() {
-    for (text, position, problem, fix) in [
+fn faults_of_layers_name_the_character_the_problem_and_the_fix() {
+    check_faults(&[
         ("", 0, "empty", "conv32-relu-pool-affine10"),
         (" \n", 0, "empty", "conv32-relu-pool-affine10"),
         // Names.
@@ -237,6 +265,14 @@ fn faults_name_the_character_the_problem_and_the_fix() {
         ("conv32x3", 6, "conv has no option `x`", "only groups are repeated"),
         ("conv32afft", 7, "no such algorithm", "im2col, winograd, depthwise"),
         ("conv1.5", 5, "conv has no option `.`", "its options are k"),
+    ]);
+    let pointer = NetworkSpec::parse("[relu]×2-con32").unwrap_err().notation_pointer().unwrap();
+    assert_eq!(pointer, "[relu]×2-con32\n         ^");
+}
+
+#[test]
+fn faults_between_layers_name_the_character_the_problem_and_the_fix() {
+    check_faults(&[
         // Joints.
         ("conv32 relu", 7, "`r` follows a complete layer", "join layers with `-`"),
         ("relu5", 4, "`5` follows a complete layer", "join layers with `-`"),
@@ -266,17 +302,7 @@ fn faults_name_the_character_the_problem_and_the_fix() {
         ("affine10-svm-softmax", 13, "follows the loss", "end with the loss"),
         ("[affine10-svm]x2", 13, "holds the loss", "put the loss after it"),
         ("softmax", 0, "no layer comes before the loss", "begin with the layers"),
-    ] {
-        let error = NetworkSpec::parse(text).unwrap_err();
-        let Error::Notation { notation, position: at, problem: what, fix: todo } = &error else {
-            panic!("`{text}`: {error:?}");
-        };
-        assert_eq!(*notation, text.replace('\n', " "));
-        assert_eq!(*at, position, "`{text}`: {error}");
-        assert!(what.contains(problem) && todo.contains(fix), "`{text}`: {error}");
-    }
-    let pointer = NetworkSpec::parse("[relu]×2-con32").unwrap_err().notation_pointer().unwrap();
-    assert_eq!(pointer, "[relu]×2-con32\n         ^");
+    ]);
 }
 
 #[test]

@@ -210,7 +210,7 @@ struct Parts<'a, T> {
 
 impl Tiles {
     /// Elements of the parts.
-    fn lens<T>(&self) -> [usize; 4] {
+    fn lens(&self) -> [usize; 4] {
         let phases = self.shape.channels * self.phases_len();
         let (dw, dx) = (self.wanted.dw, self.wanted.dx);
         let columns = if dw || dx { self.columns_len() } else { 0 };
@@ -218,7 +218,7 @@ impl Tiles {
     }
 
     fn parts<'a, T>(&self, scratch: &'a mut [T]) -> Parts<'a, T> {
-        let [phases_len, dphases_len, columns_len, _] = self.lens::<T>();
+        let [phases_len, dphases_len, columns_len, _] = self.lens();
         let (phases, scratch) = scratch.split_at_mut(phases_len);
         let (dphases, scratch) = scratch.split_at_mut(dphases_len);
         let (columns, dout) = scratch.split_at_mut(columns_len);
@@ -287,7 +287,7 @@ impl<T: Element> Steps<T> for Tiles {
     }
 
     fn scratch_len(&self) -> usize {
-        self.lens::<T>().iter().sum()
+        self.lens().iter().sum()
     }
 
     fn run(&self, mut piece: Piece<'_, T>, source: &(impl Fn(PlaneRows, &mut [T]) + Sync), scratch: &mut [T]) {

@@ -1,5 +1,8 @@
 //! Level 6. `gemmnet train`.
 
+mod report;
+mod start;
+
 use std::io::LineWriter;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -8,22 +11,15 @@ use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use serde_json::json;
 
-use super::data::{Folder, check_fits, small_test};
 use super::interrupt::Interrupt;
-use super::output::{Align, Output, Table, thousands};
+use super::output::Output;
 use super::presets::{self, PRESETS};
 use super::progress::bar;
 use super::{CHECKPOINT, Global, Stop};
-use crate::data::cifar10::DIM;
-use crate::data::{Augment, Batches, Normalization, Sampler, Split};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::nn::init::Init;
-use crate::nn::network::Network;
-use crate::nn::notation::NetworkSpec;
-use crate::optim::{Group, LearningRate, Schedule, Select, UpdateRule};
-use crate::profile::{self, Row};
-use crate::train::{Checkpoint, Event, Log, Report, Solver, SolverOptions, accuracy};
+use crate::profile;
+use crate::train::{Event, Log, Report, Solver};
 
 /// Train a network on CIFAR-10
 ///
@@ -68,6 +64,17 @@ pub(super) struct TrainArgs {
     /// Epochs (or a fraction of one) of linear warm-up before the schedule [default: the preset's]
     #[arg(long, value_name = "EPOCHS")]
     warmup_epochs: Option<f64>,
+    /// A group of parameters with a rule of its own, as SELECT=RULE[,lr=RATE][,l2=STRENGTH] or SELECT=frozen; SELECT is
+    /// weight, bias, scale, or a pattern of names such as conv*.weight. May be given several times: the first that
+    /// selects a parameter has it, and the other options are for the rest [default: none]
+    #[arg(long, value_name = "GROUP")]
+    group: Vec<String>,
+    /// Scale gradients down whose norm, over all parameters, is above this [default: never]
+    #[arg(long, value_name = "NORM")]
+    clip_norm: Option<f64>,
+    /// Measure and keep a moving average of the weights with this decay, such as 0.999 [default: the weights themselves]
+    #[arg(long, value_name = "DECAY")]
+    ema: Option<f64>,
     /// L2 regularisation: the loss has this / 2 times the sum of squared weights added [default: the preset's]
     #[arg(long, value_name = "STRENGTH")]
     l2: Option<f64>,
@@ -95,7 +102,7 @@ pub(super) struct TrainArgs {
     checkpoint: Option<PathBuf>,
     /// Go on with the training that was saved in this file, with its options; give the same data [default: start anew]
     #[arg(long, value_name = "FILE",
-          conflicts_with_all = ["preset", "net", "init", "batch_size", "optimizer", "sampler", "normalize"])]
+          conflicts_with_all = ["preset", "net", "init", "batch_size", "optimizer", "group", "clip_norm", "ema", "sampler", "normalize"])]
     resume: Option<PathBuf>,
     /// Iterations from one line about the loss to the next, where there is no progress bar
     #[arg(long, value_name = "N", default_value_t = 20)]
@@ -151,224 +158,23 @@ fn train<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -> Result<
     }
     let profiled = profile::wanted(args.profile)?;
     let checkpoint = args.checkpoint.as_ref().or(args.resume.as_ref()).map_or(Path::new(CHECKPOINT), PathBuf::as_path);
-    let (mut solver, folder, data_kind) = match &args.resume {
-        None => start::<T>(args, global, out)?,
-        Some(from) => resume::<T>(from, args, global)?,
+    let mut ready = match &args.resume {
+        None => start::new::<T>(args, global, out)?,
+        Some(from) => start::resumed::<T>(from, args, global)?,
     };
     check_writable(checkpoint)?;
-    solver.save_to(checkpoint);
-
-    let options = solver.checkpoint().options.clone();
-    let data = solver.data().clone();
-    let network = solver.network_mut().spec().to_string();
-    let parameters = solver.network_mut().params().count();
-    data.notes().iter().for_each(|note| out.note(format_args!("note: {note}")));
-    if !args.quiet {
-        if args.resume.is_none() && checkpoint.exists() {
-            out.note(format_args!(
-                "note: {} will be replaced after the first epoch, or by Ctrl-C",
-                checkpoint.display()
-            ));
-        }
-        out.line(format_args!(
-            "{network}: {} parameters, {}, {} epoch(s) of {} images in batches of {}, from {}",
-            thousands(parameters),
-            T::NAME,
-            options.epochs,
-            thousands(data.len(Split::Train)),
-            options.batch_size,
-            folder.dir.display()
-        ))?;
-    }
+    ready.solver.save_to(checkpoint);
+    report::announce(&mut ready, args, checkpoint, out)?;
     if profiled {
         profile::start();
     }
-    let watched = watch(&mut solver, args, global, checkpoint, out);
+    let watched = watch(&mut ready.solver, args, global, checkpoint, out);
     let rows = profiled.then(profile::stop);
     // after Ctrl-C too
     if let Some(rows) = &rows {
-        out.line(profile_table(rows))?;
+        out.line(report::profile_table(rows))?;
     }
-    let report = watched?;
-
-    let small = small_test(&data)?;
-    let mut measure = |data| accuracy(solver.network_mut(), data, Split::Test, options.batch_size);
-    let (test, test_full) = (measure(&small)?, measure(&data)?);
-    let history = solver.history();
-    out.line(format_args!(
-        "validation accuracy: {:.4}, the best, after epoch {}; {:.4} in the end ({} images)",
-        report.best_val_accuracy,
-        report.best_epoch,
-        report.final_val_accuracy,
-        thousands(data.len(Split::Validation))
-    ))?;
-    out.line(format_args!(
-        "test accuracy of the best: {test:.4} on the first {} images, {test_full:.4} on all {}",
-        thousands(small.len(Split::Test)),
-        thousands(data.len(Split::Test))
-    ))?;
-    out.line(format_args!(
-        "{:.1} s of training, {:.0} images/s, {} thread(s); the network is in {}",
-        report.train_seconds,
-        report.images_per_second,
-        rayon::current_num_threads(),
-        checkpoint.display()
-    ))?;
-    let mut object = json!({
-        "best_val_accuracy": report.best_val_accuracy,
-        "best_epoch": report.best_epoch,
-        "final_val_accuracy": report.final_val_accuracy,
-        "final_train_accuracy": report.final_train_accuracy,
-        "final_loss": history.loss.last(),
-        "test_accuracy": test_full,
-        "test_1000_accuracy": test,
-        "val_accuracy": history.val_accuracy,
-        "train_accuracy": history.train_accuracy,
-        "train_seconds": report.train_seconds,
-        "images_per_second": report.images_per_second,
-        "parameters": parameters,
-        "network": network,
-        "preset": args.resume.is_none().then_some(&args.preset),
-        "epochs": options.epochs,
-        "steps": report.steps,
-        "dtype": T::NAME,
-        "seed": options.seed,
-        "threads": rayon::current_num_threads(),
-        "data": data_kind,
-        "data_dir": folder.dir.display().to_string(),
-        "checkpoint": checkpoint.display().to_string(),
-    });
-    if let Some(rows) = &rows {
-        object["profile"] = rows.iter().map(profile_json).collect();
-    }
-    out.json(&object)
-}
-
-/// Where the time went; [`profile`] says how operations and bytes are counted.
-fn profile_table(rows: &[Row]) -> Table {
-    use Align::{Left, Right};
-    let mut table = Table::new([
-        ("operation", Left),
-        ("phase", Left),
-        ("seconds", Right),
-        ("share", Right),
-        ("calls", Right),
-        ("GFLOP/s", Right),
-        ("MB/call", Right),
-        ("GB/s", Right),
-    ]);
-    let total: f64 = rows.iter().map(|row| row.time.as_secs_f64()).sum();
-    for row in rows {
-        let (seconds, bytes) = (row.time.as_secs_f64(), row.bytes as f64);
-        table.row([
-            row.op.clone(),
-            row.phase.name().to_owned(),
-            format!("{seconds:.3}"),
-            format!("{:.1} %", 100.0 * seconds / total),
-            row.calls.to_string(),
-            if row.flops > 0 { format!("{:.1}", row.flops as f64 / seconds / 1e9) } else { String::new() },
-            format!("{:.2}", bytes / row.calls as f64 / 1e6),
-            format!("{:.1}", bytes / seconds / 1e9),
-        ]);
-    }
-    table.row(["total".into(), String::new(), format!("{total:.3}")].into_iter().chain(vec![String::new(); 5]));
-    table
-}
-
-fn profile_json(row: &Row) -> serde_json::Value {
-    json!({
-        "operation": row.op,
-        "phase": row.phase.name(),
-        "seconds": row.time.as_secs_f64(),
-        "calls": row.calls,
-        "flops": row.flops,
-        "bytes": row.bytes,
-    })
-}
-
-/// A solver with its data: where that is from, and what it is.
-type Ready<T> = (Solver<T>, Folder, &'static str);
-
-/// A new training. What the user typed is checked before anything is downloaded.
-fn start<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -> Result<Ready<T>, Stop> {
-    let preset = presets::find(&args.preset)?;
-    let spec = NetworkSpec::parse(args.net.as_deref().unwrap_or(preset.net))?;
-    let init: Init = args.init.as_deref().unwrap_or(preset.init).parse()?;
-    let network = Network::<T>::new(&spec, DIM, init, global.seed())?;
-    let schedule: Schedule = args.schedule.as_deref().unwrap_or(preset.schedule).parse()?;
-    let base = args.learning_rate.unwrap_or(preset.learning_rate);
-    let options = SolverOptions {
-        epochs: args.epochs.unwrap_or(preset.epochs),
-        batch_size: args.batch_size.unwrap_or(preset.batch_size),
-        groups: Group::classic(
-            args.optimizer.as_deref().unwrap_or(preset.optimizer).parse::<UpdateRule>()?,
-            LearningRate::new(base, schedule, args.warmup_epochs.unwrap_or(preset.warmup_epochs))?,
-            args.l2.unwrap_or(preset.l2),
-        ),
-        sampler: match args.sampler {
-            None => preset.sampler,
-            Some(SamplerName::Shuffle) => Sampler::ShuffledEpochs,
-            Some(SamplerName::Replacement) => Sampler::WithReplacement,
-        },
-        augment: augment(args, preset.augment),
-        seed: global.seed(),
-        verbose: false,
-        ..SolverOptions::default()
-    };
-    Batches::new(1, options.batch_size)?;
-    let normalization = match args.normalize {
-        None => preset.normalization,
-        Some(NormalizationName::MeanImage) => Normalization::MeanImage,
-        Some(NormalizationName::PerChannel) => Normalization::PerChannel,
-    };
-
-    let folder = Folder::find(global, !args.no_fetch, out)?;
-    let (mut data, kind) = folder.open(normalization)?;
-    if let Some(samples) = args.train_limit {
-        data = data.limit(Split::Train, samples)?;
-    }
-    Ok((Solver::new(network, data, options)?, folder, kind))
-}
-
-/// A training that was saved, with the options that were given again.
-fn resume<T: Element>(from: &Path, args: &TrainArgs, global: &Global) -> Result<Ready<T>, Stop> {
-    let mut checkpoint = Checkpoint::<T>::load(from)?;
-    let options = &mut checkpoint.options;
-    if let Some(seed) = global.seed.filter(|&seed| seed != options.seed) {
-        let problem = format!("{seed} is not that of the checkpoint, {}", options.seed);
-        return Err(Error::invalid("seed", problem, "leave it out").into());
-    }
-    options.epochs = args.epochs.unwrap_or(options.epochs);
-    options.augment = augment(args, options.augment.unwrap_or_default());
-    options.verbose = false;
-    options.groups.iter_mut().try_for_each(|group| regroup(group, args))?;
-    let folder = Folder::of_classes(&checkpoint.trained.class_names, global)?;
-    // The solver puts the checkpoint's normalisation in the place of this one.
-    let (mut data, kind) = folder.open(Normalization::MeanImage)?;
-    check_fits(&data, &folder, &checkpoint.trained, from)?;
-    if let Some(samples) = args.train_limit {
-        data = data.limit(Split::Train, samples)?;
-    }
-    Ok((Solver::resume(checkpoint, data)?, folder, kind))
-}
-
-/// Gives a group of a checkpoint the rate and decay that were given again.
-fn regroup(group: &mut Group, args: &TrainArgs) -> Result<()> {
-    if group.select == Select::WEIGHTS {
-        group.l2 = args.l2.unwrap_or(group.l2);
-    }
-    let schedule = args.schedule.as_deref().map_or(Ok(group.learning_rate.schedule()), str::parse)?;
-    group.learning_rate = LearningRate::new(
-        args.learning_rate.unwrap_or(group.learning_rate.base()),
-        schedule,
-        args.warmup_epochs.unwrap_or(group.learning_rate.warmup_epochs()),
-    )?;
-    Ok(())
-}
-
-fn augment(args: &TrainArgs, base: Augment) -> Option<Augment> {
-    let augment = Augment { flip: args.flip.unwrap_or(base.flip), shift: args.shift.unwrap_or(base.shift) };
-    (augment != Augment::default()).then_some(augment)
+    report::conclude(&mut ready, &watched?, args, checkpoint, rows.as_deref(), out)
 }
 
 /// Whether a file can be made beside `path`: better to know now than after the first epoch.

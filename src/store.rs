@@ -68,7 +68,8 @@ impl<'a> Tensors<'a> {
 /// # Errors
 /// [`Error::Io`] if it cannot be read.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|e| Error::io("read", path, e, "give the path of a file that gemmnet saved"))
+    fs::read(path)
+        .map_err(|e| Error::io("read", path, e, "give the path of a file that `gemmnet train` or the library saved"))
 }
 
 /// The tensors of a file. Nothing is allocated for what its header says before the file is known to hold it.

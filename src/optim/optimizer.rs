@@ -1,5 +1,7 @@
 //! Level 5. The optimizer: groups of parameters, and what their rules remember.
 
+use std::sync::Arc;
+
 use super::elementwise::{CHUNK, Chunk, Span, Update, VECTORS, squares_within};
 use super::group::{Group, assign};
 use super::muon::{Matrix, Scratch, Step};
@@ -26,7 +28,7 @@ pub struct Stepped {
 ///
 /// ```
 /// use gemmnet::nn::init::Init;
-/// use gemmnet::nn::network::Network;
+/// use gemmnet::nn::network::{Network, StepKey};
 /// use gemmnet::optim::{Group, LearningRate, Optimizer, Progress, Select};
 ///
 /// let mut network = Network::<f32>::new(&"conv8-bn-relu-gap-affine2".parse()?, [3, 8, 8], Init::He, 0)?;
@@ -37,7 +39,7 @@ pub struct Stepped {
 ///     Group::new(Select::ALL, "adam".parse()?, LearningRate::constant(1e-3)?),
 /// ];
 /// let mut optimizer = Optimizer::new(groups, network.params())?;
-/// let loss = network.loss(&[0.5; 3 * 8 * 8], &[1], 0, 0)?;
+/// let loss = network.loss(&[0.5; 3 * 8 * 8], &[1], StepKey::default())?;
 /// let (params, grads) = network.params_and_grads();
 /// let stepped = optimizer.step(params, grads, Progress::default());
 /// println!("the loss was {}", f64::from(loss) + stepped.regularization);
@@ -46,6 +48,8 @@ pub struct Stepped {
 #[derive(Clone, Debug)]
 pub struct Optimizer<T: Element> {
     groups: Vec<Group>,
+    /// The rules in use, for the profile.
+    label: Arc<str>,
     clip_norm: Option<f64>,
     params: Vec<Param>,
     /// The group of each parameter.
@@ -82,6 +86,7 @@ impl<T: Element> Optimizer<T> {
         let len = params.values().len();
         Ok(Optimizer {
             updates: Vec::with_capacity(groups.len()),
+            label: label(&groups, &spans).into(),
             groups,
             clip_norm: None,
             params: params_of,
@@ -196,7 +201,8 @@ impl<T: Element> Optimizer<T> {
     pub fn step(&mut self, params: &mut Params<T>, grads: &Params<T>, at: Progress) -> Stepped {
         let fit = |given: &Params<T>| given.iter().eq(&self.params);
         assert!(fit(params) && fit(grads), "parameters or gradients of another network");
-        let _scope = profile::scope(Phase::Optimizer, || self.work());
+        let label = Arc::clone(&self.label);
+        let _scope = profile::scope(Phase::Optimizer, || Work { op: &label, flops: 0, bytes: self.bytes() });
         let mut clip = 1.0;
         let gradient_norm = self.clip_norm.map(|_| self.norm(grads.values()));
         if let (Some(norm), Some(limit)) = (gradient_norm, self.clip_norm) {
@@ -259,11 +265,10 @@ impl<T: Element> Optimizer<T> {
         }
     }
 
-    /// What a step moves: gradients are read, parameters and the rules' vectors read and written.
-    fn work(&self) -> Work<'static> {
+    /// Bytes that a step moves: gradients are read, parameters and the rules' vectors read and written.
+    fn bytes(&self) -> usize {
         let vectors = |span: &Span| 1 + 2 * (1 + self.groups[span.group].rule.vectors());
-        let elements: usize = self.spans.iter().map(|span| vectors(span) * span.range.len()).sum();
-        Work { op: "update", flops: 0, bytes: elements * size_of::<T>() }
+        self.spans.iter().map(|span| vectors(span) * span.range.len()).sum::<usize>() * size_of::<T>()
     }
 }
 
@@ -271,6 +276,18 @@ impl<T: Element> Optimizer<T> {
 fn spans(groups: &[Group], params: &[Param], group_of: &[usize]) -> Vec<Span> {
     let trained = params.iter().zip(group_of).filter(|(_, group)| !groups[**group].frozen);
     trained.map(|(param, &group)| Span { range: param.range.clone(), group }).collect()
+}
+
+/// The names of the rules in use: `adam`, `muon, adam`.
+fn label(groups: &[Group], spans: &[Span]) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for span in spans {
+        let name = groups[span.group].rule.name();
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names.join(", ")
 }
 
 /// What of it is seen as matrices.

@@ -60,6 +60,18 @@ macro_rules! sizes {
     };
 }
 
+/// More elements than any memory holds, and still so few that sums and products with them do not overflow.
+const MOST_ELEMENTS: usize = 1 << 48;
+
+/// Whether an array of these sizes may be.
+pub(crate) fn check_elements(op: &'static str, sizes: &[usize]) -> Result<()> {
+    let elements = sizes.iter().try_fold(1_usize, |elements, &size| elements.checked_mul(size));
+    if elements.is_some_and(|elements| elements <= MOST_ELEMENTS) {
+        return Ok(());
+    }
+    Err(Error::invalid(op, format!("{sizes:?} are more elements than a memory holds"), "use smaller sizes"))
+}
+
 impl Axis {
     /// Checks the sizes and computes `output`. `pad` is `None` for 'same'.
     fn new(
@@ -240,6 +252,10 @@ impl Conv2dShape {
         let (pad_rows, pad_cols) = sides(conv.padding);
         let rows = Axis::new("conv2d", "height", h, kh, conv.stride.0, conv.dilation.0, pad_rows)?;
         let cols = Axis::new("conv2d", "width", wd, kw, conv.stride.1, conv.dilation.1, pad_cols)?;
+        check_elements("conv2d", &[images, channels, h, wd])?;
+        check_elements("conv2d", &[images, filters, rows.output, cols.output])?;
+        // What one image takes to multiply, too: the largest of what is worked out about a convolution.
+        check_elements("conv2d", &[filters, group_channels, kh, kw, rows.output, cols.output])?;
         Ok(Conv2dShape { images, channels, filters, groups, rows, cols, wish: conv.algorithm })
     }
 

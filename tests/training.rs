@@ -550,6 +550,16 @@ fn damaged_checkpoints_are_described() {
             replaced("affine12-bn-relu-affine10", "affine1000000-bn-relu-affine1000000"),
             &["`affine1.weight`", "[1024, 1000000]"],
         ),
+        (
+            "images that overflow",
+            replaced("[3,32,32]", "[3000000000000,3000000000000,3000000000000]"),
+            &["cannot be", "more elements than a memory holds"],
+        ),
+        (
+            "filters that overflow",
+            replaced("conv4-bn", "conv1000000-conv1000000k1000000p1000000-bn"),
+            &["cannot be", "more elements than a memory holds"],
+        ),
         ("another size", replaced("[3,32,32]", "[3,64,64]"), &["`affine1.weight`", "[1024, 12]", "[4096, 12]"]),
         ("another step", replaced("\"step\":3", "\"step\":4"), &["`history.loss`", "[3]", "[4]"]),
         ("a bad rule", replaced("\"beta1\":0.9", "\"beta1\":1.5"), &["impossible groups", "1.5"]),

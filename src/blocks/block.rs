@@ -8,7 +8,7 @@ use crate::ops::activation::Activation;
 use crate::ops::affine::AffineShape;
 use crate::ops::batchnorm::{Channels, update_running};
 use crate::ops::conv::{ConvPlan, Filters, Prepared};
-use crate::shape::{Conv2dShape, Pool2dShape};
+use crate::shape::{Conv2dShape, Pool2dShape, check_elements};
 use crate::workspace::Buffer;
 
 /// A block for images of one size.
@@ -310,7 +310,10 @@ fn head<T: Element>(parts: &BlockParts, [c, h, w]: [usize; 3]) -> Result<(Head, 
             Ok((Head::Conv(ConvPlan::new::<T>(&shape)?), [channels, rows, cols]))
         }
         Some(Core::Affine { outputs: 0 }) => Err(Error::invalid("affine", "0 outputs", "give at least 1")),
-        Some(Core::Affine { outputs }) => Ok((Head::Affine { inputs: c * h * w, outputs }, [outputs, 1, 1])),
+        Some(Core::Affine { outputs }) => {
+            check_elements("affine", &[c, h, w, outputs])?;
+            Ok((Head::Affine { inputs: c * h * w, outputs }, [outputs, 1, 1]))
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::nn::fusion::single;
 use crate::nn::layer::{AnyLayer, of_type};
 use crate::nn::notation::LayerSpec;
-use crate::shape::Conv2d;
+use crate::shape::{Conv2d, check_elements};
 
 /// Index of a value: 0 is the network's input, `i + 1` what node `i` makes.
 pub(super) type Value = usize;
@@ -47,6 +47,7 @@ impl Graph {
     /// # Errors
     /// [`Error::Invalid`] or [`Error::Shape`] where a layer does not fit what comes before it.
     pub(super) fn new<T: Element>(layers: &[LayerSpec], input: [usize; 3]) -> Result<Self> {
+        check_elements("network", &input)?;
         let mut graph = Graph { nodes: Vec::new(), sizes: vec![input] };
         graph.chain::<T>(layers, 0)?;
         Ok(graph)

@@ -397,7 +397,8 @@ class Net:
     Layers of a kind are counted in order of appearance: conv1.weight, bn1.weight, bn1.bias, ..., affine1.weight (D, M),
     affine1.bias. Convolutions are 3x3 with stride `s` and padding `p`, which is 'same' if not given: as many rows of
     output as strides fit into the image, and the odd row of padding below. One right before batchnorm has no bias.
-    `res[...]` adds its input; where that has another shape, it goes through a 1x1 convolution and batchnorm of their own (He et al. 2016, option B): shortcut1.weight, shortcut1.bn.weight, shortcut1.bn.bias.
+    `res[...]` adds its input; where that has another shape, it goes through a 1x1 convolution and batchnorm of their own
+    (He et al. 2016, option B): shortcut1.weight, shortcut1.bn.weight, shortcut1.bn.bias.
 
     Weights are `numbers(name)` times the largest power of two whose square is at most 6 / fan-in; batchnorm's scales
     1 + numbers(name) / 4; biases numbers(name) / 4. Running statistics begin at 0 and 1; the variance is biased."""

@@ -534,7 +534,7 @@ fn summary_and_presets_describe_networks() {
 
     let presets = room.json("train --list-presets")["presets"].as_array().unwrap().clone();
     let names: Vec<_> = presets.iter().map(|preset| preset["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["three-layer", "three-layer-65", "deep"]);
+    assert_eq!(names, ["three-layer", "three-layer-65", "deep", "resnet20"]);
     // What the list says a preset is, the program takes as its options, and both mean the same.
     for preset in presets {
         let arguments = preset["arguments"].as_str().unwrap().replace('\'', "");

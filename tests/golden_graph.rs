@@ -46,7 +46,6 @@ fn network(case: &Golden) -> Network<f64> {
         let (start, scale) = match param.kind {
             ParamKind::Weight => (0.0, scale),
             ParamKind::Scale => (1.0, 0.25),
-            _ if is_idle(case, &param.name) => (0.0, 0.0),
             _ => (0.0, 0.25),
         };
         let values = numbers(&param.name, param.range.len()).into_iter().map(|value| start + scale * value).collect();
@@ -54,11 +53,6 @@ fn network(case: &Golden) -> Network<f64> {
         network.params_mut().get_mut(&param.name).expect("its own name").assign(&values);
     }
     network
-}
-
-/// Whether PyTorch's network does without the parameter: the bias of a convolution whose pool's batchnorm takes it away.
-fn is_idle(case: &Golden, name: &str) -> bool {
-    !["gradient", "after"].into_iter().flat_map(|kind| case.names(kind)).any(|other| other == name)
 }
 
 /// Images and labels of a step.

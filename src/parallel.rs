@@ -4,8 +4,8 @@
 //! start to end; BLAS inside it is single-threaded. So the same input gives the same bits at any number of threads, as
 //! long as pieces that add up write to slots of their own, which are summed in order afterwards.
 //!
-//! What the pieces write is shared out before they start: [`for_each_share`] gives every piece its own part of an array,
-//! be it a run of elements ([`Chunks`], [`Even`]), the planes of a channel ([`Planes`]) or a block of a matrix ([`Grid`]).
+//! What the pieces write is shared out before they start: `for_each_share` gives every piece its own part of an array,
+//! be it a run of elements (`Chunks`, `Even`), the planes of a channel (`Planes`) or a block of a matrix (`Grid`).
 //!
 //! The threads are those of the rayon pool that the caller is in: [`with_threads`] makes one, a host program may
 //! `install` its own.

@@ -97,7 +97,9 @@ fn check_first_step(
         let gradient = network.grads().get(name).unwrap_or_else(|| panic!("'{}' has no {name}", case.name));
         compare(gradient, case.array(&format!("gradient {name}")), name);
     }
-    for param in network.grads().iter().filter(|param| is_idle(case, &param.name)) {
+    // A batchnorm behind a pool takes the bias before it away: PyTorch's gradient is rounding, and not in the file.
+    let compared: Vec<&str> = case.names("gradient").collect();
+    for param in network.grads().iter().filter(|param| !compared.contains(&param.name.as_str())) {
         let largest = network.grads().values()[param.range.clone()].iter().fold(0.0, |a: f64, g| a.max(g.abs()));
         assert!(param.kind == ParamKind::Bias && largest < SMALL, "'{}', {}: {largest}", case.name, param.name);
     }

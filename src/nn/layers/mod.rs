@@ -2,7 +2,7 @@
 //!
 //! # Adding a layer
 //! Its file here, with [`Layer`](crate::nn::layer::Layer) implemented for both element types, a naive twin and its oracles
-//! as tests; its row in [`BUILT_IN`]; its row in the table of [`crate::nn::notation`].
+//! as tests; its row in `BUILT_IN`; its row in the table of [`crate::nn::notation`].
 
 mod se;
 

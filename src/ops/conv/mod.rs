@@ -127,10 +127,11 @@ pub fn conv2d_forward_into<T: Element>(
         plan.check_images(images, x);
         Outputs::plain(&plan.shape, out).check(&plan.shape, images);
         let add_bias = |filter: usize, out: &mut [T]| {
-            let Some(b) = b else { return };
+            // Read once: within the loop the compiler fears that it changes with the output.
+            let Some(bias) = b.map(|b| b[filter]) else { return };
             vectorized!(out.iter_mut().for_each(
                 #[inline(always)]
-                |out| *out += b[filter]
+                |out| *out += bias
             ));
         };
         return tiles::forward_in_place(plan, x, filters.values(plan), out, add_bias, ws);

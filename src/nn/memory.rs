@@ -90,27 +90,33 @@ fn last_reads<T>(steps: &[Step<T>]) -> Vec<usize> {
     last
 }
 
+/// Buffers of what each step makes, by its life; value 0 is the images, which are the caller's.
+fn slots_of<T: Element>(steps: &[Step<T>], life: impl Fn(usize, &Step<T>) -> Option<Life>) -> Slots<T> {
+    let lives = steps.iter().enumerate().map(|(i, step)| life(i, step));
+    Slots::new(&std::iter::once(None).chain(lives).collect::<Vec<_>>())
+}
+
 /// Buffers of values for training: each its own, because backward needs all of them.
 pub(super) fn for_training<T: Element>(steps: &[Step<T>]) -> Slots<T> {
-    let life = |(i, step): (usize, &Step<T>)| Some(Life { born: i, dies: steps.len(), len: step.output_len() });
-    Slots::new(&std::iter::once(None).chain(steps.iter().enumerate().map(life)).collect::<Vec<_>>())
+    let life = |i: usize, step: &Step<T>| Some(Life { born: i, dies: steps.len(), len: step.output_len() });
+    slots_of(steps, life)
 }
 
 /// Buffers of values for inference: a value gives its place up when its last reader is done.
 pub(super) fn for_inference<T: Element>(steps: &[Step<T>]) -> Slots<T> {
     let last = last_reads(steps);
-    let life = |(i, step): (usize, &Step<T>)| Some(Life { born: i, dies: last[i + 1], len: step.output_len() });
-    Slots::new(&std::iter::once(None).chain(steps.iter().enumerate().map(life)).collect::<Vec<_>>())
+    let life = |i: usize, step: &Step<T>| Some(Life { born: i, dies: last[i + 1], len: step.output_len() });
+    slots_of(steps, life)
 }
 
 /// Buffers of gradients: that of a value lives from the backward pass of its last reader to that of its maker. Time runs
 /// backwards.
 pub(super) fn for_gradients<T: Element>(steps: &[Step<T>], wanted: &[bool]) -> Slots<T> {
     let (last, end) = (last_reads(steps), steps.len());
-    let life = |(i, step): (usize, &Step<T>)| {
+    let life = |i: usize, step: &Step<T>| {
         wanted[i + 1].then(|| Life { born: end - last[i + 1], dies: end - i, len: step.output_len() })
     };
-    Slots::new(&std::iter::once(None).chain(steps.iter().enumerate().map(life)).collect::<Vec<_>>())
+    slots_of(steps, life)
 }
 
 /// What one step remembers from forward to backward.

@@ -13,6 +13,7 @@ use crate::nn::notation::{LossSpec, NetworkSpec};
 use crate::nn::run::{Flow, Run};
 use crate::nn::steps::{Compiled, Kernel, Step, compile};
 use crate::ops::dropout::DropoutKey;
+use crate::ops::layout::{row_major, slice_mut};
 use crate::ops::loss::{check_labels, softmax_cross_entropy_into, svm_hinge_into};
 use crate::params::{Layout, ParamKind, Params};
 use crate::random::{Purpose, stream};
@@ -268,8 +269,7 @@ impl<T: Element> Network<T> {
     pub fn regularized_loss(&mut self, x: ArrayView4<'_, T>, y: &[usize], l2: f64) -> Result<T> {
         let [c, h, w] = self.input;
         check_shape("network", "x", x.shape(), &[y.len(), c, h, w])?;
-        let x = x.as_standard_layout();
-        let mut loss = self.loss(x.as_slice().expect("standard layout"), y, StepKey::default())?;
+        let mut loss = self.loss(&row_major(x), y, StepKey::default())?;
         let l2 = T::of(l2);
         for range in self.params.weight_ranges() {
             let (weights, grads) = (&self.params.values()[range.clone()], &mut self.grads.values_mut()[range]);
@@ -305,9 +305,8 @@ impl<T: Element> Network<T> {
     pub fn predict(&mut self, x: ArrayView4<'_, T>) -> Result<Array2<T>> {
         let [c, h, w] = self.input;
         check_shape("network", "x", x.shape(), &[x.shape()[0], c, h, w])?;
-        let x = x.as_standard_layout();
         let mut scores = Array2::zeros((x.shape()[0], self.classes()));
-        self.scores(x.as_slice().expect("standard layout"), scores.as_slice_mut().expect("freshly made"))?;
+        self.scores(&row_major(x), slice_mut(&mut scores))?;
         Ok(scores)
     }
 
@@ -327,7 +326,7 @@ impl<T: Element> Network<T> {
                 name: step.notation.clone(),
                 inputs: step.inputs.clone(),
                 output: if h * w == 1 { vec![c] } else { vec![c, h, w] },
-                parameters: step.params().into_iter().map(|index| self.params.slice(index).len()).sum(),
+                parameters: step.parameters(&self.params),
                 multiply_adds: step.multiply_adds(),
             }
         };

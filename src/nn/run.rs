@@ -35,7 +35,7 @@ impl<'a, T: Element> Run<'a, T> {
         for (i, step) in self.steps.iter().enumerate() {
             let pass = pass(i as u32);
             let phase = if pass == Pass::Test { Phase::Test } else { Phase::Forward };
-            let _scope = profile::scope(phase, || step.work(self.images, self.parameters(step), 1, 1));
+            let _scope = profile::scope(phase, || step.work(self.images, step.parameters(self.params), 1, 1));
             let mut out = memory.values.take(i + 1);
             self.step_forward(i, pass, memory, &mut out[..self.images * step.output_len()]);
             memory.values.put(i + 1, out);
@@ -70,7 +70,8 @@ impl<'a, T: Element> Run<'a, T> {
             }
             let (arrival, value) = (flow.arrivals[i][0], step.inputs[0]);
             let inputs = if arrival.is_some() { 2 } else { 1 };
-            let _scope = profile::scope(Phase::Backward, || step.work(self.images, self.parameters(step), inputs, 2));
+            let _scope =
+                profile::scope(Phase::Backward, || step.work(self.images, step.parameters(self.params), inputs, 2));
             let mut gradient = flow.gradients.take(i + 1);
             let dout = &mut gradient[..self.images * step.output_len()];
             if let Kernel::Sum(activation) = step.kernel {
@@ -174,11 +175,6 @@ impl<'a, T: Element> Run<'a, T> {
 
     fn layer_params(&self, first: usize) -> LayerParams<'a, T> {
         LayerParams { params: self.params, first }
-    }
-
-    /// Values of a step's parameters.
-    fn parameters(&self, step: &Step<T>) -> usize {
-        step.params().into_iter().map(|index| self.params.slice(index).len()).sum()
     }
 }
 

@@ -11,6 +11,7 @@ use crate::nn::network::Network;
 use crate::nn::run::Run;
 use crate::nn::steps::{Kernel, Step};
 use crate::ops::conv::Prepared;
+use crate::ops::layout::row_major;
 
 /// A network for inference. It is immutable, so any number of threads may share it; each brings a [`SessionScratch`].
 ///
@@ -124,8 +125,7 @@ impl<T: Element> Session<T> {
     pub fn run_view(&self, x: ArrayView4<'_, T>, scores: &mut [T], scratch: &mut SessionScratch<T>) -> Result<()> {
         let [c, h, w] = self.folded.input();
         check_shape("session", "x", x.shape(), &[x.shape()[0], c, h, w])?;
-        let x = x.as_standard_layout();
-        self.run(x.as_slice().expect("standard layout"), scores, scratch)
+        self.run(&row_major(x), scores, scratch)
     }
 }
 

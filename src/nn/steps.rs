@@ -65,6 +65,11 @@ impl<T: Element> Step<T> {
         }
     }
 
+    /// How many values its parameters have.
+    pub(super) fn parameters(&self, params: &Params<T>) -> usize {
+        self.params().into_iter().map(|index| params.slice(index).len()).sum()
+    }
+
     /// Multiply-adds of one image's forward pass.
     pub(super) fn multiply_adds(&self) -> usize {
         match &self.kernel {

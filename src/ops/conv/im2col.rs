@@ -20,6 +20,7 @@ use ndarray::{Array2, Array4, ArrayView2, ArrayView4};
 
 use crate::element::Element;
 use crate::error::{Result, check_shape};
+use crate::ops::layout::{row_major, slice_mut};
 use crate::parallel::{Planes, for_each_chunk_mut, for_each_share};
 use crate::shape::{Axis, Conv2d, Conv2dShape};
 use crate::simd::{LANES, Lanes, add_assign, deal_two, gather_two, vectorized};
@@ -302,13 +303,12 @@ pub fn im2col<T: Element>(x: ArrayView4<'_, T>, kernel: (usize, usize), conv: &C
     let dim: [usize; 4] = x.dim().into();
     let shape = Conv2dShape::new(dim, [1, dim[1], kernel.0, kernel.1], &Conv2d { groups: 1, ..*conv })?;
     let (phases, plane) = (Polyphase::new(shape.rows, shape.cols), shape.out_plane());
-    let x = x.as_standard_layout();
-    let x = x.as_slice().expect("standard layout");
+    let x = row_major(x);
     let mut cols = Array2::zeros((shape.column(), shape.images * plane));
     let (mut ws, image) = (Workspace::new(), shape.channels * shape.in_plane());
     let (_, scratch) = ws.lend(0, shape.channels * phases.channel() + shape.column() * plane);
     // image n owns columns n * plane .. (n + 1) * plane of every row
-    let images = Planes::new(cols.as_slice_mut().expect("freshly made"), [shape.column(), shape.images, plane]);
+    let images = Planes::new(slice_mut(&mut cols), [shape.column(), shape.images, plane]);
     for_each_share(images, |n, mut cols| {
         scratch.with(|scratch: &mut [T]| {
             let (split, tile) = scratch.split_at_mut(shape.channels * phases.channel());
@@ -339,12 +339,11 @@ pub fn col2im<T: Element>(
     let (phases, plane) = (Polyphase::new(shape.rows, shape.cols), shape.out_plane());
     let total = shape.images * plane;
     check_shape("col2im", "cols", cols.shape(), &[shape.column(), total])?;
-    let cols = cols.as_standard_layout();
-    let cols = cols.as_slice().expect("standard layout");
+    let cols = row_major(cols);
     let mut dx = Array4::zeros(x);
     let mut ws = Workspace::new();
     let (_, scratch) = ws.lend(0, shape.channels * phases.channel() + shape.column() * plane);
-    for_each_chunk_mut(dx.as_slice_mut().expect("freshly made"), shape.channels * shape.in_plane(), |n, dx| {
+    for_each_chunk_mut(slice_mut(&mut dx), shape.channels * shape.in_plane(), |n, dx| {
         scratch.with(|scratch: &mut [T]| {
             let (split, tile) = scratch.split_at_mut(shape.channels * phases.channel());
             for (k, row) in tile.chunks_exact_mut(plane).enumerate() {

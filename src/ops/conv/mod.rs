@@ -36,6 +36,7 @@ use ndarray::{Array1, Array4, ArrayView1, ArrayView4};
 
 use crate::element::Element;
 use crate::error::{Result, check_shape};
+use crate::ops::layout::{row_major, slice_mut};
 use crate::shape::{Algorithm, Conv2d, Conv2dShape};
 use crate::simd::{Write, vectorized};
 use crate::workspace::Workspace;
@@ -186,17 +187,10 @@ pub fn conv2d_forward<T: Element>(
     if let Some(b) = &b {
         check_shape("conv2d", "b", b.shape(), &[shape.filters])?;
     }
-    let (x, w, b) = (x.as_standard_layout(), w.as_standard_layout(), b.as_ref().map(|b| b.as_standard_layout()));
+    let (x, w, b) = (row_major(x), row_major(w), b.map(row_major));
     let mut out = Array4::zeros(shape.out());
-    conv2d_forward_into(
-        &plan,
-        shape.images,
-        x.as_slice().expect("standard layout"),
-        Filters::Plain(w.as_slice().expect("standard layout")),
-        b.as_ref().map(|b| b.as_slice().expect("standard layout")),
-        out.as_slice_mut().expect("freshly made"),
-        &mut Workspace::new(),
-    );
+    let (filters, ws) = (Filters::Plain(&w), &mut Workspace::new());
+    conv2d_forward_into(&plan, shape.images, &x, filters, b.as_deref(), slice_mut(&mut out), ws);
     Ok(out)
 }
 
@@ -214,14 +208,11 @@ pub fn conv2d_backward<T: Element>(
     let shape = Conv2dShape::new(x.dim().into(), w.dim().into(), conv)?;
     let plan = ConvPlan::new::<T>(&shape)?;
     check_shape("conv2d backward", "dout", dout.shape(), &shape.out())?;
-    let (dout, x, w) = (dout.as_standard_layout(), x.as_standard_layout(), w.as_standard_layout());
+    let (dout, x, w) = (row_major(dout), row_major(x), row_major(w));
     let (mut dx, mut dw, mut db) = (Array4::zeros(shape.x()), Array4::zeros(shape.w()), Array1::zeros(shape.filters));
-    let input = ConvInput {
-        images: shape.images,
-        x: x.as_slice().expect("standard layout"),
-        w: w.as_slice().expect("standard layout"),
-    };
-    let grads = ConvGradsMut { dx: dx.as_slice_mut(), dw: dw.as_slice_mut(), db: db.as_slice_mut() };
-    conv2d_backward_into(&plan, dout.as_slice().expect("standard layout"), input, grads, &mut Workspace::new());
+    let input = ConvInput { images: shape.images, x: &x, w: &w };
+    let grads =
+        ConvGradsMut { dx: Some(slice_mut(&mut dx)), dw: Some(slice_mut(&mut dw)), db: Some(slice_mut(&mut db)) };
+    conv2d_backward_into(&plan, &dout, input, grads, &mut Workspace::new());
     Ok(Conv2dGrads { dx, dw, db })
 }

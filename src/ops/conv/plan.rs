@@ -30,8 +30,9 @@ const GROUP_TILES: usize = 64;
 /// of tiles; and no kernel gains from more.
 pub(super) const SUM_TERMS: usize = 256;
 
-/// What the 36 products of a block of channels may take of the L2 cache until they have become a gradient of filters.
-const FILTER_GRADIENT_BYTES: usize = 512 << 10;
+/// Channels and filters whose 36 products become a gradient of filters before the next ones begin: 288 KiB, which stay in
+/// the L2 cache with what they are products of.
+pub(super) const GRADIENT_BLOCK: (usize, usize) = (32, 64);
 
 /// Images from which on there are enough of them for all threads: below, each is cut into several pieces.
 const MANY_IMAGES: usize = 16;
@@ -163,12 +164,6 @@ impl ConvPlan {
         let tiles = slots.largest() * winograd::tiles_of(&self.shape);
         let most = (slots.count() / SLOT_PIECES).max(1);
         1 << (GROUP_TILES / tiles).clamp(1, most).ilog2()
-    }
-
-    /// Channels whose 36 products are a gradient of filters before the next ones begin.
-    pub(super) fn gradient_channels(&self) -> usize {
-        let element = if self.kind == Kind::F32 { 4 } else { 8 };
-        (FILTER_GRADIENT_BYTES / (winograd::PRODUCTS * self.shape.filters * element)).clamp(8, 64) / 8 * 8
     }
 }
 

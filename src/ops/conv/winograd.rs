@@ -18,8 +18,8 @@
 //!                     dV_q[tiles, C] = dM_q[tiles, F] . U_q^T[F, C]        dx += B dV B^T, tiles overlapping by 2
 //! ```
 //!
-//! `dU` has four times the elements of `dg`. It is made for a few channels at a time, and becomes `dg` before it leaves the
-//! L2 cache, slot by slot; a group's images may belong to several slots.
+//! `dU` has four times the elements of `dg`. It is made for a block of channels and filters at a time, and becomes `dg` before it leaves
+//! the L2 cache, slot by slot; a group's images may belong to several slots.
 //!
 //! The smaller F(2x2, 3x3) is not here: for the same output it takes 64 multiplications where this takes 36, and its
 //! transforms load and store as much more. It would win only where planes have no more than 2x2 pixels.
@@ -40,7 +40,7 @@ use std::ops::Range;
 use crate::blas::Accum;
 use crate::element::Element;
 use crate::ops::conv::backward::{Piece, Steps, Wanted};
-use crate::ops::conv::plan::{ConvPlan, Filters};
+use crate::ops::conv::plan::{ConvPlan, Filters, GRADIENT_BLOCK};
 use crate::ops::conv::rows::{Outputs, PlaneRows};
 use crate::ops::conv::slots::{Slots, spare_len, sum_pairwise};
 use crate::parallel::{Planes, for_each_share, piece_range};
@@ -49,8 +49,8 @@ use crate::simd::{LANES, Lanes, lanes_to_planes, planes_to_lanes, sum, vectorize
 use crate::workspace::Workspace;
 
 use group::Group;
+use transforms::{Half, SPAN, Stack, filter_1d, filter_adjoint_1d, multiply, multiply_transposed, transform_2d};
 pub(super) use transforms::{PRODUCTS, TILE};
-use transforms::{SPAN, Stack, filter_1d, filter_adjoint_1d, lanes, multiply, multiply_transposed, transform_2d};
 
 /// Tiles of an image.
 pub(super) fn tiles_of(shape: &Conv2dShape) -> usize {
@@ -86,6 +86,7 @@ fn transform_filters<T: Element>(stack: &Stack, steps: (usize, usize), w: &[T], 
             return;
         }
         vectorized!({
+            let mut half = Half::new();
             for col in (0..stack.cols).step_by(LANES) {
                 let mut g = [[T::zero(); LANES]; 9];
                 for lane in 0..LANES.min(stack.cols - col) {
@@ -93,31 +94,45 @@ fn transform_filters<T: Element>(stack: &Stack, steps: (usize, usize), w: &[T], 
                     (0..9).for_each(|i| g[i][lane] = filter[i]);
                 }
                 transform_2d(
+                    &mut half,
                     #[inline(always)]
                     |i, j| g[i * 3 + j],
                     filter_1d,
                     #[inline(always)]
-                    |i, j, vector| u.get(i * SPAN + j)[col..col + LANES].copy_from_slice(&vector),
+                    |i, j, vector| u.get(i * SPAN + j).as_chunks_mut().0[col / LANES] = vector,
                 );
             }
         });
     });
 }
 
-/// `dg = G^T dU G` of the first `channels` channels of dU `[C, F]`, the adjoint of [`transform_filters`]: set or added to
-/// dw `[channels, 9, F]`.
+/// `dg = G^T dU G` of the first `channels` channels and `filters` filters of dU, the adjoint of [`transform_filters`]: set
+/// or added to dw, nine rows for each channel, which are `dw_row` elements apart.
 #[inline(always)]
-fn filter_gradient<T: Element>(stack: &Stack, channels: usize, du: &[T], add: bool, dw: &mut [T]) {
+fn filter_gradient<T: Element>(
+    stack: &Stack,
+    (channels, filters): (usize, usize),
+    du: &[T],
+    add: bool,
+    dw: &mut [T],
+    dw_row: usize,
+) {
+    let (du, _) = du.as_chunks::<LANES>();
+    let (mut half, mut dg) = (Half::new(), [[T::zero(); LANES]; 9]);
     for c in 0..channels {
-        for filter in (0..stack.cols).step_by(LANES) {
-            let count = LANES.min(stack.cols - filter);
+        for filter in (0..filters).step_by(LANES) {
+            let count = LANES.min(filters - filter);
             transform_2d(
+                &mut half,
                 #[inline(always)]
-                |i, j| lanes(du, stack.at(i, j, c, filter)),
+                |i, j| du[stack.at(i, j, c, filter)],
                 filter_adjoint_1d,
                 #[inline(always)]
-                |i, j, vector| store(&mut dw[(c * 9 + i * 3 + j) * stack.cols + filter..][..count], add, &vector),
+                |i, j, vector| dg[i * 3 + j] = vector,
             );
+            for (i, vector) in dg.iter().enumerate() {
+                store(&mut dw[(c * 9 + i) * dw_row + filter..][..count], add, vector);
+            }
         }
     }
 }
@@ -183,7 +198,7 @@ pub(super) fn forward<T: Element>(
 pub(super) struct Winograd {
     group: Group,
     slots_per_piece: usize,
-    /// `dU` of the channels that become gradients together: all of them, if a slot has several groups.
+    /// `dU` of the channels and filters that become gradients together: all of them, if a slot has several groups.
     du: Stack,
     wanted: Wanted,
 }
@@ -207,9 +222,12 @@ impl Winograd {
         let slots_per_piece = plan.slots_per_group(slots);
         let images = plan.group_images().min(slots_per_piece * slots.largest());
         let one_group = slots_per_piece > 1 || slots.largest() <= images;
-        let channels = plan.shape.channels;
-        let block = if one_group { plan.gradient_channels().min(channels) } else { channels };
-        let du = Stack::new(block, plan.shape.filters);
+        let (channels, filters) = (plan.shape.channels, plan.shape.filters);
+        let du = if one_group {
+            Stack::new(channels.min(GRADIENT_BLOCK.0), filters.min(GRADIENT_BLOCK.1))
+        } else {
+            Stack::new(channels, filters)
+        };
         Winograd { group: Group::new(&plan.shape, images), slots_per_piece, du, wanted }
     }
 
@@ -274,7 +292,7 @@ impl Winograd {
         let Parts { v, dm, pixels, du, spare, .. } = parts;
         group.transform_images(images.clone(), |image| piece.x(image), pixels, v);
         let accum = if first { Accum::Replace } else { Accum::Add };
-        let (channels, dw_row, part) = (group.shape.channels, 9 * group.shape.filters, piece.part);
+        let (channels, filters, part) = (group.shape.channels, group.shape.filters, piece.part);
         // where a slot's tiles lie among those of the group
         let slot_tiles = |slot| {
             let own = part.slot(slot);
@@ -282,16 +300,20 @@ impl Winograd {
             group.tiles(start - images.start)..group.tiles(end - images.start)
         };
         for start in (0..channels).step_by(stack.rows) {
-            let block = start..(start + stack.rows).min(channels);
-            // dU_q[C, F] = V_q^T[C, tiles] . dM_q[tiles, F]               because M_q = V_q . U_q
+            let of_channels = start..(start + stack.rows).min(channels);
             let mut slot_gradient = |slot: usize, add, dw: &mut [T]| {
-                let of = (slot_tiles(slot), block.clone());
-                multiply_transposed(accum, of, (&group.v, &**v), (&group.m, &**dm), (stack, &mut **du));
-                if last {
-                    vectorized!(filter_gradient(stack, block.len(), du, add, dw));
+                for start in (0..filters).step_by(stack.cols) {
+                    let of_filters = start..(start + stack.cols).min(filters);
+                    let (v, dm) = ((&group.v, &**v, of_channels.clone()), (&group.m, &**dm, of_filters.clone()));
+                    // dU_q[C, F] = V_q^T[C, tiles] . dM_q[tiles, F]               because M_q = V_q . U_q
+                    multiply_transposed(accum, slot_tiles(slot), v, dm, (stack, &mut **du));
+                    if last {
+                        let (size, dw) = ((of_channels.len(), of_filters.len()), &mut dw[start..]);
+                        vectorized!(filter_gradient(stack, size, du, add, dw, filters));
+                    }
                 }
             };
-            let dw = &mut piece.dw[block.start * dw_row..block.end * dw_row];
+            let dw = &mut piece.dw[of_channels.start * 9 * filters..of_channels.end * 9 * filters];
             sum_pairwise(0..part.count(), &mut slot_gradient, dw, spare);
         }
     }

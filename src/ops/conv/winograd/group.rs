@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::transforms::{
-    SPAN, Stack, TILE, input_1d, input_adjoint_1d, lanes, output_1d, output_adjoint_1d, transform_2d,
+    Half, SPAN, Stack, TILE, input_1d, input_adjoint_1d, output_1d, output_adjoint_1d, transform_2d,
 };
 use crate::element::Element;
 use crate::shape::Conv2dShape;
@@ -78,17 +78,20 @@ impl Group {
     /// `V = B^T d B` of the channels from `channel` on: `pixels` holds their padded images.
     #[inline(always)]
     fn input<T: Element>(&self, images: usize, channel: usize, pixels: &[Lanes<T>], v: &mut [T]) {
+        let (v, _) = v.as_chunks_mut::<LANES>();
+        let mut half = Half::new();
         self.for_each_tile(
             images,
             self.padded,
             #[inline(always)]
             |tile, first| {
                 transform_2d(
+                    &mut half,
                     #[inline(always)]
                     |i, j| pixels[first + i * self.padded.1 + j],
                     input_1d,
                     #[inline(always)]
-                    |i, j, vector| v[self.v.at(i, j, tile, channel)..][..LANES].copy_from_slice(&vector),
+                    |i, j, vector| v[self.v.at(i, j, tile, channel)] = vector,
                 );
             },
         );
@@ -97,14 +100,17 @@ impl Group {
     /// `d = B dV B^T` of the channels from `channel` on, added to their padded images: the adjoint of [`Group::input`].
     #[inline(always)]
     pub(super) fn input_adjoint<T: Element>(&self, images: usize, channel: usize, dv: &[T], pixels: &mut [Lanes<T>]) {
+        let (dv, _) = dv.as_chunks::<LANES>();
+        let mut half = Half::new();
         self.for_each_tile(
             images,
             self.padded,
             #[inline(always)]
             |tile, first| {
                 transform_2d(
+                    &mut half,
                     #[inline(always)]
-                    |i, j| lanes(dv, self.v.at(i, j, tile, channel)),
+                    |i, j| dv[self.v.at(i, j, tile, channel)],
                     input_adjoint_1d,
                     #[inline(always)]
                     |i, j, vector| {
@@ -121,14 +127,17 @@ impl Group {
     /// `y = A^T M A` of the filters from `filter` on, into the pixels of whole tiles.
     #[inline(always)]
     fn output<T: Element>(&self, images: usize, filter: usize, m: &[T], pixels: &mut [Lanes<T>]) {
+        let (m, _) = m.as_chunks::<LANES>();
+        let mut half = Half::new();
         self.for_each_tile(
             images,
             self.whole,
             #[inline(always)]
             |tile, first| {
                 transform_2d(
+                    &mut half,
                     #[inline(always)]
-                    |i, j| lanes(m, self.m.at(i, j, tile, filter)),
+                    |i, j| m[self.m.at(i, j, tile, filter)],
                     output_1d,
                     #[inline(always)]
                     |i, j, vector| pixels[first + i * self.whole.1 + j] = vector,
@@ -140,17 +149,20 @@ impl Group {
     /// `dM = A dy A^T` of the filters from `filter` on, from the pixels of whole tiles: the adjoint of [`Group::output`].
     #[inline(always)]
     pub(super) fn output_adjoint<T: Element>(&self, images: usize, filter: usize, pixels: &[Lanes<T>], dm: &mut [T]) {
+        let (dm, _) = dm.as_chunks_mut::<LANES>();
+        let mut half = Half::new();
         self.for_each_tile(
             images,
             self.whole,
             #[inline(always)]
             |tile, first| {
                 transform_2d(
+                    &mut half,
                     #[inline(always)]
                     |i, j| pixels[first + i * self.whole.1 + j],
                     output_adjoint_1d,
                     #[inline(always)]
-                    |i, j, vector| dm[self.m.at(i, j, tile, filter)..][..LANES].copy_from_slice(&vector),
+                    |i, j, vector| dm[self.m.at(i, j, tile, filter)] = vector,
                 );
             },
         );

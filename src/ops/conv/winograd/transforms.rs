@@ -79,45 +79,63 @@ pub(super) fn filter_adjoint_1d<T: Element>(u: [T; 6]) -> [T; 3] {
     [quarter * u[0] - sixth * s12 + twenty_fourth * s34, sixth * d21 + twelfth * d34, sixth * (s34 - s12) + u[5]]
 }
 
+/// Matrices of vectors between the two halves of [`transform_2d`]: kept by whoever calls it many times, since clearing one
+/// takes as long as a third of a transform.
+pub(super) struct Half<T, const I: usize, const O: usize>([[Lanes<T>; I]; O]);
+
+impl<T: Element, const I: usize, const O: usize> Half<T, I, O> {
+    #[inline(always)]
+    pub(super) fn new() -> Self {
+        Half([[[T::zero(); LANES]; I]; O])
+    }
+}
+
 /// Applies a one-dimensional transform to the columns, then to the rows, of an `I x I` matrix of vectors whose element
 /// (i, j) is `load(i, j)`, and hands element (i, j) of the `O x O` result to `store`.
 #[inline(always)]
 pub(super) fn transform_2d<T: Element, const I: usize, const O: usize>(
+    Half(half): &mut Half<T, I, O>,
     load: impl Fn(usize, usize) -> Lanes<T>,
     transform: impl Fn([T; I]) -> [T; O],
     mut store: impl FnMut(usize, usize, Lanes<T>),
 ) {
-    let mut half = [[[T::zero(); LANES]; SPAN]; SPAN];
+    // Loops instead of `array::from_fn`: a function of its own would not be compiled for the processor at hand.
     for j in 0..I {
-        let column: [Lanes<T>; I] = std::array::from_fn(
-            #[inline(always)]
-            |i| load(i, j),
-        );
-        for lane in 0..LANES {
-            let transformed = transform(std::array::from_fn(
-                #[inline(always)]
-                |i| column[i][lane],
-            ));
-            for i in 0..O {
-                half[i][j][lane] = transformed[i];
-            }
+        let mut column = [[T::zero(); LANES]; I];
+        for i in 0..I {
+            column[i] = load(i, j);
+        }
+        let transformed = transform_lanes(&column, &transform);
+        for i in 0..O {
+            half[i][j] = transformed[i];
         }
     }
     for i in 0..O {
-        let mut row = [[T::zero(); LANES]; O];
-        for lane in 0..LANES {
-            let transformed = transform(std::array::from_fn(
-                #[inline(always)]
-                |j| half[i][j][lane],
-            ));
-            for j in 0..O {
-                row[j][lane] = transformed[j];
-            }
-        }
+        let row = transform_lanes(&half[i], &transform);
         for j in 0..O {
             store(i, j, row[j]);
         }
     }
+}
+
+/// Applies a one-dimensional transform to `I` vectors, lane by lane.
+#[inline(always)]
+fn transform_lanes<T: Element, const I: usize, const O: usize>(
+    from: &[Lanes<T>; I],
+    transform: &impl Fn([T; I]) -> [T; O],
+) -> [Lanes<T>; O] {
+    let mut to = [[T::zero(); LANES]; O];
+    for lane in 0..LANES {
+        let mut one = [T::zero(); I];
+        for i in 0..I {
+            one[i] = from[i][lane];
+        }
+        let one = transform(one);
+        for i in 0..O {
+            to[i][lane] = one[i];
+        }
+    }
+    to
 }
 
 /// [`PRODUCTS`] matrices of the same shape, one after the other.
@@ -158,10 +176,10 @@ impl Stack {
         MatMut::new(&mut data[q * self.matrix..], rows, cols, self.ld)
     }
 
-    /// Index of the vector from column `col` of row `row` on, in matrix (i, j).
+    /// Which of the data's vectors begins at column `col`, a multiple of [`LANES`], of row `row` in matrix (i, j).
     #[inline(always)]
     pub(super) fn at(&self, i: usize, j: usize, row: usize, col: usize) -> usize {
-        (i * SPAN + j) * self.matrix + row * self.ld + col
+        (i * SPAN + j) * (self.matrix / LANES) + row * (self.ld / LANES) + col / LANES
     }
 }
 
@@ -186,27 +204,22 @@ pub(super) fn multiply<T: Element>(
     }
 }
 
-/// `C_q = A_q[rows, cols]^T . B_q[rows, :]`, or added to it, for all `q`: sums over the tiles `rows`, as in [`multiply`].
+/// `C_q = A_q[rows, a_cols]^T . B_q[rows, b_cols]`, or added to it, for all `q`: sums over the tiles `rows`, as in
+/// [`multiply`].
 pub(super) fn multiply_transposed<T: Element>(
     accum: Accum,
-    (rows, cols): (Range<usize>, Range<usize>),
-    (a_stack, a): (&Stack, &[T]),
-    (b_stack, b): (&Stack, &[T]),
+    rows: Range<usize>,
+    (a_stack, a, a_cols): (&Stack, &[T], Range<usize>),
+    (b_stack, b, b_cols): (&Stack, &[T], Range<usize>),
     (c_stack, c): (&Stack, &mut [T]),
 ) {
     for q in 0..PRODUCTS {
         for start in rows.clone().step_by(SUM_TERMS) {
             let terms = start..(start + SUM_TERMS).min(rows.end);
             let accum = if start == rows.start { accum } else { Accum::Add };
-            let a = a_stack.block(a, q, terms.clone(), cols.clone());
-            let b = b_stack.block(b, q, terms, 0..b_stack.cols);
-            gemm(accum, T::one(), a.t(), b, c_stack.mat_mut(c, q, cols.len(), b_stack.cols));
+            let a = a_stack.block(a, q, terms.clone(), a_cols.clone());
+            let b = b_stack.block(b, q, terms, b_cols.clone());
+            gemm(accum, T::one(), a.t(), b, c_stack.mat_mut(c, q, a_cols.len(), b_cols.len()));
         }
     }
-}
-
-/// The vector at `start`.
-#[inline(always)]
-pub(super) fn lanes<T: Element>(data: &[T], start: usize) -> Lanes<T> {
-    data[start..][..LANES].try_into().expect("as many as there are lanes")
 }

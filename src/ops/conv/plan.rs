@@ -30,9 +30,13 @@ const GROUP_TILES: usize = 64;
 /// of tiles; and no kernel gains from more.
 pub(super) const SUM_TERMS: usize = 256;
 
-/// Channels and filters whose 36 products become a gradient of filters before the next ones begin: 288 KiB, which stay in
-/// the L2 cache with what they are products of.
-pub(super) const GRADIENT_BLOCK: (usize, usize) = (32, 64);
+/// Tiles up to which a slot is one group: larger groups than [`GROUP_TILES`] cost less than to keep the products of a slot
+/// from one group to the next.
+const SLOT_TILES: usize = 128;
+
+/// Channels and filters whose 36 products become a gradient of filters before the next ones begin: 432 KiB, which stay in
+/// the L2 cache. Few channels and many filters, because the rows of products and gradients are filters.
+pub(super) const GRADIENT_BLOCK: (usize, usize) = (24, 128);
 
 /// Images from which on there are enough of them for all threads: below, each is cut into several pieces.
 const MANY_IMAGES: usize = 16;
@@ -157,6 +161,11 @@ impl ConvPlan {
     /// Images of about [`GROUP_TILES`] tiles.
     pub(super) fn group_images(&self) -> usize {
         (GROUP_TILES / winograd::tiles_of(&self.shape)).max(1)
+    }
+
+    /// Images of a group backward, for pieces of `images` images at most: all of them if they have few tiles.
+    pub(super) fn gradient_group_images(&self, images: usize) -> usize {
+        if images * winograd::tiles_of(&self.shape) <= SLOT_TILES { images } else { self.group_images().min(images) }
     }
 
     /// Slots that one piece goes through, a power of two, so that its images are about one group.

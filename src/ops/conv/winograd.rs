@@ -220,10 +220,10 @@ struct Parts<'a, T> {
 impl Winograd {
     pub(super) fn new(plan: &ConvPlan, slots: Slots, wanted: Wanted) -> Self {
         let slots_per_piece = plan.slots_per_group(slots);
-        let images = plan.group_images().min(slots_per_piece * slots.largest());
-        let one_group = slots_per_piece > 1 || slots.largest() <= images;
+        let piece_images = slots_per_piece * slots.largest();
+        let images = plan.gradient_group_images(piece_images);
         let (channels, filters) = (plan.shape.channels, plan.shape.filters);
-        let du = if one_group {
+        let du = if images == piece_images {
             Stack::new(channels.min(GRADIENT_BLOCK.0), filters.min(GRADIENT_BLOCK.1))
         } else {
             Stack::new(channels, filters)

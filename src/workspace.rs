@@ -39,8 +39,8 @@ impl<T: Pod> Buffer<T> {
             let map = MmapMut::map_anon(bytes).unwrap_or_else(|e| {
                 panic!("the system refused {} MiB of memory: {e}; use a smaller batch", bytes >> 20)
             });
-            // Advice only: a kernel without huge pages refuses it, and nothing depends on it.
-            #[cfg(target_os = "linux")]
+            // Advice only: a kernel without huge pages refuses it, and nothing depends on it. Miri does not know the call.
+            #[cfg(all(target_os = "linux", not(miri)))]
             let _ = map.advise(memmap2::Advice::HugePage);
             map
         });

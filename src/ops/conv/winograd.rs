@@ -18,8 +18,9 @@
 //!                     dV_q[tiles, C] = dM_q[tiles, F] . U_q^T[F, C]        dx += B dV B^T, tiles overlapping by 2
 //! ```
 //!
-//! `dU` has four times the elements of `dg`. It is made for a block of channels and filters at a time, and becomes `dg` before it leaves
-//! the L2 cache, slot by slot; a group's images may belong to several slots.
+//! `dU` has four times the elements of `dg`. It is made for a block of channels and filters at a time, and becomes `dg` before
+//! it leaves the L2 cache, slot by slot: a group's images may belong to several slots, and a slot of few tiles is one group.
+//! Where a slot has several groups, all of its `dU` is kept from one to the next.
 //!
 //! The smaller F(2x2, 3x3) is not here: for the same output it takes 64 multiplications where this takes 36, and its
 //! transforms load and store as much more. It would win only where planes have no more than 2x2 pixels.

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What scripts/train and scripts/test share: installs what is missing, and says so before it does.
+# What the scripts share: installs what is missing, and says so before it does; selects tests.
 # To be sourced. Works with the bash 3.2 of macOS.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -92,4 +92,15 @@ need_cargo_tool() {
     have rustup || die "cargo $1 is missing; install $2 the way you installed Rust"
     say "adding $2 to Rust (rustup)"
     rustup component add "$2" >&2
+}
+
+# test_filters LIST ROOM...: what selects the unit tests of these rooms, of which LIST, as `cargo test -- --list` prints it, has
+# to have some each.
+test_filters() {
+    local listed=$1 room
+    shift
+    for room in "$@"; do
+        grep -q "^$room::.*: test$" <<<"$listed" || die "there are no unit tests of $room; it may be called otherwise now"
+        printf '%s:: ' "$room"
+    done
 }

@@ -119,7 +119,9 @@ fn filter_gradient<T: Element>(
     dw_row: usize,
 ) {
     let (du, _) = du.as_chunks::<LANES>();
-    let (mut half, mut dg) = (Half::new(), [[T::zero(); LANES]; 9]);
+    // Collected before they are stored: with the case of an incomplete vector in it, a transform is not unrolled.
+    let mut dg = [[T::zero(); LANES]; 9];
+    let mut half = Half::new();
     for c in 0..channels {
         for filter in (0..filters).step_by(LANES) {
             let count = LANES.min(filters - filter);
@@ -309,7 +311,7 @@ impl Winograd {
                     // dU_q[C, F] = V_q^T[C, tiles] . dM_q[tiles, F]               because M_q = V_q . U_q
                     multiply_transposed(accum, slot_tiles(slot), v, dm, (stack, &mut **du));
                     if last {
-                        let (size, dw) = ((of_channels.len(), of_filters.len()), &mut dw[start..]);
+                        let (size, dw) = ((of_channels.len(), of_filters.len()), &mut dw[of_filters.start..]);
                         vectorized!(filter_gradient(stack, size, du, add, dw, filters));
                     }
                 }

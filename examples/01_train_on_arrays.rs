@@ -52,7 +52,7 @@ fn main() -> gemmnet::Result<()> {
     }
 
     let options = SolverOptions {
-        epochs: 5,
+        epochs: 5.0,
         batch_size: 50,
         groups: Group::classic("adam".parse()?, LearningRate::constant(2e-3)?, 0.0),
         verbose: false,

@@ -644,6 +644,50 @@ def clip_ema():
     return [case("clipping, average", params, losses=torch.stack(losses), norms=torch.stack(norms), **arrays)]
 
 
+def whitening():
+    """Filters that whiten patches of 2x2 and 3x3 (the recipe's, Jordan 2024), by rising eigenvalue; their signs have no
+    meaning. The images are sums of few patterns, so that some directions hardly occur."""
+
+    def one(name, shape, size):
+        inputs = Inputs("whitening " + name)
+        x = inputs.normal(*shape) + inputs.normal(shape[0], 1, *shape[2:])
+        p = x.unfold(2, size, 1).unfold(3, size, 1).permute(0, 2, 3, 1, 4, 5)
+        p = p.reshape(-1, shape[1] * size * size)
+        values, vectors = torch.linalg.eigh(p.T @ p / len(p))
+        filters = (vectors / (values + 5e-4).sqrt()).T.reshape(-1, shape[1], size, size)
+        return case(name, {"size": size}, x=x, filters=filters)
+
+    return [one("2x2 of three channels", (5, 3, 6, 7), 2), one("3x3 of one channel", (70, 1, 4, 5), 3)]
+
+
+def muon():
+    """Five steps of the recipe's Muon (Jordan 2024), whose rate falls, for filters with more inputs than outputs and with
+    fewer: before each step the filters are scaled to the norm sqrt(filters)."""
+    momentum, rate, steps = 0.6, 0.24, 5
+
+    def one(name, shape):
+        inputs = Inputs("muon " + name)
+        start = w = inputs.normal(*shape)
+        velocity, grads, after = torch.zeros_like(w), inputs.normal(steps, *shape), []
+        for step, grad in enumerate(grads):
+            velocity = momentum * velocity + grad
+            x = (grad + momentum * velocity).flatten(1)
+            w = w * (len(w) ** 0.5 / w.norm())
+            tall = x.shape[0] > x.shape[1]
+            x = x.T if tall else x
+            x = x / (x.norm() + 1e-7)
+            for _ in range(3):
+                s = x @ x.T
+                x = 3.4445 * x + (-4.7750 * s + 2.0315 * s @ s) @ x
+            # Jordan's later rule lets filters with fewer inputs than outputs make larger steps.
+            scale = max(1, w.shape[0] / w[0].numel()) ** 0.5
+            w = w - rate * (1 - step / steps) * scale * (x.T if tall else x).reshape(w.shape)
+            after.append(w)
+        return case(name, {"momentum": momentum, "rate": rate}, start=start, grads=grads, after=torch.stack(after))
+
+    return [one("wide", (6, 3, 3, 3)), one("tall", (24, 1, 3, 3)), one("1x1", (5, 7, 1, 1))]
+
+
 FAMILIES = [
     conv2d,
     max_pool2d,
@@ -659,6 +703,8 @@ FAMILIES = [
     residual,
     groups,
     clip_ema,
+    whitening,
+    muon,
 ]
 
 

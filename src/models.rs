@@ -4,7 +4,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::nn::init::Init;
 use crate::nn::network::Network;
-use crate::nn::notation::{LayerSpec, LossSpec, NetworkSpec};
+use crate::nn::notation::{LayerSpec, LossSpec, NetworkSpec, Reduction};
 use crate::ops::activation::Activation;
 use crate::shape::{Conv2d, Padding, Pool2d};
 
@@ -47,18 +47,22 @@ impl Default for ThreeLayerConvNet {
 
 const RELU: LayerSpec = LayerSpec::Activation(Activation::Relu);
 
+fn affine(outputs: usize) -> LayerSpec {
+    LayerSpec::Affine { outputs, bias: true }
+}
+
 impl ThreeLayerConvNet {
     /// The layers, as the notation lists them.
     pub fn spec(&self) -> NetworkSpec {
         let conv = Conv2d { padding: Padding::Same, ..Conv2d::default() };
-        let norm = self.use_batchnorm.then_some(LayerSpec::BatchNorm);
+        let norm = self.use_batchnorm.then_some(LayerSpec::BATCH_NORM);
         let kernel = (self.filter_size, self.filter_size);
-        let mut layers = vec![LayerSpec::Conv { filters: self.num_filters, kernel, conv }];
+        let mut layers = vec![LayerSpec::Conv { filters: self.num_filters, kernel, conv, bias: true }];
         layers.extend(norm.clone());
-        layers.extend([RELU, LayerSpec::MaxPool(Pool2d::square(2)), LayerSpec::Affine { outputs: self.hidden_dim }]);
+        layers.extend([RELU, LayerSpec::MaxPool(Pool2d::square(2)), affine(self.hidden_dim)]);
         layers.extend(norm);
-        layers.extend([RELU, LayerSpec::Affine { outputs: self.num_classes }]);
-        NetworkSpec { layers, loss: LossSpec::Softmax { smoothing: 0.0 } }
+        layers.extend([RELU, affine(self.num_classes)]);
+        NetworkSpec { layers, loss: LossSpec::Softmax { smoothing: 0.0 }, reduction: Reduction::Mean }
     }
 
     /// The network, with initial weights drawn from `seed`.
@@ -105,13 +109,13 @@ impl FullyConnectedNet {
     pub fn spec(&self) -> NetworkSpec {
         let mut layers = Vec::new();
         for &outputs in &self.hidden_dims {
-            layers.push(LayerSpec::Affine { outputs });
-            layers.extend(self.use_batchnorm.then_some(LayerSpec::BatchNorm));
+            layers.push(affine(outputs));
+            layers.extend(self.use_batchnorm.then_some(LayerSpec::BATCH_NORM));
             layers.push(RELU);
             layers.extend((self.dropout != 0.0).then_some(LayerSpec::Dropout { p: self.dropout }));
         }
-        layers.push(LayerSpec::Affine { outputs: self.num_classes });
-        NetworkSpec { layers, loss: LossSpec::Softmax { smoothing: 0.0 } }
+        layers.push(affine(self.num_classes));
+        NetworkSpec { layers, loss: LossSpec::Softmax { smoothing: 0.0 }, reduction: Reduction::Mean }
     }
 
     /// The network, with initial weights drawn from `seed`.

@@ -32,6 +32,8 @@ pub struct Param {
     pub shape: Vec<usize>,
     /// What it is.
     pub kind: ParamKind,
+    /// Whether it stays as it is, whatever the optimizer's groups say: a scale of 1, filters that were measured.
+    pub fixed: bool,
     /// Its elements in the flat vector, row-major.
     pub range: Range<usize>,
 }
@@ -50,10 +52,15 @@ impl Layout {
 
     /// Adds a parameter and returns its index.
     pub fn push(&mut self, name: String, shape: &[usize], kind: ParamKind) -> usize {
+        self.push_param(name, shape, kind, false)
+    }
+
+    /// Adds a parameter, `fixed` or trained, and returns its index.
+    pub(crate) fn push_param(&mut self, name: String, shape: &[usize], kind: ParamKind, fixed: bool) -> usize {
         let start = self.elements.next_multiple_of(Self::ALIGNMENT);
         let range = start..start + shape.iter().product::<usize>();
         self.elements = range.end;
-        self.params.push(Param { name, shape: shape.to_vec(), kind, range });
+        self.params.push(Param { name, shape: shape.to_vec(), kind, fixed, range });
         self.params.len() - 1
     }
 
@@ -149,9 +156,9 @@ impl<T: Element> Params<T> {
         &mut self.values
     }
 
-    /// Where in the flat vector the weights are: what L2 regularisation applies to. In rising order.
+    /// Where in the flat vector the trained weights are: what L2 regularisation applies to. In rising order.
     pub fn weight_ranges(&self) -> Vec<Range<usize>> {
-        self.iter().filter(|p| p.kind == ParamKind::Weight).map(|p| p.range.clone()).collect()
+        self.iter().filter(|p| p.kind == ParamKind::Weight && !p.fixed).map(|p| p.range.clone()).collect()
     }
 
     /// Copies the values of `other`.

@@ -150,7 +150,7 @@ fn the_best_network_of_a_checkpoint_is_a_network() {
     let spec = "conv2k5s3-bn-relu-pool-affine3".parse().unwrap();
     let network = Network::<f32>::new(&spec, [3, 32, 32], Init::He, 1).unwrap();
     let options =
-        SolverOptions { epochs: 2, batch_size: 8, ema: Some(0.5), verbose: false, ..SolverOptions::default() };
+        SolverOptions { epochs: 2.0, batch_size: 8, ema: Some(0.5), verbose: false, ..SolverOptions::default() };
     let mut solver = Solver::new(network, images(), options).unwrap();
     solver.train(|_| ControlFlow::Continue(())).unwrap();
     let dir = tempfile::tempdir().unwrap();

@@ -395,7 +395,7 @@ fn check_training<P: Pixel>(dim: [usize; 3], names: &[&str], wanted: f64, pixel:
     let spec = NetworkSpec::parse(&format!("conv8-bn-relu-pool2-affine{}", names.len())).unwrap();
     let network = |dim| Network::<f32>::new(&spec, dim, Init::He, 0).unwrap();
     let augment = Some(Augment { flip: false, shift: 1 });
-    let options = SolverOptions { epochs: 6, batch_size: 10, augment, verbose: false, ..SolverOptions::default() };
+    let options = SolverOptions { epochs: 6.0, batch_size: 10, augment, verbose: false, ..SolverOptions::default() };
     let mut solver = Solver::new(network(dim), data.clone(), options.clone()).unwrap();
     let report = solver.train(|_| ControlFlow::Continue(())).unwrap();
     assert!(report.best_val_accuracy >= wanted, "{report:?}");

@@ -75,7 +75,7 @@ fn mixed() -> Vec<Group> {
 
 fn options() -> SolverOptions {
     SolverOptions {
-        epochs: 4,
+        epochs: 4.0,
         batch_size: 8,
         groups: classic("adam", rate(1e-3, "constant")),
         augment: Some(Augment { flip: true, shift: 2 }),
@@ -123,7 +123,7 @@ fn save_and_load<T: Element>(solver: &Solver<T>) -> Checkpoint<T> {
 fn a_solver_does_what_its_parts_do() {
     let data = images();
     let options =
-        SolverOptions { epochs: 3, groups: mixed(), clip_norm: Some(0.5), train_accuracy_samples: IMAGES, ..options() };
+        SolverOptions { epochs: 3.0, groups: mixed(), clip_norm: Some(0.5), train_accuracy_samples: IMAGES, ..options() };
     let mut by_hand = network::<f32>(NOTATION);
     let start = by_hand.params().clone();
     let mut optimizer = Optimizer::new(options.groups.clone(), by_hand.params()).unwrap();
@@ -184,7 +184,7 @@ fn a_solver_does_what_its_parts_do() {
 fn the_same_seed_gives_the_same_bits_at_any_number_of_threads() {
     let train = |threads, seed| {
         with_threads(threads, || {
-            let mut solver = solver::<f32>(SolverOptions { epochs: 2, seed, ..options() });
+            let mut solver = solver::<f32>(SolverOptions { epochs: 2.0, seed, ..options() });
             to_the_end(&mut solver);
             state(&solver)
         })
@@ -232,11 +232,11 @@ fn resumed_training_is_exact() {
 fn a_checkpoint_can_be_given_more_epochs() {
     let mut whole = solver::<f32>(options());
     to_the_end(&mut whole);
-    let mut half = solver::<f32>(SolverOptions { epochs: 2, ..options() });
+    let mut half = solver::<f32>(SolverOptions { epochs: 2.0, ..options() });
     to_the_end(&mut half);
     let mut checkpoint = save_and_load(&half);
     assert_eq!((checkpoint.step(), checkpoint.epoch()), (6, 2));
-    checkpoint.options.epochs = 4;
+    checkpoint.options.epochs = 4.0;
     // Whatever the data's own normalisation, the checkpoint's is what counts.
     let other = Normalizer::new(DIM, vec![0.0; PIXELS], vec![9.0; 3]).unwrap();
     let mut resumed = Solver::resume(checkpoint, images().with_normalizer(other).unwrap()).unwrap();
@@ -247,11 +247,11 @@ fn a_checkpoint_can_be_given_more_epochs() {
 /// Rates, decays, clipping and the average may be others from then on.
 #[test]
 fn a_checkpoint_can_be_given_other_options() {
-    let mut first = solver::<f32>(SolverOptions { epochs: 1, groups: mixed(), ..options() });
+    let mut first = solver::<f32>(SolverOptions { epochs: 1.0, groups: mixed(), ..options() });
     to_the_end(&mut first);
     let resumed = |change: fn(&mut SolverOptions)| {
         let mut checkpoint = save_and_load(&first);
-        checkpoint.options.epochs = 2;
+        checkpoint.options.epochs = 2.0;
         change(&mut checkpoint.options);
         let mut solver = Solver::resume(checkpoint, images()).unwrap();
         to_the_end(&mut solver);
@@ -269,7 +269,7 @@ fn a_checkpoint_can_be_given_other_options() {
     // The average goes on with another decay, and may be given up.
     for ema in [Some(0.5), None] {
         let mut checkpoint = save_and_load(&averaged);
-        (checkpoint.options.epochs, checkpoint.options.ema) = (3, ema);
+        (checkpoint.options.epochs, checkpoint.options.ema) = (3.0, ema);
         let mut solver = Solver::resume(checkpoint, images()).unwrap();
         to_the_end(&mut solver);
         assert_eq!(save_and_load(&solver).options.ema, ema);
@@ -278,13 +278,13 @@ fn a_checkpoint_can_be_given_other_options() {
 
 #[test]
 fn a_checkpoint_that_does_not_fit_is_refused() {
-    let mut solver = solver::<f32>(SolverOptions { epochs: 2, ..options() });
+    let mut solver = solver::<f32>(SolverOptions { epochs: 2.0, ..options() });
     to_the_end(&mut solver);
     type Change = fn(&mut SolverOptions);
     let cases: [(Change, usize, &str); 8] = [
         (|_| (), IMAGES - 1, "26 images in batches of 8, not on 25 in batches of 8"),
         (|o| o.batch_size = 9, IMAGES, "in batches of 9"),
-        (|o| o.epochs = 1, IMAGES, "has done 6 iterations, more than 3"),
+        (|o| o.epochs = 1.0, IMAGES, "has done 6 iterations, more than 3"),
         (|o| o.groups = classic("sgd", rate(0.1, "constant")), IMAGES, "update rule"),
         (|o| o.groups[0].frozen = true, IMAGES, "the state of conv1.weight"),
         (|o| o.groups[0].l2 = -1.0, IMAGES, "-1 is not"),
@@ -304,7 +304,7 @@ fn a_checkpoint_that_does_not_fit_is_refused() {
 fn the_best_network_is_kept_with_its_statistics() {
     let data = images();
     let options = SolverOptions {
-        epochs: 13,
+        epochs: 13.0,
         augment: None,
         groups: classic("adam", rate(2e-3, "step:12:1e6")),
         train_accuracy_samples: 1000,
@@ -332,7 +332,7 @@ fn the_best_network_is_kept_with_its_statistics() {
 #[test]
 fn events_and_history_tell_the_same_story() {
     let mut events = Vec::new();
-    let options = SolverOptions { epochs: 2, groups: classic("adam", rate(1e-3, "exp:0.5")), ..options() };
+    let options = SolverOptions { epochs: 2.0, groups: classic("adam", rate(1e-3, "exp:0.5")), ..options() };
     let mut solver = solver::<f32>(options);
     let report = solver
         .train(|event| {
@@ -345,14 +345,14 @@ fn events_and_history_tell_the_same_story() {
     for event in events {
         match event {
             Event::Step { epoch, epochs, step, steps, loss, learning_rate, images_per_second } => {
-                assert_eq!((epochs, steps, epoch), (2, 6, (step - 1) / STEPS_PER_EPOCH + 1));
+                assert_eq!((epochs, steps, epoch), (2.0, 6, (step - 1) / STEPS_PER_EPOCH + 1));
                 assert_eq!(loss, history.loss[step - 1]);
                 assert_eq!(learning_rate, if epoch == 1 { 1e-3 } else { 5e-4 });
                 assert!(images_per_second > 0.0);
                 story.push(format!("step {step}"));
             }
             Event::Epoch { epoch, epochs, train_accuracy, val_accuracy, best } => {
-                assert_eq!(epochs, 2);
+                assert_eq!(epochs, 2.0);
                 assert_eq!(train_accuracy, history.train_accuracy[epoch]);
                 assert_eq!(val_accuracy, history.val_accuracy[epoch]);
                 assert_eq!(best, history.val_accuracy[..epoch].iter().all(|&before| val_accuracy > before));
@@ -407,7 +407,7 @@ fn divergence_loses_nothing() {
     let data = images();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("run.safetensors");
-    let options = SolverOptions { epochs: 9, groups: classic("sgd", rate(1e-2, "step:2:1e35")), ..options() };
+    let options = SolverOptions { epochs: 9.0, groups: classic("sgd", rate(1e-2, "step:2:1e35")), ..options() };
     let mut solver = Solver::<f32>::new(network("conv4-relu-pool-affine10"), data.clone(), options).unwrap();
     solver.save_to(&path);
     let error = solver.train(|_| ControlFlow::Continue(())).unwrap_err();
@@ -435,7 +435,7 @@ fn divergence_loses_nothing() {
 /// Memory is taken for the epoch at hand, not for all that are planned.
 #[test]
 fn any_number_of_epochs_can_be_begun() {
-    let mut solver = solver::<f32>(SolverOptions { epochs: usize::MAX, ..options() });
+    let mut solver = solver::<f32>(SolverOptions { epochs: f64::MAX, ..options() });
     assert_eq!(solver.train(until(4)).unwrap().steps, 4);
     assert!(solver.history().loss.capacity() < 100);
 }
@@ -510,7 +510,7 @@ fn rewrite(bytes: &[u8], metadata: impl Fn(String) -> String, keep: impl Fn(&str
 
 #[test]
 fn damaged_checkpoints_are_described() {
-    let mut solver = solver::<f32>(SolverOptions { epochs: 1, ..options() });
+    let mut solver = solver::<f32>(SolverOptions { epochs: 1.0, ..options() });
     to_the_end(&mut solver);
     let good = state(&solver);
     let replaced = |from: &'static str, to: &'static str| {
@@ -597,7 +597,7 @@ fn damaged_checkpoints_are_described() {
 fn options_that_make_no_sense_are_errors() {
     type Change = fn(&mut SolverOptions);
     let cases: [(Change, &str); 10] = [
-        (|o| o.epochs = 0, "0 epochs"),
+        (|o| o.epochs = 0.0, "0 epochs"),
         (|o| o.batch_size = 0, "batch of 0"),
         (|o| o.groups[0].l2 = f64::NAN, "NaN is not"),
         (|o| o.groups.truncate(1), "no group selects bn1.weight"),
@@ -652,7 +652,7 @@ fn a_hundred_images_are_learnt_by_heart() {
     let data = Dataset::open(&dir, Normalization::MeanImage).unwrap().limit(Split::Train, 100).unwrap();
     let spec = NetworkSpec::parse("conv32k7-relu-pool-affine100-relu-affine10").unwrap();
     let network = Network::<f32>::new(&spec, DIM, Init::Gaussian { std: 1e-2 }, 0).unwrap();
-    let options = SolverOptions { epochs: 10, batch_size: 50, print_every: 1, ..SolverOptions::default() };
+    let options = SolverOptions { epochs: 10.0, batch_size: 50, print_every: 1, ..SolverOptions::default() };
     let mut solver = Solver::new(network, data, options).unwrap();
     let report = to_the_end(&mut solver);
     assert_eq!(report.steps, 20);

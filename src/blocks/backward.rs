@@ -232,7 +232,9 @@ impl Block {
             let y = y.get(n);
             // made again: cheaper than keeping it
             self.dz(c, n, kept, y, dz);
-            y.iter_mut().zip(&*dz).for_each(|(y, &dz)| *y = gradient.dx(dz, *y));
+            for (y, &dz) in y.iter_mut().zip(&*dz) {
+                *y = gradient.dx(dz, *y);
+            }
         }
         (T::of(total_xhat), T::of(total))
     }

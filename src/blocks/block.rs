@@ -8,7 +8,7 @@ use crate::ops::activation::Activation;
 use crate::ops::affine::AffineShape;
 use crate::ops::batchnorm::{Channels, update_running};
 use crate::ops::conv::{ConvPlan, Filters, Prepared};
-use crate::shape::{Conv2dShape, Pool2dShape, check_elements};
+use crate::shape::{Conv2d, Conv2dShape, Padding, Pool2dShape, check_elements};
 use crate::workspace::Buffer;
 
 /// A block for images of one size.
@@ -162,6 +162,12 @@ impl Block {
         }
     }
 
+    /// Which parameters stay as they are.
+    pub fn fixed(&self) -> Weights<bool> {
+        let w = matches!(self.parts.core, Some(Core::Whiten { .. }));
+        Weights { w, b: false, gamma: self.parts.fixed_scale, beta: false }
+    }
+
     /// Multiplies the weights `w` so that channel `c` of the product is `scale[c]` times what it was.
     pub fn scale_outputs<T: Element>(&self, w: &mut [T], scale: &[T]) {
         match self.head {
@@ -305,9 +311,12 @@ fn head<T: Element>(parts: &BlockParts, [c, h, w]: [usize; 3]) -> Result<(Head, 
     match parts.core {
         None => Ok((Head::None, [c, h, w])),
         Some(Core::Conv { filters, kernel: (kh, kw), conv }) => {
-            let shape = Conv2dShape::new([1, c, h, w], [filters, c / conv.groups.max(1), kh, kw], &conv)?;
-            let [_, channels, rows, cols] = shape.out();
-            Ok((Head::Conv(ConvPlan::new::<T>(&shape)?), [channels, rows, cols]))
+            conv_head::<T>([c, h, w], [filters, c / conv.groups.max(1), kh, kw], &conv)
+        }
+        Some(Core::Whiten { size }) => {
+            check_elements("whitening", &[2, c, c, size, size, size, size])?;
+            let valid = Conv2d { padding: Padding::Valid, ..Conv2d::default() };
+            conv_head::<T>([c, h, w], [2 * c * size * size, c, size, size], &valid)
         }
         Some(Core::Affine { outputs: 0 }) => Err(Error::invalid("affine", "0 outputs", "give at least 1")),
         Some(Core::Affine { outputs }) => {
@@ -315,6 +324,12 @@ fn head<T: Element>(parts: &BlockParts, [c, h, w]: [usize; 3]) -> Result<(Head, 
             Ok((Head::Affine { inputs: c * h * w, outputs }, [outputs, 1, 1]))
         }
     }
+}
+
+fn conv_head<T: Element>([c, h, w]: [usize; 3], filters: [usize; 4], conv: &Conv2d) -> Result<(Head, [usize; 3])> {
+    let shape = Conv2dShape::new([1, c, h, w], filters, conv)?;
+    let [_, channels, rows, cols] = shape.out();
+    Ok((Head::Conv(ConvPlan::new::<T>(&shape)?), [channels, rows, cols]))
 }
 
 fn early_pool(pool: &crate::shape::Pool2d, [c, h, w]: [usize; 3]) -> Result<Pool2dShape> {

@@ -18,6 +18,12 @@ pub enum Core {
         /// Stride, padding, dilation, groups, algorithm.
         conv: Conv2d,
     },
+    /// Convolution without padding by filters of `size` x `size` pixels that stay as they are: as many as a patch has values,
+    /// and their negatives.
+    Whiten {
+        /// Height and width of a filter in pixels.
+        size: usize,
+    },
     /// Affine layer with this many outputs; flattens its input.
     Affine {
         /// Outputs `M`.
@@ -47,6 +53,8 @@ pub struct BlockParts {
     pub early_pool: Option<Pool2d>,
     /// Batch normalisation, per channel.
     pub norm: Option<BatchNorm>,
+    /// Whether its scale stays as it is.
+    pub fixed_scale: bool,
     /// Pointwise nonlinearity.
     pub activation: Option<Activation>,
     /// Pooling.

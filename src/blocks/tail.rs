@@ -122,7 +122,9 @@ impl Tail {
         if self.pool.is_none() {
             return self.map_activate(map, z, out);
         }
-        z.iter_mut().for_each(|z| *z = map.z(*z));
+        for z in z.iter_mut() {
+            *z = map.z(*z);
+        }
         if let Some(activation) = self.activation
             && !self.pools_first()
         {
@@ -149,10 +151,19 @@ impl Tail {
     #[inline(always)]
     pub(crate) fn map_activate<T: Element>(&self, map: ChannelMap<T>, y: &[T], out: &mut [T]) {
         match self.activation {
-            None => out.iter_mut().zip(y).for_each(|(out, &y)| *out = map.z(y)),
+            None => {
+                for (out, &y) in out.iter_mut().zip(y) {
+                    *out = map.z(y);
+                }
+            }
+            // A loop and no `for_each`, whose closure would not be inlined where an activation is long.
             Some(activation) => activation.specialised(
                 #[inline(always)]
-                |activation| out.iter_mut().zip(y).for_each(|(out, &y)| *out = activation.apply(map.z(y))),
+                |activation| {
+                    for (out, &y) in out.iter_mut().zip(y) {
+                        *out = activation.apply(map.z(y));
+                    }
+                },
             ),
         }
     }
@@ -160,10 +171,9 @@ impl Tail {
     /// [`Tail::map_activate`] where `y` lies.
     #[inline(always)]
     pub(crate) fn map_activate_in_place<T: Element>(&self, map: ChannelMap<T>, y: &mut [T]) {
-        y.iter_mut().for_each(
-            #[inline(always)]
-            |y| *y = map.z(*y),
-        );
+        for y in y.iter_mut() {
+            *y = map.z(*y);
+        }
         if let Some(activation) = self.activation {
             activate(activation, y);
         }
@@ -238,7 +248,11 @@ impl Tail {
 fn activate<T: Element>(activation: Activation, z: &mut [T]) {
     activation.specialised(
         #[inline(always)]
-        |activation| z.iter_mut().for_each(|z| *z = activation.apply(*z)),
+        |activation| {
+            for z in z.iter_mut() {
+                *z = activation.apply(*z);
+            }
+        },
     );
 }
 
@@ -246,6 +260,10 @@ fn activate<T: Element>(activation: Activation, z: &mut [T]) {
 fn multiply_slopes<T: Element>(activation: Activation, map: ChannelMap<T>, y: &[T], dz: &mut [T]) {
     activation.specialised(
         #[inline(always)]
-        |activation| dz.iter_mut().zip(y).for_each(|(dz, &y)| *dz *= activation.slope(map.z(y))),
+        |activation| {
+            for (dz, &y) in dz.iter_mut().zip(y) {
+                *dz *= activation.slope(map.z(y));
+            }
+        },
     );
 }

@@ -11,8 +11,10 @@ pub(super) struct Preset {
     pub(super) about: &'static str,
     pub(super) net: &'static str,
     pub(super) init: &'static str,
-    pub(super) epochs: usize,
+    pub(super) epochs: f64,
     pub(super) batch_size: usize,
+    /// Groups of parameters with a rule of their own; the rest has the rule that follows.
+    pub(super) groups: &'static [&'static str],
     pub(super) optimizer: &'static str,
     pub(super) learning_rate: f64,
     pub(super) schedule: &'static str,
@@ -34,8 +36,9 @@ impl Preset {
             Normalization::MeanImage => "mean-image",
             Normalization::PerChannel => "per-channel",
         };
+        let groups: String = self.groups.iter().map(|group| format!("--group {group} ")).collect();
         format!(
-            "--net '{}' --init {} --epochs {} --batch-size {} --optimizer {} --learning-rate {} --schedule {} \
+            "--net '{}' --init {} --epochs {} --batch-size {} {groups}--optimizer {} --learning-rate {} --schedule {} \
              --warmup-epochs {} --l2 {} --sampler {sampler} --flip={} --shift {} --normalize {normalization}",
             self.net,
             self.init,
@@ -53,7 +56,10 @@ impl Preset {
 }
 
 /// What `train` does if no preset is asked for.
-pub(super) const DEFAULT: &str = "three-layer-65";
+pub(super) const DEFAULT: &str = if cfg!(feature = "blas") { "sprint" } else { PLAIN };
+
+/// What a network of the user's own is trained with if no preset is asked for.
+pub(super) const PLAIN: &str = "three-layer-65";
 
 pub(super) const PRESETS: [Preset; 4] = [
     Preset {
@@ -61,8 +67,9 @@ pub(super) const PRESETS: [Preset; 4] = [
         about: "CS231n's three-layer network and its first training: one epoch, 45 % and more",
         net: "conv32k7-relu-pool-affine500-relu-affine10",
         init: "gaussian:0.001",
-        epochs: 1,
+        epochs: 1.0,
         batch_size: 50,
+        groups: &[],
         optimizer: "adam",
         learning_rate: 1e-3,
         schedule: "constant",
@@ -77,8 +84,9 @@ pub(super) const PRESETS: [Preset; 4] = [
         about: "the three-layer network with 64 filters of 3x3: passes 65 % in 8 epochs",
         net: "conv64-relu-pool-affine500-relu-affine10",
         init: "gaussian:0.001",
-        epochs: 8,
+        epochs: 8.0,
         batch_size: 500,
+        groups: &[],
         optimizer: "adam",
         learning_rate: 1e-3,
         schedule: "exp:0.9",
@@ -93,8 +101,9 @@ pub(super) const PRESETS: [Preset; 4] = [
         about: "six convolutions with batchnorm, augmented data: passes 72 % in 5 epochs",
         net: "[conv32-bn-relu-conv32-bn-relu-pool]x3-[affine256-bn-relu-dropout0.5]-affine10",
         init: "he",
-        epochs: 5,
+        epochs: 5.0,
         batch_size: 100,
+        groups: &[],
         optimizer: "adam",
         learning_rate: 2e-3,
         schedule: "onecycle",
@@ -111,8 +120,9 @@ pub(super) const PRESETS: [Preset; 4] = [
               [res[conv32-bn-relu-conv32-bn]-relu]x2-res[conv64s2p1-bn-relu-conv64-bn]-relu-\
               [res[conv64-bn-relu-conv64-bn]-relu]x2-gap-affine10",
         init: "he",
-        epochs: 5,
+        epochs: 5.0,
         batch_size: 128,
+        groups: &[],
         optimizer: "momentum",
         learning_rate: 0.1,
         schedule: "onecycle",

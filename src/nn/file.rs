@@ -13,12 +13,12 @@ use crate::error::{Error, Result};
 use crate::store::{Archive, Tensors, read};
 
 /// Version of the files that are written. It rises when older programs can no longer read them; this one reads all so far.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// What the metadata of every file with a network say about it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Header {
-    /// 1 or [`FORMAT`].
+    /// 1 to [`FORMAT`].
     pub(crate) format: u32,
     dtype: String,
     network: NetworkSpec,

@@ -10,8 +10,7 @@ use crate::nn::graph::{Graph, Node, Op, Value};
 use crate::nn::layer::{self, AnyLayer};
 use crate::nn::notation::LayerSpec;
 use crate::ops::activation::Activation;
-use crate::ops::batchnorm::BatchNorm;
-use crate::shape::Pool2dShape;
+use crate::shape::{Pool2d, Pool2dShape};
 
 /// What a step does.
 #[derive(Clone, Debug)]
@@ -81,11 +80,12 @@ fn alone(op: &Op) -> Fused {
 pub(super) fn single(part: &LayerSpec) -> BlockParts {
     let mut parts = BlockParts::default();
     match *part {
-        LayerSpec::Conv { filters, kernel, conv } => {
-            (parts.core, parts.bias) = (Some(Core::Conv { filters, kernel, conv }), true);
+        LayerSpec::Conv { filters, kernel, conv, bias } => {
+            (parts.core, parts.bias) = (Some(Core::Conv { filters, kernel, conv }), bias);
         }
-        LayerSpec::Affine { outputs } => (parts.core, parts.bias) = (Some(Core::Affine { outputs }), true),
-        LayerSpec::BatchNorm => parts.norm = Some(BatchNorm::default()),
+        LayerSpec::Whiten { size } => (parts.core, parts.bias) = (Some(Core::Whiten { size }), true),
+        LayerSpec::Affine { outputs, bias } => (parts.core, parts.bias) = (Some(Core::Affine { outputs }), bias),
+        LayerSpec::BatchNorm { norm, fixed_scale } => (parts.norm, parts.fixed_scale) = (Some(norm), fixed_scale),
         LayerSpec::Activation(activation) => parts.activation = Some(activation),
         LayerSpec::MaxPool(pool) => parts.pool = Some(Pool::Max(pool)),
         LayerSpec::AvgPool(pool) => parts.pool = Some(Pool::Avg(pool)),
@@ -125,17 +125,21 @@ fn append(mut parts: BlockParts, layer: &LayerSpec, [c, h, w]: [usize; 3]) -> Op
     let after_norm = activation.is_none() && pool.is_none() && dropout.is_none();
     match layer {
         // the batch's mean takes a bias with it
-        LayerSpec::BatchNorm if norm.is_none() && after_norm => {
-            (parts.norm, parts.bias) = (Some(BatchNorm::default()), false);
-        }
-        LayerSpec::BatchNorm if norm.is_none() && activation.is_none() && dropout.is_none() => match (core, pool) {
-            (Some(Core::Conv { .. }), Some(Pool::Max(pool)))
-                if Pool2dShape::new([1, c, h, w], &pool).is_ok_and(|shape| shape.tiles()) =>
-            {
-                (parts.norm, parts.early_pool, parts.pool) = (Some(BatchNorm::default()), Some(pool), None);
+        LayerSpec::BatchNorm { .. } if norm.is_none() && activation.is_none() && dropout.is_none() => {
+            if !after_norm {
+                match (core, pool) {
+                    (Some(Core::Conv { .. }), Some(Pool::Max(pool))) if tiles(&pool, [c, h, w]) => {
+                        (parts.early_pool, parts.pool) = (Some(pool), None);
+                    }
+                    _ => return None,
+                }
+            } else if !matches!(core, Some(Core::Whiten { .. })) {
+                // the batch's mean takes a bias with it
+                parts.bias = false;
             }
-            _ => return None,
-        },
+            let BlockParts { norm, fixed_scale, .. } = single(layer);
+            (parts.norm, parts.fixed_scale) = (norm, fixed_scale);
+        }
         LayerSpec::Activation(_) if after_norm => parts.activation = single(layer).activation,
         LayerSpec::MaxPool(_) | LayerSpec::AvgPool(_) | LayerSpec::GlobalAvgPool
             if pool.is_none() && dropout.is_none() =>
@@ -146,6 +150,11 @@ fn append(mut parts: BlockParts, layer: &LayerSpec, [c, h, w]: [usize; 3]) -> Op
         _ => return None,
     }
     Some(parts)
+}
+
+/// Whether the windows of a pool tile an image.
+fn tiles(pool: &Pool2d, [c, h, w]: [usize; 3]) -> bool {
+    Pool2dShape::new([1, c, h, w], pool).is_ok_and(|shape| shape.tiles())
 }
 
 #[cfg(test)]

@@ -80,6 +80,10 @@ impl Graph {
     }
 
     fn part<T: Element>(&mut self, part: LayerSpec, value: Value, shortcut: bool) -> Result<Value> {
+        if matches!(part, LayerSpec::Whiten { .. }) && value != 0 {
+            let problem = format!("{part} whitens patches of the images, and gets what other layers make");
+            return Err(Error::invalid("network", problem, format!("begin the network with {part}")));
+        }
         // A block of this layer alone knows its sizes.
         let size = Block::new::<T>(single(&part), self.sizes[value])?.output();
         Ok(self.push(Op::Part(part), vec![value], size, shortcut))
@@ -100,7 +104,7 @@ impl Graph {
         }
         let [filters, rows, cols] = to;
         let conv = Conv2d { stride: (h.div_ceil(rows).max(1), w.div_ceil(cols).max(1)), ..Conv2d::default() };
-        let projection = self.part::<T>(LayerSpec::Conv { filters, kernel: (1, 1), conv }, input, true)?;
+        let projection = self.part::<T>(LayerSpec::Conv { filters, kernel: (1, 1), conv, bias: true }, input, true)?;
         if self.sizes[projection] != to {
             let problem =
                 format!("its layers make {to:?} of {:?}, which no stride of a 1x1 convolution does", self.sizes[input]);
@@ -110,6 +114,6 @@ impl Graph {
                 "choose strides or pools that divide the size, or padding 'same'",
             ));
         }
-        self.part::<T>(LayerSpec::BatchNorm, projection, true)
+        self.part::<T>(LayerSpec::BATCH_NORM, projection, true)
     }
 }

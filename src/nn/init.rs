@@ -17,7 +17,7 @@ use crate::random::ChaCha8Rng;
 /// stride 1): `C / groups * KH * KW` and `F * KH * KW` for filters `(F, C / groups, KH, KW)`, `D` and `M` for affine
 /// weights `(D, M)`.
 ///
-/// As text: `gaussian:0.001`, `he`, `xavier`, `orthogonal`.
+/// As text: `gaussian:0.001`, `he`, `xavier`, `orthogonal`, `dirac`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Init {
@@ -38,6 +38,10 @@ pub enum Init {
     /// last bits depend on the BLAS library and the processor.
     #[cfg(feature = "blas")]
     Orthogonal,
+    /// Partial identity (Zagoruyko & Komodakis 2017; Jordan 2024, arXiv 2404.00498): of `F` filters over `C` channels the first
+    /// `min(F, C)` pass on one channel each, by a 1 at the centre; the others are uniform within 1 / sqrt(fan_in). Affine
+    /// weights are uniform with variance 1, for scores that are divided by the number of inputs, such as `affine10b0-div256`.
+    Dirac,
 }
 
 impl Init {
@@ -65,10 +69,17 @@ impl Init {
         match self {
             Init::Gaussian { std } => gaussian(std, rng, out),
             Init::He => gaussian((2.0 / fan_in as f64).sqrt(), rng, out),
-            Init::Xavier => {
-                let limit = (6.0 / (fan_in + fan_out) as f64).sqrt();
-                out.fill_with(|| T::of(limit * (2.0 * rng.random::<f64>() - 1.0)));
-            }
+            Init::Xavier => uniform((6.0 / (fan_in + fan_out) as f64).sqrt(), rng, out),
+            Init::Dirac => match *shape {
+                [_, channels, kh, kw] => {
+                    uniform((1.0 / fan_in as f64).sqrt(), rng, out);
+                    for (i, filter) in out.chunks_exact_mut(fan_in.max(1)).take(channels).enumerate() {
+                        filter.fill(T::zero());
+                        filter[(i * kh + kh / 2) * kw + kw / 2] = T::one();
+                    }
+                }
+                _ => uniform(3.0_f64.sqrt(), rng, out),
+            },
             #[cfg(feature = "blas")]
             Init::Orthogonal => orthogonal(shape[0], shape[1..].iter().product(), rng, out)?,
         }
@@ -89,6 +100,10 @@ impl Init {
 
 fn gaussian<T: Element>(std: f64, rng: &mut ChaCha8Rng, out: &mut [T]) {
     out.fill_with(|| T::of(std * rng.sample::<f64, _>(StandardNormal)));
+}
+
+fn uniform<T: Element>(limit: f64, rng: &mut ChaCha8Rng, out: &mut [T]) {
+    out.fill_with(|| T::of(limit * (2.0 * rng.random::<f64>() - 1.0)));
 }
 
 #[cfg(feature = "blas")]
@@ -126,6 +141,7 @@ impl fmt::Display for Init {
             Init::Xavier => write!(f, "xavier"),
             #[cfg(feature = "blas")]
             Init::Orthogonal => write!(f, "orthogonal"),
+            Init::Dirac => write!(f, "dirac"),
         }
     }
 }
@@ -135,10 +151,11 @@ impl FromStr for Init {
 
     fn from_str(text: &str) -> Result<Self> {
         let error =
-            |problem: String| Error::invalid("initialisation", problem, "write gaussian:STD, he, xavier or orthogonal");
+            |problem: String| Error::invalid("initialisation", problem, "write gaussian:STD, he, xavier, orthogonal or dirac");
         let init = match text {
             "he" => Init::He,
             "xavier" => Init::Xavier,
+            "dirac" => Init::Dirac,
             #[cfg(feature = "blas")]
             "orthogonal" => Init::Orthogonal,
             #[cfg(not(feature = "blas"))]
@@ -188,6 +205,7 @@ mod tests {
         Init::Xavier,
         #[cfg(feature = "blas")]
         Init::Orthogonal,
+        Init::Dirac,
     ];
 
     /// Mean, standard deviation and reach of each distribution, with the fans of both kinds of weights.
@@ -229,6 +247,27 @@ mod tests {
         }
     }
 
+    /// Filters that pass on one channel each, then others within 1 / sqrt(fan_in); affine weights of variance 1.
+    #[test]
+    fn dirac_is_the_identity_as_far_as_it_goes() {
+        for [f, c, kh, kw] in [[8, 3, 3, 3], [2, 5, 1, 1], [6, 6, 5, 3]] {
+            let w: Vec<f64> = draw(Init::Dirac, &[f, c, kh, kw], 4);
+            let fan_in = c * kh * kw;
+            for (i, filter) in w.chunks_exact(fan_in).enumerate() {
+                let ones: Vec<usize> = (0..fan_in).filter(|&k| filter[k] == 1.0).collect();
+                if i < c {
+                    assert_eq!(ones, [(i * kh + kh / 2) * kw + kw / 2], "{f} x {c}, filter {i}");
+                    assert_eq!(filter.iter().sum::<f64>(), 1.0);
+                } else {
+                    assert!(filter.iter().all(|w| w.abs() <= (fan_in as f64).sqrt().recip() && *w != 0.0));
+                }
+            }
+        }
+        let w: Vec<f64> = draw(Init::Dirac, &[300, 100], 4);
+        let variance = w.iter().map(|w| w * w).sum::<f64>() / w.len() as f64;
+        assert!((variance - 1.0).abs() <= 0.03, "{variance}");
+    }
+
     /// WᵀW or WWᵀ, whichever is smaller, is 2 I: wide, tall and square, filters and affine weights.
     #[cfg(feature = "blas")]
     #[test]
@@ -260,6 +299,7 @@ mod tests {
             "xavier",
             #[cfg(feature = "blas")]
             "orthogonal",
+            "dirac",
         ] {
             let init: Init = text.parse().unwrap();
             assert_eq!(init.to_string(), text);

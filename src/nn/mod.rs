@@ -18,3 +18,4 @@ pub mod notation;
 mod run;
 pub mod session;
 mod steps;
+pub mod whitening;

@@ -9,7 +9,7 @@ use crate::nn::fusion::{Gathered, gather};
 use crate::nn::graph::Graph;
 use crate::nn::init::Init;
 use crate::nn::memory::{Memory, for_training};
-use crate::nn::notation::{LossSpec, NetworkSpec};
+use crate::nn::notation::{LossSpec, NetworkSpec, Reduction};
 use crate::nn::run::{Flow, Run};
 use crate::nn::steps::{Compiled, Kernel, Step, compile};
 use crate::ops::dropout::DropoutKey;
@@ -90,12 +90,13 @@ impl<T: Element> Network<T> {
         let declared: Vec<_> = params.iter().cloned().collect();
         for (index, param) in declared.into_iter().enumerate() {
             match param.kind {
-                ParamKind::Weight => {
+                // Filters that are fixed wait to be measured.
+                ParamKind::Weight if !param.fixed => {
                     let mut rng = stream(seed, Purpose::Init, 0, index as u64);
                     init.fill(&param.shape, &mut rng, params.slice_mut(index))?;
                 }
                 ParamKind::Scale => params.slice_mut(index).fill(T::one()),
-                ParamKind::Bias | ParamKind::Statistic => {}
+                ParamKind::Weight | ParamKind::Bias | ParamKind::Statistic => {}
             }
         }
         for step in &network.steps {
@@ -126,7 +127,7 @@ impl<T: Element> Network<T> {
             input,
             gathered,
             memory: Memory::new(&steps, for_training(&steps)),
-            flow: Flow::new(&steps, params.iter().map(|_| true).collect()),
+            flow: Flow::new(&steps, params.iter().map(|param| !param.fixed).collect()),
             steps,
             grads: params.zeros_like(),
             params,
@@ -184,22 +185,21 @@ impl<T: Element> Network<T> {
         (&mut self.params, &self.grads)
     }
 
-    /// Says for each parameter, in their order, whether it is trained; at first all are. The others cost no gradient, and
+    /// Says for each parameter, in their order, whether it is trained; at first all are that are not fixed. The others cost no gradient, and
     /// backward stops where nothing below is trained.
     ///
     /// # Panics
     /// If there is not one answer for each parameter.
-    pub fn set_trained(&mut self, trained: impl IntoIterator<Item = bool>) {
-        let trained: Vec<bool> = trained.into_iter().collect();
+    pub fn set_trained(&mut self, trained: impl ExactSizeIterator<Item = bool> + Clone) {
         assert_eq!(trained.len(), self.params.iter().len(), "one answer for each parameter");
-        if trained != self.flow.trained() {
+        if !trained.clone().eq(self.flow.trained().iter().copied()) {
             self.grads.values_mut().fill(T::zero());
-            self.flow = Flow::new(&self.steps, trained);
+            self.flow = Flow::new(&self.steps, trained.collect());
         }
     }
 
-    /// Training mode: mean data loss (no regularisation) of images `x` `(N, C, H, W)` with labels `y`, and its gradients
-    /// into [`Network::grads`]. Running statistics take the batch's in, unless the loss is not a finite number. After the
+    /// Training mode: data loss (no regularisation) of images `x` `(N, C, H, W)` with labels `y`, their mean or sum as its
+    /// [`Reduction`] says, and its gradients into [`Network::grads`]. Running statistics take the batch's in, unless the loss is not a finite number. After the
     /// first call with as many images it allocates nothing.
     ///
     /// # Errors
@@ -209,10 +209,20 @@ impl<T: Element> Network<T> {
         let classes = self.classes();
         check_shape("network", "x", &[x.len()], &[y.len() * self.input_len()])?;
         check_labels(y, classes)?;
-        let loss = self.spec.loss;
-        self.loss_with(x, y.len(), key, |scores, dscores| match loss {
-            LossSpec::Softmax { smoothing } => softmax_cross_entropy_into(scores, y, classes, smoothing, dscores),
-            LossSpec::Svm => svm_hinge_into(scores, y, classes, dscores),
+        let (loss, reduction) = (self.spec.loss, self.spec.reduction);
+        self.loss_with(x, y.len(), key, |scores, dscores| {
+            let mean = match loss {
+                LossSpec::Softmax { smoothing } => softmax_cross_entropy_into(scores, y, classes, smoothing, dscores)?,
+                LossSpec::Svm => svm_hinge_into(scores, y, classes, dscores)?,
+            };
+            Ok(match reduction {
+                Reduction::Mean => mean,
+                Reduction::Sum => {
+                    let images = T::of(y.len() as f64);
+                    dscores.iter_mut().for_each(|gradient| *gradient *= images);
+                    mean * images
+                }
+            })
         })
     }
 

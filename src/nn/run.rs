@@ -133,11 +133,13 @@ impl<'a, T: Element> Run<'a, T> {
                 |activation| {
                     if activation.kinks() {
                         // out and z have the same sign
-                        let out = &out[here.clone()];
-                        dout.iter_mut().zip(out).for_each(|(dout, &out)| *dout *= activation.slope(out));
+                        for (dout, &out) in dout.iter_mut().zip(&out[here.clone()]) {
+                            *dout *= activation.slope(out);
+                        }
                     } else {
-                        let z = a[here.clone()].iter().zip(&b[here.clone()]);
-                        dout.iter_mut().zip(z).for_each(|(dout, (&a, &b))| *dout *= activation.slope(a + b));
+                        for (dout, (&a, &b)) in dout.iter_mut().zip(a[here.clone()].iter().zip(&b[here.clone()])) {
+                            *dout *= activation.slope(a + b);
+                        }
                     }
                 }
             ));
@@ -190,10 +192,11 @@ fn add<T: Element>(activation: Option<Activation>, a: &[T], b: &[T], out: &mut [
             None => out.iter_mut().zip(a.iter().zip(b)).for_each(|(out, (&a, &b))| *out = a + b),
             Some(activation) => activation.specialised(
                 #[inline(always)]
-                |activation| out
-                    .iter_mut()
-                    .zip(a.iter().zip(b))
-                    .for_each(|(out, (&a, &b))| *out = activation.apply(a + b)),
+                |activation| {
+                    for (out, (&a, &b)) in out.iter_mut().zip(a.iter().zip(b)) {
+                        *out = activation.apply(a + b);
+                    }
+                },
             ),
         });
     });

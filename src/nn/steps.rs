@@ -148,6 +148,7 @@ pub(super) fn compile<T: Element>(gathered: &[Gathered], image: [usize; 3]) -> R
 #[derive(Default)]
 struct Names {
     convolutions: usize,
+    whitenings: usize,
     affines: usize,
     norms: usize,
     shortcuts: usize,
@@ -173,6 +174,10 @@ impl Names {
                 self.convolutions += 1;
                 format!("conv{}", self.convolutions)
             }
+            Some(Core::Whiten { .. }) => {
+                self.whitenings += 1;
+                format!("whiten{}", self.whitenings)
+            }
             Some(Core::Affine { .. }) => {
                 self.affines += 1;
                 format!("affine{}", self.affines)
@@ -181,13 +186,15 @@ impl Names {
         };
         self.norms += usize::from(parts.norm.is_some() && !shortcut);
         let norm = if shortcut { format!("{core}.bn") } else { format!("bn{}", self.norms) };
-        let mut push =
-            |shape: &[usize], name: String, kind| (!shape.is_empty()).then(|| params.push(name, shape, kind));
+        let fixed = block.fixed();
+        let mut push = |shape: &[usize], name: String, kind, fixed| {
+            (!shape.is_empty()).then(|| params.push_param(name, shape, kind, fixed))
+        };
         let places = Weights {
-            w: push(&shapes.w, format!("{core}.weight"), ParamKind::Weight),
-            b: push(&shapes.b, format!("{core}.bias"), ParamKind::Bias),
-            gamma: push(&shapes.gamma, format!("{norm}.weight"), ParamKind::Scale),
-            beta: push(&shapes.beta, format!("{norm}.bias"), ParamKind::Bias),
+            w: push(&shapes.w, format!("{core}.weight"), ParamKind::Weight, fixed.w),
+            b: push(&shapes.b, format!("{core}.bias"), ParamKind::Bias, fixed.b),
+            gamma: push(&shapes.gamma, format!("{norm}.weight"), ParamKind::Scale, fixed.gamma),
+            beta: push(&shapes.beta, format!("{norm}.bias"), ParamKind::Bias, fixed.beta),
         };
         let running = parts.norm.map(|_| {
             let mut push = |name: &str| statistics.push(format!("{norm}.{name}"), &shapes.gamma, ParamKind::Statistic);

@@ -52,13 +52,17 @@ impl Group {
     }
 }
 
-/// The group of each parameter.
-pub(super) fn assign<'a>(groups: &[Group], params: impl IntoIterator<Item = &'a Param>) -> Result<Vec<usize>> {
+/// The group of each parameter; none of those that are fixed.
+pub(super) fn assign<'a>(groups: &[Group], params: impl IntoIterator<Item = &'a Param>) -> Result<Vec<Option<usize>>> {
     let params: Vec<&Param> = params.into_iter().collect();
     let group_of = |param: &Param| groups.iter().position(|group| group.select.matches(param));
     let mut members = vec![0_usize; groups.len()];
     let mut assigned = Vec::new();
     for param in &params {
+        if param.fixed {
+            assigned.push(None);
+            continue;
+        }
         let group = group_of(param).ok_or_else(|| {
             let problem = format!("no group selects {}", param.name);
             Error::invalid("parameter groups", problem, "add a group at the end that selects `*`, all that is left")
@@ -71,13 +75,14 @@ pub(super) fn assign<'a>(groups: &[Group], params: impl IntoIterator<Item = &'a 
             return Err(Error::invalid("parameter groups", problem, fix));
         }
         members[group] += 1;
-        assigned.push(group);
+        assigned.push(Some(group));
     }
     let empty = members.iter().zip(groups).find(|(members, group)| **members == 0 && group.select != Select::ALL);
     if let Some((_, Group { select, .. })) = empty {
-        let taken = params.iter().any(|param| select.matches(param));
+        let params = || params.iter().filter(|param| !param.fixed);
+        let taken = params().any(|param| select.matches(param));
         let what = if taken { "only what earlier groups have" } else { "no parameter" };
-        let names: Vec<&str> = params.iter().map(|param| param.name.as_str()).collect();
+        let names: Vec<&str> = params().map(|param| param.name.as_str()).collect();
         let fix = if taken { "put it before them".into() } else { format!("choose from {}", names.join(", ")) };
         return Err(Error::invalid("parameter groups", format!("`{select}` selects {what}"), fix));
     }
@@ -118,7 +123,7 @@ mod tests {
             (&["weight", "bias", "scale", "*"], [0, 1, 2, 1]),
         ] {
             let groups: Vec<_> = selects.iter().map(|select| group(select, "sgd")).collect();
-            assert_eq!(assign(&groups, params.iter()).unwrap(), expected, "{selects:?}");
+            assert_eq!(assign(&groups, params.iter()).unwrap(), expected.map(Some), "{selects:?}");
         }
     }
 
@@ -146,7 +151,7 @@ mod tests {
             }
         }
         let frozen = Group { frozen: true, ..group("*", "muon") };
-        assert_eq!(assign(&[frozen], params.iter()).unwrap(), [0; 4], "what is frozen needs no matrix");
+        assert_eq!(assign(&[frozen], params.iter()).unwrap(), [Some(0); 4], "what is frozen needs no matrix");
     }
 
     #[test]

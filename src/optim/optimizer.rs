@@ -52,8 +52,8 @@ pub struct Optimizer<T: Element> {
     label: Arc<str>,
     clip_norm: Option<f64>,
     params: Vec<Param>,
-    /// The group of each parameter.
-    group_of: Vec<usize>,
+    /// The group of each parameter that is not fixed.
+    group_of: Vec<Option<usize>>,
     /// What is trained, in rising order.
     spans: Vec<Span>,
     /// What is trained and a rule sees as a matrix; among `spans` too.
@@ -114,6 +114,7 @@ impl<T: Element> Optimizer<T> {
         groups.iter().try_for_each(Group::check::<T>)?;
         let group_of = assign(&groups, self.params.iter())?;
         for ((param, &new), &old) in self.params.iter().zip(&group_of).zip(&self.group_of) {
+            let (Some(new), Some(old)) = (new, old) else { continue };
             let (new, old) = (&groups[new], &self.groups[old]);
             if (new.frozen, new.rule) != (old.frozen, old.rule) {
                 let say = |group: &Group| if group.frozen { "frozen".into() } else { format!("{:?}", group.rule) };
@@ -143,9 +144,11 @@ impl<T: Element> Optimizer<T> {
         Ok(())
     }
 
-    /// Whether each parameter is trained, in their order; the others are frozen, and need no gradient.
-    pub fn trained(&self) -> impl ExactSizeIterator<Item = bool> {
-        self.group_of.iter().map(|&group| !self.groups[group].frozen)
+    /// Whether each parameter is trained at `at`, in their order; the others are fixed, frozen, or of a group whose
+    /// [rate is 0 from there on](super::LearningRate::has_ended), and need no gradient.
+    pub fn trained(&self, at: Progress) -> impl ExactSizeIterator<Item = bool> + Clone {
+        let trained = move |group: &Group| !group.frozen && !group.learning_rate.has_ended(at);
+        self.group_of.iter().map(move |group| group.is_some_and(|group| trained(&self.groups[group])))
     }
 
     /// The learning rate of the first group that is not frozen, 0 if there is none.
@@ -170,7 +173,7 @@ impl<T: Element> Optimizer<T> {
         self.state.iter().enumerate().flat_map(move |(k, vector)| {
             let params = self.params.iter().zip(&self.group_of);
             params.filter_map(move |(param, &group)| {
-                Some((state_name(&self.groups[group], k)?, param, &vector[param.range.clone()]))
+                Some((state_name(&self.groups[group?], k)?, param, &vector[param.range.clone()]))
             })
         })
     }
@@ -185,7 +188,7 @@ impl<T: Element> Optimizer<T> {
             for (param, &group) in params.iter().zip(&*group_of) {
                 let (values, after) = rest[param.range.start - start..].split_at_mut(param.range.len());
                 (rest, start) = (after, param.range.end);
-                parts.extend(state_name(&groups[group], k).map(|name| (name, param, values)));
+                parts.extend(group.and_then(|group| state_name(&groups[group], k)).map(|name| (name, param, values)));
             }
         }
         parts.into_iter()
@@ -273,9 +276,10 @@ impl<T: Element> Optimizer<T> {
 }
 
 /// What is trained.
-fn spans(groups: &[Group], params: &[Param], group_of: &[usize]) -> Vec<Span> {
-    let trained = params.iter().zip(group_of).filter(|(_, group)| !groups[**group].frozen);
-    trained.map(|(param, &group)| Span { range: param.range.clone(), group }).collect()
+fn spans(groups: &[Group], params: &[Param], group_of: &[Option<usize>]) -> Vec<Span> {
+    let grouped = params.iter().zip(group_of).filter_map(|(param, group)| Some((param, (*group)?)));
+    let trained = grouped.filter(|(_, group)| !groups[*group].frozen);
+    trained.map(|(param, group)| Span { range: param.range.clone(), group }).collect()
 }
 
 /// The names of the rules in use: `adam`, `muon, adam`.
@@ -411,7 +415,7 @@ mod tests {
         let mut params = random::<T>(&shapes, 0);
         let mut optimizer = optimizer(groups, &params);
         optimizer.set_clip_norm(limit).unwrap();
-        let of_group = optimizer.group_of.clone();
+        let of_group: Vec<usize> = optimizer.group_of.iter().map(|group| group.unwrap()).collect();
         let mut expected: Vec<Vec<f64>> = (0..lens.len()).map(|i| widen(params.slice(i))).collect();
         let mut state: Vec<Vec<[f64; 2]>> = lens.iter().map(|&len| vec![[0.0; 2]; len]).collect();
         for t in 1..=4_i32 {
@@ -619,7 +623,7 @@ mod tests {
         groups[0].frozen = true;
         groups[2].frozen = true;
         let mut optimizer = optimizer(&groups, &params);
-        assert_eq!(optimizer.trained().collect::<Vec<_>>(), [false, true, false, true]);
+        assert_eq!(optimizer.trained(START).collect::<Vec<_>>(), [false, true, false, true]);
         optimizer.set_clip_norm(Some(1.0)).unwrap();
         let (before, mut grads) = (params.clone(), random(&SHAPES, 1));
         // What nobody wants may be anything.
@@ -627,7 +631,7 @@ mod tests {
         grads.slice_mut(2).fill(f32::INFINITY);
         let stepped = optimizer.step(&mut params, &grads, START);
         assert!(stepped.regularization.is_finite() && stepped.gradient_norm.unwrap().is_finite());
-        for (i, trained) in optimizer.trained().enumerate() {
+        for (i, trained) in optimizer.trained(START).enumerate() {
             assert_eq!(params.slice(i) != before.slice(i), trained, "{i}");
             assert!(params.slice(i).iter().all(|w| w.is_finite()));
         }

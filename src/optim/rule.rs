@@ -109,6 +109,21 @@ impl UpdateRule {
         }
     }
 
+    /// The rule with another value of one of its hyperparameters, by its name here: `momentum`, `beta1`, `epsilon`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a name that the rule does not have, or a value of another type.
+    pub fn with(self, name: &str, value: &str) -> Result<Self> {
+        let fault = || {
+            let problem = format!("{} has no `{name}` that could be {value}", self.name());
+            Error::invalid("update rule", problem, "choose one of its numbers, such as momentum=0.9")
+        };
+        let mut fields = serde_json::to_value(self).map_err(|_| fault())?;
+        let field = fields.get_mut(name).filter(|_| name != "rule").ok_or_else(fault)?;
+        *field = serde_json::from_str(value).map_err(|_| fault())?;
+        serde_json::from_value(fields).map_err(|_| fault())
+    }
+
     /// Names of what it remembers of a parameter from step to step, each as large as the parameter.
     pub(super) fn state_names(self) -> &'static [&'static str] {
         match self {

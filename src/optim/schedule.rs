@@ -22,7 +22,8 @@ pub struct Progress {
 /// The learning rate as a fraction of its base, over training. `e` counts finished epochs and `p` is the fraction of
 /// the steps that are done, both from the end of the warm-up.
 ///
-/// As text: `constant`, `exp:0.9`, `step:5:0.1`, `cosine` or `cosine:0.01`, `onecycle` or `onecycle:0.23:0.2:0.07`.
+/// As text: `constant`, `exp:0.9`, `step:5:0.1`, `linear` or `linear:3`, `cosine` or `cosine:0.01`, `onecycle` or
+/// `onecycle:0.23:0.2:0.07`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Schedule {
@@ -39,6 +40,12 @@ pub enum Schedule {
         every_epochs: usize,
         /// Above 0.
         factor: f64,
+    },
+    /// In a straight line from 1 at the first step to 0: at the end, or after so many epochs and from then on. Text:
+    /// `linear` or `linear:EPOCHS`.
+    Linear {
+        /// Where it gets to 0, above 0; `None` for the end.
+        epochs: Option<f64>,
     },
     /// `final + (1 - final) (1 + cos(pi p)) / 2`: half a cosine wave down (Loshchilov & Hutter 2017, without restarts).
     /// Text: `cosine` for a final fraction of 0, or `cosine:FINAL`.
@@ -80,6 +87,10 @@ impl Schedule {
                 require("number of epochs", every_epochs as f64, every_epochs > 0, "give 1 epoch or more")?;
                 factor(f)
             }
+            Schedule::Linear { epochs: None } => Ok(()),
+            Schedule::Linear { epochs: Some(n) } => {
+                require("number of epochs", n, n > 0.0 && n.is_finite(), "give more than 0 epochs, such as 3 or 0.5")
+            }
             Schedule::Cosine { final_fraction } => fraction("final fraction", final_fraction),
             Schedule::OneCycle { peak_at, start_fraction, final_fraction } => {
                 fraction("place of the peak", peak_at)?;
@@ -98,6 +109,11 @@ impl Schedule {
             Schedule::Constant => 1.0,
             Schedule::Exponential { factor } => factor.powf(epoch as f64),
             Schedule::Step { every_epochs, factor } => factor.powf((epoch / every_epochs) as f64),
+            Schedule::Linear { epochs: None } => 1.0 - progress,
+            Schedule::Linear { epochs: Some(epochs) } => {
+                let steps = (epochs * at.steps_per_epoch as f64).ceil().max(1.0);
+                (1.0 - at.step as f64 / steps).max(0.0)
+            }
             Schedule::Cosine { final_fraction } => line(final_fraction, 1.0, 0.5 * (1.0 + (PI * progress).cos())),
             Schedule::OneCycle { peak_at, start_fraction, final_fraction } => {
                 if progress < peak_at {
@@ -118,6 +134,8 @@ impl fmt::Display for Schedule {
             Schedule::Constant => write!(f, "constant"),
             Schedule::Exponential { factor } => write!(f, "exp:{factor}"),
             Schedule::Step { every_epochs, factor } => write!(f, "step:{every_epochs}:{factor}"),
+            Schedule::Linear { epochs: None } => write!(f, "linear"),
+            Schedule::Linear { epochs: Some(epochs) } => write!(f, "linear:{epochs}"),
             Schedule::Cosine { final_fraction: 0.0 } => write!(f, "cosine"),
             Schedule::Cosine { final_fraction } => write!(f, "cosine:{final_fraction}"),
             schedule if *schedule == Self::ONE_CYCLE => write!(f, "onecycle"),
@@ -134,7 +152,7 @@ impl FromStr for Schedule {
     fn from_str(text: &str) -> Result<Self> {
         let error = |problem: String| {
             let fix =
-                "write constant, exp:FACTOR, step:EPOCHS:FACTOR, cosine[:FINAL] or onecycle[:PEAK_AT:START:FINAL]";
+                "write constant, exp:FACTOR, step:EPOCHS:FACTOR, linear[:EPOCHS], cosine[:FINAL] or onecycle[:PEAK_AT:START:FINAL]";
             Error::invalid("learning-rate schedule", problem, fix)
         };
         let number =
@@ -149,6 +167,8 @@ impl FromStr for Schedule {
                     .map_err(|_| error(format!("`{epochs}` in `{text}` is not a whole number of epochs")))?,
                 factor: number(factor)?,
             },
+            ["linear"] => Schedule::Linear { epochs: None },
+            ["linear", epochs] => Schedule::Linear { epochs: Some(number(epochs)?) },
             ["cosine"] => Schedule::Cosine { final_fraction: 0.0 },
             ["cosine", end] => Schedule::Cosine { final_fraction: number(end)? },
             ["onecycle"] => Self::ONE_CYCLE,
@@ -269,6 +289,11 @@ impl LearningRate {
         let after = Progress { step: at.step - warmup, steps: at.steps.saturating_sub(warmup), ..at };
         self.base * self.schedule.fraction(after)
     }
+
+    /// Whether the rate is 0 at this step and all later ones.
+    pub fn has_ended(&self, at: Progress) -> bool {
+        matches!(self.schedule, Schedule::Linear { epochs: Some(_) }) && self.at(at) == 0.0
+    }
 }
 
 #[cfg(test)]
@@ -297,6 +322,15 @@ mod tests {
             ("step:3:0.1", 0.0, 29, 2.0),
             ("step:3:0.1", 0.0, 30, 0.2),
             ("step:3:0.1", 0.0, 60, 0.02),
+            ("linear", 0.0, 0, 2.0),
+            ("linear", 0.0, 75, 0.5),
+            ("linear", 5.0, 75, 1.0),
+            ("linear:3", 0.0, 0, 2.0),
+            ("linear:3", 0.0, 15, 1.0),
+            ("linear:0.25", 0.0, 1, 2.0 * (1.0 - 1.0 / 3.0)),
+            ("linear:3", 0.0, 30, 0.0),
+            ("linear:3", 0.0, 99, 0.0),
+            ("linear:3", 1.0, 10, 2.0),
             ("cosine", 0.0, 0, 2.0),
             ("cosine", 0.0, 50, 1.0),
             ("cosine", 0.0, 25, 1.0 + 0.5_f64.sqrt()),
@@ -323,6 +357,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn only_a_line_that_ends_before_training_has_an_end() {
+        for (schedule, step, ended) in [
+            ("linear:3", 29, false),
+            ("linear:3", 30, true),
+            ("linear:3", 99, true),
+            ("linear", 100, false),
+            ("cosine", 100, false),
+            ("step:1:0.5", 99, false),
+        ] {
+            let rate = LearningRate::new(1.0, schedule.parse().unwrap(), 0.0).unwrap();
+            assert_eq!(rate.has_ended(Progress { step, steps_per_epoch: 10, steps: 100 }), ended, "{schedule} at {step}");
+        }
+    }
+
     /// A run too short for an epoch, or none at all, still has a rate.
     #[test]
     fn degenerate_lengths_give_a_rate() {
@@ -340,7 +389,7 @@ mod tests {
     /// Text and serde are the same notation, both ways: command lines and checkpoints.
     #[test]
     fn text_round_trips() {
-        for text in ["constant", "exp:0.9", "step:5:0.1", "cosine", "cosine:0.01", "onecycle", "onecycle:0.3:0.04:0"] {
+        for text in ["constant", "exp:0.9", "step:5:0.1", "linear", "linear:0.5", "cosine", "cosine:0.01", "onecycle", "onecycle:0.3:0.04:0"] {
             let schedule: Schedule = text.parse().unwrap();
             assert_eq!(schedule.to_string(), text);
             let rates = LearningRate::new(1e-3, schedule, 0.0).unwrap();
@@ -356,7 +405,9 @@ mod tests {
     fn wrong_text_is_an_error() {
         for (text, part) in [
             ("", "`` is not one"),
-            ("linear", "`linear` is not one"),
+            ("line", "`line` is not one"),
+            ("linear:0", "number of epochs 0"),
+            ("linear:nan", "number of epochs NaN"),
             ("exp", "exp:FACTOR"),
             ("exp:x", "`x` in `exp:x` is not a number"),
             ("exp:0", "factor 0"),

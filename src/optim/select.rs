@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     fn param(name: &str, kind: ParamKind) -> Param {
-        Param { name: name.into(), shape: vec![1], kind, range: 0..1 }
+        Param { name: name.into(), shape: vec![1], kind, fixed: false, range: 0..1 }
     }
 
     #[test]

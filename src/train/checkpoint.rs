@@ -12,7 +12,8 @@
 //! | `history.loss`, `history.val_accuracy`, ... | the vectors of [`History`], in `f64` |
 //!
 //! The entry `gemmnet` of its metadata is JSON: the format's version, the network's notation and input, the options, the
-//! step. A file of the first version, which had one rule for all parameters, is read as well.
+//! step. Files of earlier versions are read as well: the first had one rule for all parameters, the
+//! second whole epochs.
 
 use std::path::Path;
 
@@ -134,6 +135,7 @@ impl<T: Element> Checkpoint<T> {
             options: self.options.clone(),
             step: self.step,
             samples: self.batches.samples,
+            measured: Some(history.val_accuracy.len()),
         };
         let mut tensors = file::tensors(network);
         self.latest.push("latest.", &mut tensors);
@@ -264,6 +266,8 @@ struct Contents<Options = SolverOptions> {
     step: usize,
     /// Training images.
     samples: usize,
+    /// How often accuracy was measured; before format 3 once after the first iteration and after every epoch.
+    measured: Option<usize>,
 }
 
 /// As much of [`Contents`] as tells a checkpoint from a network alone.
@@ -274,8 +278,8 @@ struct Training {
 
 impl Contents<format_1::Options> {
     fn translate(self) -> Contents {
-        let Contents { header, class_names, options, step, samples } = self;
-        Contents { header, class_names, options: options.into(), step, samples }
+        let Contents { header, class_names, options, step, samples, measured } = self;
+        Contents { header, class_names, options: options.into(), step, samples, measured }
     }
 }
 
@@ -304,7 +308,7 @@ impl Contents {
         let scale = archive.vector("normalizer.scale", &dim[..1])?;
         let normalizer =
             Normalizer::new(dim, mean, scale).map_err(|e| archive.fault(format!("cannot normalise images ({e})")))?;
-        let measured = if self.step == 0 { 0 } else { 1 + self.step / batches.count };
+        let measured = self.measured.unwrap_or(if self.step == 0 { 0 } else { 1 + self.step / batches.count });
         let history = History {
             loss: archive.vector("history.loss", &[self.step])?,
             train_accuracy: archive.vector("history.train_accuracy", &[measured])?,

@@ -25,7 +25,7 @@ pub(super) struct Options {
 impl From<Options> for SolverOptions {
     fn from(old: Options) -> Self {
         SolverOptions {
-            epochs: old.epochs,
+            epochs: old.epochs as f64,
             batch_size: old.batch_size,
             groups: Group::classic(old.rule, old.learning_rate, old.l2),
             clip_norm: None,

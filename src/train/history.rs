@@ -10,7 +10,7 @@ pub struct History {
     /// Loss of every iteration, regularisation included.
     pub loss: Vec<f64>,
     /// Share of training images classified correctly after every epoch. Index 0 is after the first iteration, as in
-    /// CS231n, index `e` after epoch `e`: so in the other vectors of epochs.
+    /// CS231n, index `e` after epoch `e`, the last of which may be a part of one: so in the other vectors of epochs.
     pub train_accuracy: Vec<f64>,
     /// Share of validation images classified correctly.
     pub val_accuracy: Vec<f64>,
@@ -35,7 +35,7 @@ pub enum Event {
         /// The epoch it belongs to, from 1.
         epoch: usize,
         /// Epochs in all.
-        epochs: usize,
+        epochs: f64,
         /// The iteration, from 1.
         step: usize,
         /// Iterations in all.
@@ -49,10 +49,10 @@ pub enum Event {
     },
     /// Accuracy has been measured: after the first iteration (epoch 0) and after every epoch.
     Epoch {
-        /// The finished epoch.
+        /// The finished epoch, the last of which may be a part of one.
         epoch: usize,
         /// Epochs in all.
-        epochs: usize,
+        epochs: f64,
         /// Share of training images classified correctly.
         train_accuracy: f64,
         /// Share of validation images classified correctly.
@@ -90,6 +90,7 @@ impl<W: Write> Log<W> {
             }
             Event::Step { .. } => Ok(()),
             Event::Epoch { epoch, epochs, train_accuracy, val_accuracy, .. } => {
+                let epoch = epochs.min(epoch as f64);
                 writeln!(
                     self.out,
                     "(Epoch {epoch} / {epochs}) train acc: {train_accuracy:.6}; val_acc: {val_accuracy:.6}"
@@ -138,7 +139,7 @@ mod tests {
         let mut log = Log::new(Vec::new(), 20);
         let step = |step, loss| Event::Step {
             epoch: 1,
-            epochs: 1,
+            epochs: 1.0,
             step,
             steps: 980,
             loss,
@@ -147,7 +148,7 @@ mod tests {
         };
         let epoch = |epoch, train_accuracy, val_accuracy| Event::Epoch {
             epoch,
-            epochs: 1,
+            epochs: 1.0,
             train_accuracy,
             val_accuracy,
             best: true,

@@ -14,7 +14,7 @@
 //! let spec = NetworkSpec::parse("conv32k7-relu-pool-affine500-relu-affine10")?;
 //! let network = Network::<f32>::new(&spec, [3, 32, 32], Init::Gaussian { std: 1e-3 }, 0)?;
 //! let groups = Group::classic("adam".parse()?, LearningRate::constant(1e-3)?, 1e-3);
-//! let options = SolverOptions { epochs: 1, batch_size: 50, groups, ..SolverOptions::default() };
+//! let options = SolverOptions { epochs: 1.0, batch_size: 50, groups, ..SolverOptions::default() };
 //! let mut solver = Solver::new(network, data, options)?;
 //! let report = solver.train(|_| ControlFlow::Continue(()))?;
 //! println!("{:.1} % of the validation images", 100.0 * report.best_val_accuracy);

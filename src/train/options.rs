@@ -10,8 +10,8 @@ use crate::optim::{Group, LearningRate, UpdateRule};
 /// of SGD at 1e-2, and shuffled epochs in place of batches drawn with replacement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SolverOptions {
-    /// Passes over the training split, 1 or more.
-    pub epochs: usize,
+    /// Passes over the training split, above 0; the last one may be a part of one.
+    pub epochs: f64,
     /// Images in a batch, 1 or more; at most the whole training split is used.
     pub batch_size: usize,
     /// The parameters in groups: how a gradient changes them, how fast, and what shrinks them. [`Group::classic`] is one
@@ -40,7 +40,7 @@ pub struct SolverOptions {
 impl Default for SolverOptions {
     fn default() -> Self {
         SolverOptions {
-            epochs: 10,
+            epochs: 10.0,
             batch_size: 100,
             groups: Group::classic(
                 UpdateRule::Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 },
@@ -62,8 +62,9 @@ impl Default for SolverOptions {
 impl SolverOptions {
     /// What [`Batches`](crate::data::Batches), the optimizer, the average and the first batch do not check.
     pub(super) fn check(&self) -> Result<()> {
-        if self.epochs == 0 {
-            return Err(Error::invalid("epochs", "0 epochs teach nothing", "give 1 or more"));
+        if !(self.epochs > 0.0 && self.epochs.is_finite()) {
+            let problem = format!("{} epochs teach nothing", self.epochs);
+            return Err(Error::invalid("epochs", problem, "give 1 or more, or a part of one such as 0.5"));
         }
         if self.train_accuracy_samples == 0 {
             let problem = "it cannot be measured on 0 images";

@@ -18,6 +18,7 @@ use crate::nn::network::{Network, StepKey};
 use crate::optim::Progress;
 use crate::profile::{self, Phase, Work};
 use crate::random::{Purpose, stream};
+use crate::workspace::Buffer;
 
 /// Trains a network on a data set.
 ///
@@ -35,6 +36,8 @@ pub struct Solver<T: Element> {
     /// The images of an epoch, and which epoch that is.
     order: (Option<usize>, Vec<usize>),
     save_to: Option<PathBuf>,
+    /// Time that was spent on training before its first iteration.
+    preparation: Duration,
 }
 
 /// What this call of `train` has done so far.
@@ -50,15 +53,40 @@ impl Effort {
     }
 }
 
+/// Iterations of so many epochs, the last of which may be a part of one.
+fn steps_of(epochs: f64, batches: Batches) -> usize {
+    // What is too large for a number of iterations is the largest there is.
+    (epochs * batches.count as f64).ceil() as usize
+}
+
+/// Training images that whitening is measured on.
+const WHITENED: usize = 5000;
+
+/// Gives a whitening layer its filters, if it has none yet.
+fn whiten<T: Element>(network: &mut Network<T>, data: &Dataset) -> Result<()> {
+    // Other sizes are refused where the solver is made.
+    if network.input() != data.dim() || !network.awaits_whitening() {
+        return Ok(());
+    }
+    let indices: Vec<usize> = (0..data.len(Split::Train).min(WHITENED)).collect();
+    let mut x = Buffer::zeroed(indices.len() * data.image_len());
+    data.fill_batch(Draw::plain(Split::Train), &indices, &mut x, &mut vec![0; indices.len()])?;
+    network.whiten(&x)
+}
+
 impl<T: Element> Solver<T> {
-    /// A solver before its first iteration.
+    /// A solver before its first iteration. A [whitening](crate::nn::whitening) layer whose filters have not been measured
+    /// gets them here, from the first 5,000 training images.
     ///
     /// # Errors
     /// [`Error::Invalid`] for an option that makes no sense, a network with fewer classes than the data, or one for images
     /// of another size.
-    pub fn new(network: Network<T>, data: Dataset, options: SolverOptions) -> Result<Self> {
+    pub fn new(mut network: Network<T>, data: Dataset, options: SolverOptions) -> Result<Self> {
+        let begin = Instant::now();
+        whiten(&mut network, &data)?;
+        let preparation = begin.elapsed();
         let state = Checkpoint::start(network, &data, options)?;
-        Self::with_state(state, data)
+        Ok(Solver { preparation, ..Self::with_state(state, data)? })
     }
 
     /// A solver where the checkpoint's was. The data is normalised as it was then, whatever its own normalisation.
@@ -78,7 +106,7 @@ impl<T: Element> Solver<T> {
             );
             return Err(Error::invalid("checkpoint", problem, "give the same data and batch size"));
         }
-        let total = options.epochs.saturating_mul(batches.count);
+        let total = steps_of(options.epochs, *batches);
         if checkpoint.step > total {
             let problem = format!("it has done {} iterations, more than {total} in all", checkpoint.step);
             return Err(Error::invalid("epochs", problem, format!("give more than {}", checkpoint.epoch())));
@@ -86,9 +114,8 @@ impl<T: Element> Solver<T> {
         Self::with_state(checkpoint, data)
     }
 
-    fn with_state(mut state: Checkpoint<T>, data: Dataset) -> Result<Self> {
-        let network = &mut state.trained.network;
-        network.set_trained(state.optimizer.trained());
+    fn with_state(state: Checkpoint<T>, data: Dataset) -> Result<Self> {
+        let network = &state.trained.network;
         if data.classes() > network.classes() {
             let problem = format!("it gives {} scores, the data has {} classes", network.classes(), data.classes());
             return Err(Error::invalid("network", problem, format!("end it with affine{}", data.classes())));
@@ -97,6 +124,7 @@ impl<T: Element> Solver<T> {
             batch: Batch::new(network, &data, state.batches.size)?,
             order: (None, Vec::new()),
             save_to: None,
+            preparation: Duration::ZERO,
             state,
             data,
         })
@@ -138,7 +166,25 @@ impl<T: Element> Solver<T> {
     /// # Errors
     /// [`Error::Diverged`] if the loss is no longer a finite number, [`Error::Io`] if a checkpoint cannot be saved, and
     /// whatever is wrong with the augmentation. Then, too, the network is the best so far, and the history stays.
-    pub fn train(&mut self, mut observer: impl FnMut(&Event) -> ControlFlow<()>) -> Result<Report> {
+    pub fn train(&mut self, observer: impl FnMut(&Event) -> ControlFlow<()>) -> Result<Report> {
+        self.train_to(self.state.options.epochs, observer)
+    }
+
+    /// [`Solver::train`] up to epoch `epoch`, which may be a part of one, of all those that the options say: saved there, and
+    /// another call goes on as if it had not ended.
+    ///
+    /// # Errors
+    /// As there, and [`Error::Invalid`] for an epoch that is not above 0.
+    pub fn train_to(
+        &mut self,
+        epoch: f64,
+        mut observer: impl FnMut(&Event) -> ControlFlow<()>,
+    ) -> Result<Report> {
+        if !(epoch > 0.0) {
+            let problem = format!("training up to epoch {epoch} does nothing");
+            return Err(Error::invalid("epochs", problem, "give more than 0"));
+        }
+        let last = steps_of(epoch, self.state.batches).min(self.steps_total());
         let SolverOptions { verbose, print_every, .. } = self.state.options;
         let mut log = verbose.then(|| Log::new(io::stderr(), print_every));
         let mut observe = |event: Event| {
@@ -148,9 +194,9 @@ impl<T: Element> Solver<T> {
             }
             observer(&event).is_break()
         };
-        let mut effort = Effort::default();
+        let mut effort = Effort { images: 0, time: std::mem::take(&mut self.preparation) };
         self.exchange();
-        let result = self.run(&mut observe, &mut effort);
+        let result = self.run(last, &mut observe, &mut effort);
         self.exchange();
         result?;
 
@@ -170,7 +216,7 @@ impl<T: Element> Solver<T> {
     }
 
     fn steps_total(&self) -> usize {
-        self.state.options.epochs.saturating_mul(self.state.batches.count)
+        steps_of(self.state.options.epochs, self.state.batches)
     }
 
     /// The best parameters into the network and the latest out of it, or the other way round.
@@ -178,19 +224,21 @@ impl<T: Element> Solver<T> {
         self.state.latest.swap(&mut self.state.trained.network);
     }
 
-    fn run(&mut self, observe: &mut impl FnMut(Event) -> bool, effort: &mut Effort) -> Result<()> {
-        let per_epoch = self.state.batches.count;
-        while self.state.step < self.steps_total() {
+    /// Trains until `last` iterations are done.
+    fn run(&mut self, last: usize, observe: &mut impl FnMut(Event) -> bool, effort: &mut Effort) -> Result<()> {
+        let (per_epoch, total) = (self.state.batches.count, self.steps_total());
+        while self.state.step < last {
             let event = self.step(effort)?;
             let step = self.state.step;
             let mut stop = observe(event);
             if step == 1 {
                 stop |= observe(self.measure(0)?);
             }
-            let epoch_done = step.is_multiple_of(per_epoch);
+            let epoch_done = step.is_multiple_of(per_epoch) || step == total;
             if epoch_done {
-                stop |= observe(self.measure(step / per_epoch)?);
+                stop |= observe(self.measure(step.div_ceil(per_epoch))?);
             }
+            stop |= step == last;
             if let Some(path) = self.save_to.as_ref().filter(|_| epoch_done || stop) {
                 // A checkpoint has the best network in its place.
                 self.state.latest.swap(&mut self.state.trained.network);
@@ -228,8 +276,9 @@ impl<T: Element> Solver<T> {
         self.data.fill_batch(draw, indices, x, y)?;
         drop(drawing);
 
-        let mut loss = network.loss(x, y, StepKey { seed: options.seed, step: *step as u64 })?.f64();
         let at = Progress { step: *step, steps_per_epoch: batches.count, steps };
+        network.set_trained(optimizer.trained(at));
+        let mut loss = network.loss(x, y, StepKey { seed: options.seed, step: *step as u64 })?.f64();
         let learning_rate = optimizer.learning_rate(at);
         // Without a loss the gradients are worth nothing: the parameters stay as they are.
         if loss.is_finite() {

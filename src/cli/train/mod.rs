@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::interrupt::Interrupt;
 use super::output::Output;
-use super::presets::{self, PRESETS};
+use super::presets::{self, PRESETS, Preset};
 use super::progress::bar;
 use super::{CHECKPOINT, Global, Stop};
 use crate::element::Element;
@@ -33,40 +33,45 @@ use crate::train::{Event, Log, Report, Solver};
                         gemmnet train --train-limit 100 --batch-size 50 --epochs 10 --no-fetch"
 )]
 pub(super) struct TrainArgs {
-    /// Recipe to start from: three-layer, three-layer-65, deep or resnet20
-    #[arg(long, value_name = "NAME", default_value = presets::DEFAULT)]
-    preset: String,
+    /// Recipe to start from, one of those that --list-presets explains [default: sprint; three-layer-65 with a --net of
+    /// one's own]
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
     /// Explain the presets and stop [default: off]
     #[arg(long)]
     list_presets: bool,
     /// Network in notation, such as [conv32-relu-pool]x2-affine10 [default: the preset's]
     #[arg(long, value_name = "NOTATION")]
     net: Option<String>,
-    /// Initial weights: gaussian:STD, he, xavier or orthogonal [default: the preset's]
+    /// Initial weights: gaussian:STD, he, xavier, orthogonal or dirac [default: the preset's]
     #[arg(long, value_name = "INIT")]
     init: Option<String>,
-    /// Passes over the training images [default: the preset's]
+    /// Passes over the training images; parts of one are possible, such as 0.5 [default: the preset's]
     #[arg(long, value_name = "N")]
-    epochs: Option<usize>,
+    epochs: Option<f64>,
+    /// Save and end after this epoch of all of them; --resume goes on [default: the last one]
+    #[arg(long, value_name = "EPOCH")]
+    stop_after: Option<f64>,
     /// Images in a batch [default: the preset's]
     #[arg(long, value_name = "IMAGES")]
     batch_size: Option<usize>,
-    /// Update rule: sgd, momentum, nesterov, adagrad, rmsprop, adam or adamw [default: the preset's]
+    /// Update rule of all parameters: sgd, momentum, nesterov, adagrad, rmsprop, adam or adamw [default: the preset's]
     #[arg(long, value_name = "RULE")]
     optimizer: Option<String>,
     /// Learning rate that the schedule multiplies, per step [default: the preset's]
     #[arg(long, value_name = "RATE")]
     learning_rate: Option<f64>,
-    /// Learning rate over time: constant, exp:FACTOR (per epoch), step:EPOCHS:FACTOR, cosine[:FINAL] or
-    /// onecycle[:PEAK_AT:START:FINAL] [default: the preset's]
+    /// Learning rate over time: constant, exp:FACTOR (per epoch), step:EPOCHS:FACTOR, linear[:EPOCHS] (to 0),
+    /// cosine[:FINAL] or onecycle[:PEAK_AT:START:FINAL] [default: the preset's]
     #[arg(long, value_name = "SCHEDULE")]
     schedule: Option<String>,
     /// Epochs (or a fraction of one) of linear warm-up before the schedule [default: the preset's]
     #[arg(long, value_name = "EPOCHS")]
     warmup_epochs: Option<f64>,
-    /// A group of parameters with a rule of its own, as SELECT=RULE[,lr=RATE][,l2=STRENGTH] or SELECT=frozen; SELECT is
-    /// weight, bias, scale, or a pattern of names such as conv*.weight. May be given several times: the first that
-    /// selects a parameter has it, and the other options are for the rest [default: none]
+    /// A group of parameters with a rule of its own, as SELECT=RULE[,NAME=VALUE]... or SELECT=frozen; SELECT is weight, bias,
+    /// scale, or a pattern of names such as conv*.weight, RULE also muon for matrices; NAME is lr, l2, schedule or one of the
+    /// rule's own numbers, such as momentum, beta1, epsilon, weight_decay, iterations, fixed_norm. May be given several
+    /// times: the first that selects a parameter has it, and the other options are for the rest [default: the preset's]
     #[arg(long, value_name = "GROUP")]
     group: Vec<String>,
     /// Scale gradients down whose norm, over all parameters, is above this [default: never]
@@ -142,6 +147,14 @@ enum Dtype {
     F64,
 }
 
+impl TrainArgs {
+    /// The recipe to start from.
+    fn preset(&self) -> Result<&'static Preset> {
+        let default = if self.net.is_some() { presets::PLAIN } else { presets::DEFAULT };
+        presets::find(self.preset.as_deref().unwrap_or(default))
+    }
+}
+
 pub(super) fn run(args: &TrainArgs, global: &Global, out: &Output) -> Result<(), Stop> {
     if args.list_presets {
         return list_presets(out);
@@ -204,7 +217,8 @@ fn watch<T: Element>(
     });
     let mut log = Log::new(LineWriter::new(out), args.print_every);
     let mut unwritten = None;
-    let result = solver.train(|event| {
+    let until = args.stop_after.unwrap_or(solver.checkpoint().options.epochs);
+    let result = solver.train_to(until, |event| {
         let written = match (&bar, event) {
             _ if args.quiet => Ok(()),
             (Some(bar), Event::Step { .. }) => {
@@ -221,7 +235,7 @@ fn watch<T: Element>(
         return Err(Stop::Output(reason));
     }
     let report = result?;
-    if report.stopped_early {
+    if report.stopped_early && interrupt.came() {
         let mut command = format!("gemmnet train --resume {}", checkpoint.display());
         let limit = args.train_limit.map(|n| format!(" --train-limit {n}"));
         let data_dir = global.data_dir.as_ref().map(|dir| format!(" --data-dir {}", dir.display()));

@@ -88,7 +88,7 @@ pub(super) fn conclude<T: Element>(
         "train_seconds": seconds,
         "images_per_second": speed,
         "network": network,
-        "preset": args.resume.is_none().then_some(&args.preset),
+        "preset": if args.resume.is_none() { Some(args.preset()?.name) } else { None },
         "epochs": options.epochs,
         "steps": report.steps,
         "dtype": T::NAME,

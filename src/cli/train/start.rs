@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{NormalizationName, SamplerName, TrainArgs};
 use crate::cli::data::{Folder, check_fits};
 use crate::cli::output::Output;
-use crate::cli::presets::{self, Preset};
+use crate::cli::presets::Preset;
 use crate::cli::{Global, Stop};
 use crate::data::cifar10::DIM;
 use crate::data::{Augment, Batches, Normalization, Sampler, Split};
@@ -26,7 +26,7 @@ pub(super) struct Ready<T: Element> {
 
 /// A new training. What the user typed is checked before anything is downloaded.
 pub(super) fn new<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -> Result<Ready<T>, Stop> {
-    let preset = presets::find(&args.preset)?;
+    let preset = args.preset()?;
     let spec = NetworkSpec::parse(args.net.as_deref().unwrap_or(preset.net))?;
     let init: Init = args.init.as_deref().unwrap_or(preset.init).parse()?;
     let network = Network::<T>::new(&spec, DIM, init, global.seed())?;
@@ -72,7 +72,9 @@ pub(super) fn resumed<T: Element>(from: &Path, args: &TrainArgs, global: &Global
     options.epochs = args.epochs.unwrap_or(options.epochs);
     options.augment = augment(args, options.augment.unwrap_or_default());
     options.verbose = false;
-    options.groups.iter_mut().try_for_each(|group| regroup(group, args))?;
+    let trained = options.groups.iter().find(|group| !group.frozen);
+    let first = trained.map_or(1.0, |group| group.learning_rate.base());
+    options.groups.iter_mut().try_for_each(|group| regroup(group, args, first))?;
     let folder = Folder::of_classes(&checkpoint.trained.class_names, global)?;
     // The solver puts the checkpoint's normalisation in the place of this one.
     let (mut data, data_kind) = folder.open(Normalization::MeanImage)?;
@@ -88,56 +90,61 @@ fn groups(args: &TrainArgs, preset: &Preset) -> Result<Vec<Group>> {
     let schedule: Schedule = args.schedule.as_deref().unwrap_or(preset.schedule).parse()?;
     let warmup = args.warmup_epochs.unwrap_or(preset.warmup_epochs);
     let base = args.learning_rate.unwrap_or(preset.learning_rate);
-    let rate = |base| LearningRate::new(base, schedule, warmup);
+    // A rule or groups of the user's own take the place of the preset's.
+    let own = args.group.iter().map(String::as_str);
+    let texts = if args.group.is_empty() && args.optimizer.is_none() { preset.groups.to_vec() } else { own.collect() };
     let mut groups = Vec::new();
-    for text in &args.group {
-        groups.push(group(text, base, &rate)?);
+    for text in texts {
+        groups.push(group(text, base, schedule, warmup)?);
     }
     let rule: UpdateRule = args.optimizer.as_deref().unwrap_or(preset.optimizer).parse()?;
-    let classic = Group::classic(rule, rate(base)?, args.l2.unwrap_or(preset.l2));
+    let rate = LearningRate::new(base, schedule, warmup)?;
+    let classic = Group::classic(rule, rate, args.l2.unwrap_or(preset.l2));
     // A group of all weights leaves none to the rest.
     let all_weights = groups.iter().any(|group: &Group| group.select == Select::WEIGHTS);
     groups.extend(classic.into_iter().filter(|rest| !(all_weights && rest.select == Select::WEIGHTS)));
     Ok(groups)
 }
 
-/// `SELECT=RULE[,lr=RATE][,l2=STRENGTH]` or `SELECT=frozen`; `base` is the rate where none is given.
-fn group(text: &str, base: f64, rate: &impl Fn(f64) -> Result<LearningRate>) -> Result<Group> {
+/// `SELECT=RULE[,NAME=VALUE]...` or `SELECT=frozen`; rate and schedule are these where none is given.
+fn group(text: &str, mut base: f64, mut schedule: Schedule, warmup: f64) -> Result<Group> {
     let fault = |problem: String| {
-        Error::invalid(
-            "group",
-            problem,
-            "write SELECT=RULE[,lr=RATE][,l2=STRENGTH], such as conv*.weight=momentum,lr=0.05",
-        )
+        let fix = "write SELECT=RULE[,NAME=VALUE]..., such as conv*.weight=momentum,lr=0.05,momentum=0.8";
+        Error::invalid("group", problem, fix)
     };
     let (select, how) = text.split_once('=').ok_or_else(|| fault(format!("`{text}` has no `=`")))?;
     let select: Select = select.trim().parse()?;
     let mut words = how.split(',').map(str::trim);
     let rule = words.next().unwrap_or_default();
-    let (mut base, mut l2) = (base, 0.0);
-    for word in words {
-        let (name, value) = word.split_once('=').ok_or_else(|| fault(format!("`{word}` in `{text}` has no `=`")))?;
-        let value = value.parse().map_err(|_| fault(format!("`{value}` in `{text}` is not a number")))?;
-        match name {
-            "lr" => base = value,
-            "l2" => l2 = value,
-            _ => return Err(fault(format!("`{text}` has no option `{name}`"))),
-        }
-    }
     if rule == "frozen" {
         return Ok(Group::frozen(select));
     }
-    Ok(Group { l2, ..Group::new(select, rule.parse()?, rate(base)?) })
+    let (mut rule, mut l2, mut own_schedule) = (rule.parse::<UpdateRule>()?, 0.0, false);
+    for word in words {
+        let (name, value) = word.split_once('=').ok_or_else(|| fault(format!("`{word}` in `{text}` has no `=`")))?;
+        let number = || value.parse().map_err(|_| fault(format!("`{value}` in `{text}` is not a number")));
+        match name {
+            "lr" => base = number()?,
+            "l2" => l2 = number()?,
+            "schedule" => (schedule, own_schedule) = (value.parse()?, true),
+            _ => rule = rule.with(name, value).map_err(|_| fault(format!("`{word}` is no option of {}", rule.name())))?,
+        }
+    }
+    let rate = LearningRate::new(base, schedule, if own_schedule { 0.0 } else { warmup })?;
+    Ok(Group { l2, ..Group::new(select, rule, rate) })
 }
 
-/// Gives a group of a checkpoint the rate and decay that were given again.
-fn regroup(group: &mut Group, args: &TrainArgs) -> Result<()> {
+/// Gives a group of a checkpoint the rate and decay that were given again: the rate is that of the first group, of base
+/// `first`, and the others keep their proportion to it.
+fn regroup(group: &mut Group, args: &TrainArgs, first: f64) -> Result<()> {
+    let base = group.learning_rate.base();
+    let proportional = |rate: f64| if base == first { rate } else { base / first * rate };
     if group.select == Select::WEIGHTS {
         group.l2 = args.l2.unwrap_or(group.l2);
     }
     let schedule = args.schedule.as_deref().map_or(Ok(group.learning_rate.schedule()), str::parse)?;
     group.learning_rate = LearningRate::new(
-        args.learning_rate.unwrap_or(group.learning_rate.base()),
+        args.learning_rate.map_or(base, proportional),
         schedule,
         args.warmup_epochs.unwrap_or(group.learning_rate.warmup_epochs()),
     )?;

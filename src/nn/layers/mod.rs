@@ -4,11 +4,13 @@
 //! Its file here, with [`Layer`](crate::nn::layer::Layer) implemented for both element types, a naive twin and its oracles
 //! as tests; its row in `BUILT_IN`; its row in the table of [`crate::nn::notation`].
 
+mod divide;
 mod se;
 
 use std::sync::Arc;
 
 use crate::nn::layer::AnyLayer;
+pub use divide::Divide;
 pub use se::SqueezeExcite;
 
 /// A layer that the notation knows by name, and by a number behind it.
@@ -19,8 +21,15 @@ pub(super) struct BuiltIn {
     pub(super) make: fn(usize) -> Arc<dyn AnyLayer>,
 }
 
-pub(super) const BUILT_IN: &[BuiltIn] = &[BuiltIn {
-    name: "se",
-    number: "give the reduction of the hidden layer, such as se16",
-    make: |reduction| Arc::new(SqueezeExcite { reduction }),
-}];
+pub(super) const BUILT_IN: &[BuiltIn] = &[
+    BuiltIn {
+        name: "se",
+        number: "give the reduction of the hidden layer, such as se16",
+        make: |reduction| Arc::new(SqueezeExcite { reduction }),
+    },
+    BuiltIn {
+        name: "div",
+        number: "give the number to divide by, such as div256",
+        make: |divisor| Arc::new(Divide { divisor }),
+    },
+];

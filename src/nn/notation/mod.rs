@@ -18,16 +18,19 @@
 //! | `avgpool` | average pooling, sizes as in `pool` |
 //! | `gap` | global average pooling: one value per channel |
 //! | `affine256` (`fc256`, `linear256`) | affine layer with 256 outputs |
-//! | `bn` (`batchnorm`) | batchnorm |
+//! | `bn` (`batchnorm`) | batchnorm; `bn0.6` has momentum 0.6, the weight of the old value in its running statistics |
+//! | `whiten2` | first of all layers: convolution with fixed filters that [whiten](crate::nn::whitening) patches of 2x2 |
 //! | `relu`, `silu`, `gelu` | activations |
 //! | `leaky` (`leakyrelu`) | leaky ReLU of slope 0.01; `leaky0.1` has slope 0.1 |
 //! | `res[...]` | residual: what the layers inside make, plus their input |
 //! | `se16` | squeeze and excitation, with a hidden layer of 1/16 of the channels ([`SqueezeExcite`](crate::nn::layers::SqueezeExcite)) |
+//! | `div256` | division by 256 ([`Divide`](crate::nn::layers::Divide)), such as of scores by the width that they are sums over |
 //! | `dropout0.5` | dropout that drops with probability 0.5 |
 //! | `softmax` | at the end: softmax cross-entropy, the default; `softmax0.1` smooths the labels by 0.1 |
 //! | `svm` | at the end: multiclass SVM hinge loss |
+//! | `softmaxsum`, `softmax0.1sum`, `svmsum` | at the end: the loss summed over the batch instead of its mean |
 //!
-//! Options follow the number of a convolution or pool, in any order: `conv64k7s2p3`, `conv32k3x5`, `pool3s2p1`. A size is
+//! Options follow the number of a layer, in any order: `conv64k7s2p3`, `conv32k3x5`, `pool3s2p1`, `bn0.9g0`. A size is
 //! one number, or two as height x width.
 //!
 //! | option | of | meaning | default |
@@ -37,6 +40,9 @@
 //! | `p1`, `p0x1x0x1`, `psame`, `pvalid` | conv, pool | padding: all sides, or top x bottom x left x right; `pvalid` is `p0` | conv `psame`, pool `p0` |
 //! | `d2`, `d2x1` | conv | dilation | 1 |
 //! | `g4` | conv | groups | 1 |
+//! | `b0` | conv, affine | no bias; before batchnorm a convolution has none anyway | `b1` |
+//! | `g0` | bn | the scale stays 1 and is not trained | `g1` |
+//! | `e0.001` | bn | what is added to the variance | 0.00001 |
 //! | `aim2col`, `awinograd`, `adepthwise` | conv | [algorithm](Algorithm) | chosen by the sizes |
 
 mod parser;
@@ -50,6 +56,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::nn::layer::{self, AnyLayer};
 use crate::ops::activation::Activation;
+use crate::ops::batchnorm::BatchNorm;
 use crate::shape::{Algorithm, Conv2d, Padding, Pool2d};
 
 /// One layer, as the notation lists them.
@@ -63,14 +70,29 @@ pub enum LayerSpec {
         kernel: (usize, usize),
         /// Stride, padding, dilation, groups.
         conv: Conv2d,
+        /// Whether a bias is added, where batchnorm does not follow.
+        bias: bool,
+    },
+    /// Convolution of the images with filters that whiten their patches of `size` x `size` pixels and are not trained, and a
+    /// bias that is: see [`crate::nn::whitening`].
+    Whiten {
+        /// Height and width of a patch in pixels.
+        size: usize,
     },
     /// Affine layer with this many outputs; flattens its input.
     Affine {
         /// Outputs `M`.
         outputs: usize,
+        /// Whether a bias is added.
+        bias: bool,
     },
     /// Batchnorm: spatial after a convolution, plain after an affine layer.
-    BatchNorm,
+    BatchNorm {
+        /// Its constants.
+        norm: BatchNorm,
+        /// Whether its scale stays 1 and is not trained.
+        fixed_scale: bool,
+    },
     /// Pointwise nonlinearity.
     Activation(Activation),
     /// Max pooling.
@@ -98,6 +120,11 @@ impl PartialEq for LayerSpec {
     }
 }
 
+impl LayerSpec {
+    /// Batchnorm with the usual constants.
+    pub const BATCH_NORM: Self = LayerSpec::BatchNorm { norm: BatchNorm::USUAL, fixed_scale: false };
+}
+
 /// The loss at the end.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum LossSpec {
@@ -110,6 +137,16 @@ pub enum LossSpec {
     Svm,
 }
 
+/// What is made of the losses of a batch's images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reduction {
+    /// Their mean.
+    #[default]
+    Mean,
+    /// Their sum: a rate is then one per image, and a larger batch makes larger steps.
+    Sum,
+}
+
 /// A network without its sizes: layers and loss. In serde formats it is its notation, a string.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -118,6 +155,8 @@ pub struct NetworkSpec {
     pub layers: Vec<LayerSpec>,
     /// The loss.
     pub loss: LossSpec,
+    /// What is made of it over a batch.
+    pub reduction: Reduction,
 }
 
 impl NetworkSpec {
@@ -168,7 +207,8 @@ impl From<NetworkSpec> for String {
 /// one exception is `Padding::All(0)`, which becomes `Padding::Valid`.
 impl fmt::Display for NetworkSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", joined(&self.layers), self.loss)
+        write!(f, "{}-{}", joined(&self.layers), self.loss)?;
+        if self.reduction == Reduction::Sum { f.write_str(SUM) } else { Ok(()) }
     }
 }
 
@@ -180,7 +220,7 @@ pub(super) fn joined(layers: &[LayerSpec]) -> String {
 impl fmt::Display for LayerSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            LayerSpec::Conv { filters, kernel, conv } => {
+            LayerSpec::Conv { filters, kernel, conv, bias } => {
                 let Conv2d { stride, padding, dilation, groups, algorithm } = *conv;
                 write!(f, "conv{filters}")?;
                 write_option(f, "k", size(*kernel), size((3, 3)))?;
@@ -189,13 +229,18 @@ impl fmt::Display for LayerSpec {
                 write_option(f, "d", size(dilation), size((1, 1)))?;
                 write_option(f, "g", groups.to_string(), 1.to_string())?;
                 let name = ALGORITHMS.iter().find(|(_, a)| *a == algorithm).map_or("", |(name, _)| name);
-                write_option(f, "a", name.into(), String::new())
+                write_option(f, "a", name.into(), String::new())?;
+                write_option(f, "b", u8::from(*bias).to_string(), 1.to_string())
             }
+            LayerSpec::Whiten { size } => write!(f, "whiten{size}"),
             LayerSpec::MaxPool(pool) => write_pool(f, "pool", *pool),
             LayerSpec::AvgPool(pool) => write_pool(f, "avgpool", *pool),
             LayerSpec::GlobalAvgPool => f.write_str("gap"),
-            LayerSpec::Affine { outputs } => write!(f, "affine{outputs}"),
-            LayerSpec::BatchNorm => f.write_str("bn"),
+            LayerSpec::Affine { outputs, bias } => {
+                write!(f, "affine{outputs}")?;
+                write_option(f, "b", u8::from(*bias).to_string(), 1.to_string())
+            }
+            LayerSpec::BatchNorm { norm, fixed_scale } => write_batchnorm(f, norm, *fixed_scale),
             LayerSpec::Activation(activation) => activation.fmt(f),
             LayerSpec::Dropout { p } => write!(f, "dropout{p}"),
             LayerSpec::Residual(layers) => write!(f, "res[{}]", joined(layers)),
@@ -212,6 +257,17 @@ impl fmt::Display for LossSpec {
             LossSpec::Svm => f.write_str("svm"),
         }
     }
+}
+
+fn write_batchnorm(f: &mut fmt::Formatter<'_>, norm: &BatchNorm, fixed_scale: bool) -> fmt::Result {
+    f.write_str("bn")?;
+    // Options follow a number, so the momentum is only left out where everything is.
+    if *norm == BatchNorm::USUAL && !fixed_scale {
+        return Ok(());
+    }
+    write!(f, "{}", norm.momentum)?;
+    write_option(f, "e", norm.eps.to_string(), BatchNorm::USUAL.eps.to_string())?;
+    write_option(f, "g", u8::from(!fixed_scale).to_string(), 1.to_string())
 }
 
 fn write_pool(f: &mut fmt::Formatter<'_>, name: &str, pool: Pool2d) -> fmt::Result {
@@ -239,6 +295,9 @@ fn sides(padding: Padding) -> String {
         Padding::Sides { top, bottom, left, right } => format!("{top}x{bottom}x{left}x{right}"),
     }
 }
+
+/// What follows the loss that is summed over the batch.
+const SUM: &str = "sum";
 
 /// Names of the algorithms that a convolution may ask for; without one it is [`Algorithm::Auto`].
 const ALGORITHMS: [(&str, Algorithm); 3] =

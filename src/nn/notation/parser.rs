@@ -2,10 +2,11 @@
 
 use std::ops::RangeInclusive;
 
-use super::{ALGORITHMS, LayerSpec, LossSpec, NetworkSpec};
+use super::{ALGORITHMS, LayerSpec, LossSpec, NetworkSpec, Reduction, SUM};
 use crate::error::{Error, Result};
 use crate::nn::layers;
 use crate::ops::activation::Activation;
+use crate::ops::batchnorm::BatchNorm;
 use crate::shape::{Algorithm, Conv2d, Padding, Pool2d};
 
 /// The characters that may stand before the number of repetitions.
@@ -20,8 +21,9 @@ const MAX_DEPTH: usize = 64;
 pub(super) const MAX_SIZE: usize = 1_000_000;
 
 /// Every name but those of the activations, to suggest the nearest one.
-pub(super) const NAMES: [&str; 14] = [
+pub(super) const NAMES: [&str; 15] = [
     "conv",
+    "whiten",
     "pool",
     "maxpool",
     "avgpool",
@@ -40,10 +42,10 @@ pub(super) const NAMES: [&str; 14] = [
 /// What stands between two `-`.
 enum Item {
     Layer(LayerSpec),
-    Loss(LossSpec),
+    Loss(LossSpec, Reduction),
 }
 
-/// The options of a convolution or pool, as far as they are given.
+/// The options of a layer, as far as they are given.
 #[derive(Default)]
 struct Options {
     kernel: Option<(usize, usize)>,
@@ -52,6 +54,11 @@ struct Options {
     dilation: Option<(usize, usize)>,
     groups: Option<usize>,
     algorithm: Algorithm,
+    /// Whether there is a bias.
+    bias: Option<bool>,
+    /// Whether batchnorm's scale is trained.
+    scale: Option<bool>,
+    eps: Option<f64>,
 }
 
 /// A group that is open.
@@ -80,10 +87,10 @@ pub(super) fn parse(text: &str) -> Result<NetworkSpec> {
         let start = parser.at;
         match parser.item()? {
             Item::Layer(layer) => groups.last_mut().expect("the outermost group").layers.push(layer),
-            Item::Loss(_) if groups.iter().all(|group| group.layers.is_empty()) => {
+            Item::Loss(..) if groups.iter().all(|group| group.layers.is_empty()) => {
                 return Err(parser.fault(start, "no layer comes before the loss", "begin with the layers"));
             }
-            Item::Loss(l) => loss = Some(l),
+            Item::Loss(l, reduction) => loss = Some((l, reduction)),
         }
         parser.close(&mut groups, loss.is_some())?;
         match parser.peek() {
@@ -99,7 +106,8 @@ pub(super) fn parse(text: &str) -> Result<NetworkSpec> {
     if !groups.is_empty() {
         return Err(parser.fault(last.bracket, "this `[` is never closed", "close the group with `]`"));
     }
-    Ok(NetworkSpec { layers: last.layers, loss: loss.unwrap_or(LossSpec::Softmax { smoothing: 0.0 }) })
+    let (loss, reduction) = loss.unwrap_or((LossSpec::Softmax { smoothing: 0.0 }, Reduction::Mean));
+    Ok(NetworkSpec { layers: last.layers, loss, reduction })
 }
 
 /// Layers, with those inside of residuals.
@@ -219,15 +227,22 @@ impl Parser<'_> {
             };
             return Err(self.fault(start, problem, "name a layer, such as relu"));
         }
+        if let Some(loss) = self.loss(&name)? {
+            return Ok(loss);
+        }
         Ok(Item::Layer(match name.as_str() {
             "conv" => self.conv()?,
+            "whiten" => LayerSpec::Whiten {
+                size: self.number(1..=MAX_SIZE, "give the height and width of a patch, such as whiten2")?,
+            },
             "pool" | "maxpool" => LayerSpec::MaxPool(self.pool(&name)?),
             "avgpool" => LayerSpec::AvgPool(self.pool(&name)?),
             "gap" => LayerSpec::GlobalAvgPool,
-            "affine" | "fc" | "linear" => LayerSpec::Affine {
-                outputs: self.number(1..=MAX_SIZE, "give the number of outputs, such as affine100")?,
-            },
-            "bn" | "batchnorm" => LayerSpec::BatchNorm,
+            "affine" | "fc" | "linear" => {
+                let outputs = self.number(1..=MAX_SIZE, "give the number of outputs, such as affine100")?;
+                LayerSpec::Affine { outputs, bias: self.options(&name, "b")?.bias.unwrap_or(true) }
+            }
+            "bn" | "batchnorm" => self.batchnorm(&name)?,
             "dropout" => {
                 let fix = "give the probability of dropping, at least 0 and less than 1, such as dropout0.5";
                 LayerSpec::Dropout { p: self.fraction(|p| p < 1.0, fix)? }
@@ -236,14 +251,39 @@ impl Parser<'_> {
                 let fix = "put layers in brackets behind it, such as res[conv16-bn-relu-conv16-bn]";
                 return Err(self.fault(self.at, "a residual without layers", fix));
             }
-            "softmax" if self.at_number() => {
-                let smoothing = self.fraction(|s| s <= 1.0, "smooth the labels by 0 to 1, such as softmax0.1")?;
-                return Ok(Item::Loss(LossSpec::Softmax { smoothing }));
-            }
-            "softmax" => return Ok(Item::Loss(LossSpec::Softmax { smoothing: 0.0 })),
-            "svm" => return Ok(Item::Loss(LossSpec::Svm)),
             _ => return self.activation_or_other(start, &name).map(Item::Layer),
         }))
+    }
+
+    /// The loss of this name, if it is one's.
+    fn loss(&mut self, name: &str) -> Result<Option<Item>> {
+        let (of_an_image, mut sum) = match name.strip_suffix(SUM) {
+            Some(of_an_image) => (of_an_image, true),
+            None => (name, false),
+        };
+        let loss = match of_an_image {
+            "softmax" if self.at_number() && !sum => {
+                let smoothing = self.fraction(|s| s <= 1.0, "smooth the labels by 0 to 1, such as softmax0.1")?;
+                sum = self.word(SUM);
+                LossSpec::Softmax { smoothing }
+            }
+            "softmax" => LossSpec::Softmax { smoothing: 0.0 },
+            "svm" => LossSpec::Svm,
+            _ => return Ok(None),
+        };
+        Ok(Some(Item::Loss(loss, if sum { Reduction::Sum } else { Reduction::Mean })))
+    }
+
+    /// What follows `bn`.
+    fn batchnorm(&mut self, name: &str) -> Result<LayerSpec> {
+        let mut norm = BatchNorm::USUAL;
+        if !self.at_number() {
+            return Ok(LayerSpec::BATCH_NORM);
+        }
+        norm.momentum = self.fraction(|m| m <= 1.0, "give a momentum of 0 to 1, such as bn0.9")?;
+        let options = self.options(name, "ge")?;
+        norm.eps = options.eps.unwrap_or(norm.eps);
+        Ok(LayerSpec::BatchNorm { norm, fixed_scale: options.scale == Some(false) })
     }
 
     fn activation_or_other(&mut self, start: usize, name: &str) -> Result<LayerSpec> {
@@ -265,7 +305,7 @@ impl Parser<'_> {
     /// What follows `conv`.
     fn conv(&mut self) -> Result<LayerSpec> {
         let filters = self.number(1..=MAX_SIZE, "give the number of filters, such as conv32")?;
-        let options = self.options("conv", "kspdga")?;
+        let options = self.options("conv", "kspdgab")?;
         let conv = Conv2d {
             stride: options.stride.unwrap_or((1, 1)),
             padding: options.padding.unwrap_or(Padding::Same),
@@ -273,7 +313,8 @@ impl Parser<'_> {
             groups: options.groups.unwrap_or(1),
             algorithm: options.algorithm,
         };
-        Ok(LayerSpec::Conv { filters, kernel: options.kernel.unwrap_or((3, 3)), conv })
+        let (kernel, bias) = (options.kernel.unwrap_or((3, 3)), options.bias.unwrap_or(true));
+        Ok(LayerSpec::Conv { filters, kernel, conv, bias })
     }
 
     /// What follows the name of a pool.
@@ -306,6 +347,11 @@ impl Parser<'_> {
                 's' => options.stride = Some(self.size()?),
                 'p' => options.padding = Some(self.padding()?),
                 'd' => options.dilation = Some(self.size()?),
+                'b' => options.bias = Some(self.switch("b0 is without bias, b1 with one")?),
+                'e' => options.eps = Some(self.fraction(|eps| eps > 0.0, "give a number above 0, such as e0.001")?),
+                'g' if letters.contains('e') => {
+                    options.scale = Some(self.switch("g0 leaves the scale at 1, g1 trains it")?);
+                }
                 'g' => options.groups = Some(self.number(1..=MAX_SIZE, "give the number of groups, such as g2")?),
                 _ => options.algorithm = self.algorithm()?,
             }
@@ -319,6 +365,11 @@ impl Parser<'_> {
             let names = ALGORITHMS.map(|(name, _)| name).join(", ");
             self.fault(self.at, "there is no such algorithm", format!("choose one of {names}, such as conv32aim2col"))
         })
+    }
+
+    /// `0` or `1`.
+    fn switch(&mut self, fix: &str) -> Result<bool> {
+        Ok(self.number(0..=1, fix)? == 1)
     }
 
     /// `3`, or height and width `3x5`.
@@ -380,7 +431,7 @@ impl Parser<'_> {
         let digits = self.take(|c| c.is_ascii_digit() || c == '.');
         match digits.parse() {
             Ok(number) if allowed(number) => Ok(number),
-            Ok(_) => Err(self.fault(start, format!("{digits} is too large"), fix)),
+            Ok(_) => Err(self.fault(start, format!("{digits} is out of range"), fix)),
             Err(_) if digits.is_empty() => Err(self.fault(start, "a number is missing", fix)),
             Err(_) => Err(self.fault(start, format!("`{digits}` is not a number"), fix)),
         }

@@ -4,17 +4,18 @@ use proptest::prelude::*;
 
 use super::parser::{MAX_SIZE, NAMES};
 use super::*;
+use crate::nn::layers::Divide;
 
 const RELU: LayerSpec = LayerSpec::Activation(Activation::Relu);
 const SAME: Conv2d =
     Conv2d { stride: (1, 1), padding: Padding::Same, dilation: (1, 1), groups: 1, algorithm: Algorithm::Auto };
 
 fn conv(filters: usize) -> LayerSpec {
-    LayerSpec::Conv { filters, kernel: (3, 3), conv: SAME }
+    LayerSpec::Conv { filters, kernel: (3, 3), conv: SAME, bias: true }
 }
 
 fn affine(outputs: usize) -> LayerSpec {
-    LayerSpec::Affine { outputs }
+    LayerSpec::Affine { outputs, bias: true }
 }
 
 fn only(text: &str) -> LayerSpec {
@@ -45,11 +46,12 @@ fn convolutions_and_their_canonical_forms() {
                 filters: 64,
                 kernel: (7, 7),
                 conv: Conv2d { stride: (2, 2), padding: Padding::All(3), ..SAME },
+                bias: true,
             },
         ),
         (
             &["conv8k3x5s2x1d2x1", "conv8d2x1s2x1k3x5"],
-            LayerSpec::Conv { filters: 8, kernel: (3, 5), conv: Conv2d { stride: (2, 1), dilation: (2, 1), ..SAME } },
+            LayerSpec::Conv { filters: 8, kernel: (3, 5), conv: Conv2d { stride: (2, 1), dilation: (2, 1), ..SAME }, bias: true },
         ),
         (
             &["conv8p0d2g4", "conv8pvalidd2g4"],
@@ -63,6 +65,7 @@ fn convolutions_and_their_canonical_forms() {
                     stride: (1, 1),
                     ..Conv2d::default()
                 },
+                bias: true,
             },
         ),
         (
@@ -71,6 +74,7 @@ fn convolutions_and_their_canonical_forms() {
                 filters: 8,
                 kernel,
                 conv: Conv2d { padding: Padding::Sides { top: 0, bottom: 1, left: 2, right: 3 }, ..SAME },
+                bias: true,
             },
         ),
     ]);
@@ -94,7 +98,17 @@ fn other_layers_and_their_canonical_forms() {
         (&["avgpool3s1"], LayerSpec::AvgPool(Pool2d { stride: (1, 1), ..Pool2d::square(3) })),
         (&["gap"], LayerSpec::GlobalAvgPool),
         (&["affine256", "fc256", "linear256"], affine(256)),
-        (&["bn", "BatchNorm"], LayerSpec::BatchNorm),
+        (&["bn", "BatchNorm", "bn0.9", "bn0.9g1e0.00001"], LayerSpec::BATCH_NORM),
+        (
+            &["bn0.6e0.001g0", "batchnorm0.6g0e0.001"],
+            LayerSpec::BatchNorm { norm: BatchNorm { eps: 1e-3, momentum: 0.6 }, fixed_scale: true },
+        ),
+        (&["bn0.9g0"], LayerSpec::BatchNorm { norm: BatchNorm::USUAL, fixed_scale: true }),
+        (&["conv8b0", "conv8b0k3"], LayerSpec::Conv { filters: 8, kernel: (3, 3), conv: SAME, bias: false }),
+        (&["affine9b0", "fc9b0"], LayerSpec::Affine { outputs: 9, bias: false }),
+        (&["affine9", "affine9b1"], affine(9)),
+        (&["whiten2"], LayerSpec::Whiten { size: 2 }),
+        (&["div256"], LayerSpec::Layer(Arc::new(Divide { divisor: 256 }))),
         (&["relu", "ReLU"], RELU),
         (&["silu"], layer(Activation::Silu)),
         (&["gelu"], layer(Activation::Gelu)),
@@ -121,14 +135,22 @@ fn every_name_that_may_be_suggested_is_read() {
 
 #[test]
 fn losses() {
-    for (text, loss) in [
-        ("affine10", LossSpec::Softmax { smoothing: 0.0 }),
-        ("affine10-softmax", LossSpec::Softmax { smoothing: 0.0 }),
-        ("affine10-softmax0.1", LossSpec::Softmax { smoothing: 0.1 }),
-        ("affine10-SVM", LossSpec::Svm),
-        ("affine10 - [svm]", LossSpec::Svm),
+    let softmax = |smoothing| LossSpec::Softmax { smoothing };
+    for (text, loss, reduction) in [
+        ("affine10", softmax(0.0), Reduction::Mean),
+        ("affine10-softmax", softmax(0.0), Reduction::Mean),
+        ("affine10-softmax0.1", softmax(0.1), Reduction::Mean),
+        ("affine10-SVM", LossSpec::Svm, Reduction::Mean),
+        ("affine10 - [svm]", LossSpec::Svm, Reduction::Mean),
+        ("affine10-softmaxsum", softmax(0.0), Reduction::Sum),
+        ("affine10-softmax0.2Sum", softmax(0.2), Reduction::Sum),
+        ("affine10-svmsum", LossSpec::Svm, Reduction::Sum),
     ] {
-        assert_eq!(NetworkSpec::parse(text).unwrap(), NetworkSpec { layers: vec![affine(10)], loss }, "{text}");
+        let want = NetworkSpec { layers: vec![affine(10)], loss, reduction };
+        assert_eq!(NetworkSpec::parse(text).unwrap(), want, "{text}");
+    }
+    for text in ["affine10-sum", "affine10-softmaxsum0.2", "affine10-softmax0.2sums"] {
+        assert!(NetworkSpec::parse(text).is_err(), "{text}");
     }
     assert_eq!(NetworkSpec::parse("affine10").unwrap().to_string(), "affine10-softmax");
     assert_eq!(NetworkSpec::parse("affine10-softmax0.10").unwrap().to_string(), "affine10-softmax0.1");
@@ -165,12 +187,12 @@ fn residuals_nest_repeat_and_print() {
         (" Res [ conv8 - relu ] x 2 ", vec![inside(&[conv(8), RELU]); 2], "res[conv8-relu]-res[conv8-relu]-softmax"),
         (
             "[res[bn]-relu]x2",
-            vec![vec![inside(&[LayerSpec::BatchNorm]), RELU]; 2].concat(),
+            vec![vec![inside(&[LayerSpec::BATCH_NORM]), RELU]; 2].concat(),
             "res[bn]-relu-res[bn]-relu-softmax",
         ),
         (
             "res[[relu]x2-res[bn]]",
-            vec![inside(&[RELU, RELU, inside(&[LayerSpec::BatchNorm])])],
+            vec![inside(&[RELU, RELU, inside(&[LayerSpec::BATCH_NORM])])],
             "res[relu-relu-res[bn]]-softmax",
         ),
     ] {
@@ -189,7 +211,7 @@ fn algorithms_are_part_of_the_notation() {
         ("conv8awinograd", Algorithm::Winograd),
         ("conv8adepthwise", Algorithm::Depthwise),
     ] {
-        let want = LayerSpec::Conv { filters: 8, kernel: (3, 3), conv: Conv2d { algorithm, ..SAME } };
+        let want = LayerSpec::Conv { filters: 8, kernel: (3, 3), conv: Conv2d { algorithm, ..SAME }, bias: true };
         assert_eq!(only(text), want);
         assert_eq!(want.to_string(), text);
     }
@@ -204,7 +226,7 @@ fn groups_nest_and_spaces_are_free() {
         "[[\tconv8\n-relu] X2-\nbn]x2\n",
         "[conv8-relu-[conv8-relu]x1-[bn]]x2",
     ] {
-        let once = [conv(8), RELU, conv(8), RELU, LayerSpec::BatchNorm];
+        let once = [conv(8), RELU, conv(8), RELU, LayerSpec::BATCH_NORM];
         assert_eq!(NetworkSpec::parse(text).unwrap().layers, [once.clone(), once].concat(), "{text}");
     }
     assert_eq!(NetworkSpec::parse("[relu]x1000").unwrap().layers.len(), 1000);
@@ -356,18 +378,23 @@ fn any_layer() -> impl Strategy<Value = LayerSpec> {
 
 fn any_plain_layer() -> impl Strategy<Value = LayerSpec> {
     prop_oneof![
-        (1..=MAX_SIZE, any_pair(), any_pair(), any_padding(), any_pair(), 1..=MAX_SIZE, any_algorithm()).prop_map(
-            |(filters, kernel, stride, padding, dilation, groups, algorithm)| LayerSpec::Conv {
+        (1..=MAX_SIZE, any_pair(), any_pair(), any_padding(), any_pair(), (1..=MAX_SIZE, any::<bool>()), any_algorithm()).prop_map(
+            |(filters, kernel, stride, padding, dilation, (groups, bias), algorithm)| LayerSpec::Conv {
                 filters,
                 kernel,
-                conv: Conv2d { stride, padding, dilation, groups, algorithm }
+                conv: Conv2d { stride, padding, dilation, groups, algorithm },
+                bias,
             }
         ),
         any_pool().prop_map(LayerSpec::MaxPool),
         any_pool().prop_map(LayerSpec::AvgPool),
         Just(LayerSpec::GlobalAvgPool),
-        (1..=MAX_SIZE).prop_map(affine),
-        Just(LayerSpec::BatchNorm),
+        (1..=MAX_SIZE, any::<bool>()).prop_map(|(outputs, bias)| LayerSpec::Affine { outputs, bias }),
+        Just(LayerSpec::BATCH_NORM),
+        (1e-12..1.0, 0.0..=1.0, any::<bool>()).prop_map(|(eps, momentum, fixed_scale)| {
+            LayerSpec::BatchNorm { norm: BatchNorm { eps, momentum }, fixed_scale }
+        }),
+        (1..=MAX_SIZE).prop_map(|size| LayerSpec::Whiten { size }),
         (0.0..=1.0).prop_map(|slope| LayerSpec::Activation(Activation::LeakyRelu { slope })),
         proptest::sample::select(Activation::NAMES.to_vec()).prop_map(|(_, a)| LayerSpec::Activation(a)),
         (0.0..1.0).prop_map(|p| LayerSpec::Dropout { p }),
@@ -384,8 +411,10 @@ proptest! {
     fn what_is_printed_reads_back_equal(
         layers in proptest::collection::vec(any_layer(), 1..20),
         loss in any_loss(),
+        sum in any::<bool>(),
     ) {
-        let spec = NetworkSpec { layers, loss };
+        let reduction = if sum { Reduction::Sum } else { Reduction::Mean };
+        let spec = NetworkSpec { layers, loss, reduction };
         prop_assert_eq!(NetworkSpec::parse(&spec.to_string()).unwrap(), spec);
     }
 

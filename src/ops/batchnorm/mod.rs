@@ -42,13 +42,15 @@ pub struct BatchNorm {
 }
 
 impl Default for BatchNorm {
-    /// CS231n's: 1e-5 and 0.9.
     fn default() -> Self {
-        BatchNorm { eps: 1e-5, momentum: 0.9 }
+        Self::USUAL
     }
 }
 
 impl BatchNorm {
+    /// CS231n's: 1e-5 and 0.9.
+    pub const USUAL: Self = BatchNorm { eps: 1e-5, momentum: 0.9 };
+
     /// Checks the constants.
     pub(crate) fn check(&self) -> Result<()> {
         let BatchNorm { eps, momentum } = *self;

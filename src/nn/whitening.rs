@@ -1,0 +1,128 @@
+//! Level 5. Whitening: the filters of the layer `whiten2`, which are measured on images and not trained.
+//!
+//! A patch of `size` x `size` pixels in all `C` channels is a vector `p` of `d = C size^2` numbers. With `mean` over all patches
+//! of the images,
+//!
+//! ```text
+//! S = mean(p p^T) = V diag(l) V^T          filters: the rows of diag(l + eps)^(-1/2) V^T, then their negatives
+//! ```
+//!
+//! so that what they make of the images is uncorrelated and of variance 1, and an activation that cuts one side off loses
+//! nothing. `eps` is 5e-4, for images normalised to variance 1 (Page 2019, "How to Train Your ResNet"; Jordan 2024, arXiv
+//! 2404.00498). The eigenvectors are LAPACK's, whose signs have no meaning and depend on the library.
+
+use crate::blocks::Core;
+use crate::element::Element;
+use crate::error::{Error, Result, check_shape};
+use crate::nn::network::Network;
+use crate::nn::steps::Kernel;
+use crate::parallel::{for_each_chunk_mut, piece_range};
+use crate::simd::{dot, vectorized};
+
+/// Against division by the eigenvalues of directions that hardly occur.
+#[cfg(feature = "blas")]
+const EPSILON: f64 = 5e-4;
+
+/// Images whose patches are summed by one piece, at least.
+const PIECE: usize = 64;
+
+impl<T: Element> Network<T> {
+    /// Whether it begins with a whitening layer whose filters have not been measured: they are 0, and so are all scores.
+    pub fn awaits_whitening(&self) -> bool {
+        self.whitening().is_some_and(|(filters, _)| self.params().slice(filters).iter().all(|w| w.is_zero()))
+    }
+
+    /// Measures the filters of the whitening layer on images `x` `(N, C, H, W)`, some thousands of them; does nothing if there
+    /// is none. The [`Solver`](crate::train::Solver) does that by itself.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if `x` does not hold whole images, [`Error::Invalid`] if there are none, their numbers are not finite,
+    /// or the build is without LAPACK.
+    pub fn whiten(&mut self, x: &[T]) -> Result<()> {
+        let Some((index, size)) = self.whitening() else { return Ok(()) };
+        let input = self.input();
+        let image: usize = input.iter().product();
+        let images = x.len() / image;
+        check_shape("whitening", "x", &[x.len()], &[images * image])?;
+        let covariance = covariance(x, input, size);
+        if images == 0 || covariance.iter().any(|value| !value.is_finite()) {
+            let problem = "there are no finite images to measure";
+            return Err(Error::invalid("whitening", problem, "give images of the training split"));
+        }
+        let filters = filters(covariance, input[0] * size * size)?;
+        let weights = self.params_mut().slice_mut(index);
+        let (first, second) = weights.split_at_mut(filters.len());
+        for ((w, negative), &filter) in first.iter_mut().zip(second).zip(&filters) {
+            (*w, *negative) = (T::of(filter), T::of(-filter));
+        }
+        Ok(())
+    }
+
+    /// The place of the whitening layer's filters, and their height and width.
+    fn whitening(&self) -> Option<(usize, usize)> {
+        self.steps().iter().find_map(|step| match &step.kernel {
+            Kernel::Block { block, places, .. } => match block.parts().core {
+                Some(Core::Whiten { size }) => Some((places.w?, size)),
+                _ => None,
+            },
+            Kernel::Sum(_) | Kernel::Layer { .. } => None,
+        })
+    }
+}
+
+/// `mean(p p^T)` over all patches, `(d, d)` with the upper triangle filled; the order of its sums depends on the number of
+/// images alone.
+fn covariance<T: Element>(x: &[T], [channels, height, width]: [usize; 3], size: usize) -> Vec<f64> {
+    let (image, d) = (channels * height * width, channels * size * size);
+    let (rows, cols) = (height - size + 1, width - size + 1);
+    let images = x.len() / image;
+    let pieces = images.div_ceil(PIECE);
+    let mut sums = vec![0.0; pieces * d * d];
+    // Where in an image the rows of one of a patch's pixels begin.
+    let begin = |pixel: usize| {
+        let (channel, down, right) = (pixel / (size * size), pixel / size % size, pixel % size);
+        (channel * height + down) * width + right
+    };
+    for_each_chunk_mut(&mut sums, d * d, |piece, sums| {
+        for n in piece_range(images, pieces, piece) {
+            let x = &x[n * image..][..image];
+            for (a, b) in (0..d).flat_map(|a| (a..d).map(move |b| (a, b))) {
+                let row = |pixel: usize, i: usize| &x[begin(pixel) + i * width..][..cols];
+                let mut sum = 0.0;
+                vectorized!(for i in 0..rows {
+                    sum += dot(row(a, i), row(b, i)).f64();
+                });
+                sums[a * d + b] += sum;
+            }
+        }
+    });
+    let (total, rest) = sums.split_at_mut(d * d);
+    for piece in rest.chunks_exact(d * d) {
+        total.iter_mut().zip(piece).for_each(|(total, piece)| *total += piece);
+    }
+    let patches = (images * rows * cols) as f64;
+    total.iter().map(|sum| sum / patches).collect()
+}
+
+/// The filters that whiten patches of this covariance, `(d, d)`, by rising eigenvalue.
+#[cfg(feature = "blas")]
+fn filters(covariance: Vec<f64>, d: usize) -> Result<Vec<f64>> {
+    use ndarray::Array2;
+    use ndarray_linalg::{Eigh, UPLO};
+
+    // LAPACK runs on OpenBLAS too: with the kernels and the one thread that `blas` chooses.
+    crate::blas::setup();
+    let covariance = Array2::from_shape_vec((d, d), covariance).expect("it is d x d");
+    let (values, vectors) = covariance.eigh(UPLO::Upper).map_err(|e| {
+        let problem = format!("LAPACK finds no eigenvectors of the patches' covariance: {e}");
+        Error::invalid("whitening", problem, "look for images that are not finite")
+    })?;
+    let filters = vectors.columns().into_iter().zip(&values);
+    Ok(filters.flat_map(|(vector, value)| vector.mapv(|v| v / (value + EPSILON).sqrt()).to_vec()).collect())
+}
+
+#[cfg(not(feature = "blas"))]
+fn filters(_: Vec<f64>, _: usize) -> Result<Vec<f64>> {
+    let problem = "it needs LAPACK, which this build is without";
+    Err(Error::invalid("whitening", problem, "build with openblas-system, or begin with another layer"))
+}

@@ -148,13 +148,10 @@ impl Axis {
         Axis { input: seen, before: 0, after: 0, ..*self }
     }
 
-    /// Whether windows neither overlap nor leave gaps nor touch padding: they tile the input exactly.
+    /// Whether windows neither overlap nor leave gaps nor touch padding: they tile the input, but for a rest at its end that is
+    /// shorter than a window.
     pub fn tiles(&self) -> bool {
-        self.window == self.stride
-            && self.dilation == 1
-            && self.before == 0
-            && self.after == 0
-            && self.output * self.stride == self.input
+        self.window == self.stride && self.dilation == 1 && self.before == 0 && self.after == 0
     }
 }
 
@@ -412,7 +409,7 @@ impl Pool2dShape {
         self.rows.output * self.cols.output
     }
 
-    /// Whether the windows tile the input: the reshape fast path applies.
+    /// Whether the windows tile the input, but for a rest at its ends: the reshape fast path applies.
     pub fn tiles(&self) -> bool {
         self.rows.tiles() && self.cols.tiles()
     }

@@ -117,6 +117,7 @@ fn chain(parts: &BlockParts, x: &Array4<f64>, p: &Parameters, running: &Statisti
     let bias = if p.b.is_empty() { None } else { Some(p.b.view()) };
     let y = match parts.core {
         None => x.clone(),
+        Some(Core::Whiten { .. }) => unreachable!("it is a convolution, which is checked"),
         Some(Core::Conv { filters: count, kernel, conv }) => {
             let w = filters(x, &p.w, count, kernel, &conv);
             naive::conv2d_forward(x.view(), w.view(), bias, &conv).unwrap()
@@ -206,6 +207,7 @@ fn chain_backward(parts: &BlockParts, x: &Array4<f64>, p: &Parameters, chain: &C
     };
     let (dx, dw, db) = match parts.core {
         None => (values(&d), Vec::new(), Vec::new()),
+        Some(Core::Whiten { .. }) => unreachable!("it is a convolution, which is checked"),
         Some(Core::Conv { filters: count, kernel, conv }) => {
             let w = filters(x, &p.w, count, kernel, &conv);
             let grads = naive::conv2d_backward(d.view(), x.view(), w.view(), &conv).unwrap();
@@ -407,12 +409,14 @@ fn every_combination_of_parts() {
                             activation,
                             pool,
                             dropout,
-                            early_pool: None,
+                            ..BlockParts::default()
                         };
                         compare::<f64>(base, [3, 12, 12], Values::Normal, &PASSES);
                         if norm.is_some() && matches!(core, Some(Core::Conv { .. })) {
                             let early_pool = Some(Pool2d::square(2));
-                            compare::<f64>(BlockParts { early_pool, ..base }, [3, 12, 12], Values::Normal, &PASSES);
+                            for size in [[3, 12, 12], [3, 13, 11]] {
+                                compare::<f64>(BlockParts { early_pool, ..base }, size, Values::Normal, &PASSES);
+                            }
                         }
                     }
                 }

@@ -97,7 +97,7 @@ impl Block {
             (Head::Conv(plan), Some(pool)) => {
                 let (window, cols) = ((pool.rows.window, pool.cols.window), pool.cols.input);
                 let source = |at: PlaneRows, dz: &mut [T]| {
-                    let len = dz.len() / (window.0 * window.1);
+                    let len = dz.len() / cols / window.0 * self.product[2];
                     let start = self.product_start(at) + at.row / window.0 * self.product[2];
                     let (dy, cell) = (&dy[start..][..len], &early_cell[start..][..len]);
                     vectorized!(max_pool_tiles_backward(window, cols, dy, cell, dz));

@@ -2,7 +2,7 @@
 //!
 //! | path | when | how |
 //! | --- | --- | --- |
-//! | tiles | windows neither overlap nor leave a rest ([`Pool2dShape::tiles`]) | the plane reshaped to `(H', KH, W', KW)`: whole rows against whole rows; backward writes every pixel once |
+//! | tiles | windows do not overlap ([`Pool2dShape::tiles`]) | the plane, without what is left over, reshaped to `(H', KH, W', KW)`: whole rows against whole rows; backward writes every pixel once |
 //! | general | everything else | window by window; backward clears the plane and adds |
 //!
 //! The argmax of a window is kept as one byte, the cell's row-major index, so backward needs neither the input nor the
@@ -33,7 +33,7 @@ fn beats<T: Element>(v: T, best: T) -> bool {
     (v > best) | (v.is_nan() & !best.is_nan())
 }
 
-/// Max pooling of whole windows that tile `x`, rows of `width` pixels: `x[H' KH, W' KW]` to `out[H', W']`.
+/// Max pooling of the whole windows in `x`, rows of `width` pixels: `x[H' KH + rest, W' KW + rest]` to `out[H', W']`.
 #[inline(always)]
 pub(crate) fn max_pool_tiles<T: Element>(
     window: (usize, usize),
@@ -78,7 +78,8 @@ fn max_pool_row_2x2<T: Element>(rows: (&[T], &[T]), out: &mut [T], cell: &mut [u
     }
 }
 
-/// Backward of [`max_pool_tiles`]: writes every pixel of `dx`. A cell that is no index of the window gets no gradient.
+/// Backward of [`max_pool_tiles`]: writes every pixel of `dx`, 0 where no window is. A cell that is no index of the window gets
+/// no gradient.
 #[inline(always)]
 pub(crate) fn max_pool_tiles_backward<T: Element>(
     window: (usize, usize),
@@ -89,8 +90,10 @@ pub(crate) fn max_pool_tiles_backward<T: Element>(
 ) {
     let (kh, kw) = window;
     let out_width = width / kw;
+    let (windows, rest) = dx.split_at_mut(dx.len() / (kh * width) * kh * width);
+    rest.fill(T::zero());
     for ((dx, dout), cell) in
-        dx.chunks_exact_mut(kh * width).zip(dout.chunks_exact(out_width)).zip(cell.chunks_exact(out_width))
+        windows.chunks_exact_mut(kh * width).zip(dout.chunks_exact(out_width)).zip(cell.chunks_exact(out_width))
     {
         for (ki, dx) in dx.chunks_exact_mut(width).enumerate() {
             max_pool_row_backward(kw, (ki * kw) as u8, dout, cell, dx);
@@ -102,6 +105,8 @@ pub(crate) fn max_pool_tiles_backward<T: Element>(
 #[inline(always)]
 fn max_pool_row_backward<T: Element>(kw: usize, first: u8, dout: &[T], cell: &[u8], dx: &mut [T]) {
     let route = |dout: T, cell: u8, index: u8| if cell == index { dout } else { T::zero() };
+    let (dx, rest) = dx.split_at_mut(dout.len() * kw);
+    rest.fill(T::zero());
     if kw == 2 {
         let (pairs, _) = dx.as_chunks_mut::<2>();
         for ((pair, &dout), &cell) in pairs.iter_mut().zip(dout).zip(cell) {

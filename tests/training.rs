@@ -122,8 +122,13 @@ fn save_and_load<T: Element>(solver: &Solver<T>) -> Checkpoint<T> {
 #[test]
 fn a_solver_does_what_its_parts_do() {
     let data = images();
-    let options =
-        SolverOptions { epochs: 3.0, groups: mixed(), clip_norm: Some(0.5), train_accuracy_samples: IMAGES, ..options() };
+    let options = SolverOptions {
+        epochs: 3.0,
+        groups: mixed(),
+        clip_norm: Some(0.5),
+        train_accuracy_samples: IMAGES,
+        ..options()
+    };
     let mut by_hand = network::<f32>(NOTATION);
     let start = by_hand.params().clone();
     let mut optimizer = Optimizer::new(options.groups.clone(), by_hand.params()).unwrap();

@@ -313,9 +313,9 @@ fn head<T: Element>(parts: &BlockParts, [c, h, w]: [usize; 3]) -> Result<(Head, 
         Some(Core::Conv { filters, kernel: (kh, kw), conv }) => {
             conv_head::<T>([c, h, w], [filters, c / conv.groups.max(1), kh, kw], &conv)
         }
-        Some(Core::Whiten { size }) => {
+        Some(Core::Whiten { size, stride }) => {
             check_elements("whitening", &[2, c, c, size, size, size, size])?;
-            let valid = Conv2d { padding: Padding::Valid, ..Conv2d::default() };
+            let valid = Conv2d { stride, padding: Padding::Valid, ..Conv2d::default() };
             conv_head::<T>([c, h, w], [2 * c * size * size, c, size, size], &valid)
         }
         Some(Core::Affine { outputs: 0 }) => Err(Error::invalid("affine", "0 outputs", "give at least 1")),

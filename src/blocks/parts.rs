@@ -23,6 +23,8 @@ pub enum Core {
     Whiten {
         /// Height and width of a filter in pixels.
         size: usize,
+        /// Pixels from one patch to the next, down and across.
+        stride: (usize, usize),
     },
     /// Affine layer with this many outputs; flattens its input.
     Affine {

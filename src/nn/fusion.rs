@@ -83,7 +83,7 @@ pub(super) fn single(part: &LayerSpec) -> BlockParts {
         LayerSpec::Conv { filters, kernel, conv, bias } => {
             (parts.core, parts.bias) = (Some(Core::Conv { filters, kernel, conv }), bias);
         }
-        LayerSpec::Whiten { size } => (parts.core, parts.bias) = (Some(Core::Whiten { size }), true),
+        LayerSpec::Whiten { size, stride } => (parts.core, parts.bias) = (Some(Core::Whiten { size, stride }), true),
         LayerSpec::Affine { outputs, bias } => (parts.core, parts.bias) = (Some(Core::Affine { outputs }), bias),
         LayerSpec::BatchNorm { norm, fixed_scale } => (parts.norm, parts.fixed_scale) = (Some(norm), fixed_scale),
         LayerSpec::Activation(activation) => parts.activation = Some(activation),

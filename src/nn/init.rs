@@ -150,8 +150,9 @@ impl FromStr for Init {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let error =
-            |problem: String| Error::invalid("initialisation", problem, "write gaussian:STD, he, xavier, orthogonal or dirac");
+        let error = |problem: String| {
+            Error::invalid("initialisation", problem, "write gaussian:STD, he, xavier, orthogonal or dirac")
+        };
         let init = match text {
             "he" => Init::He,
             "xavier" => Init::Xavier,

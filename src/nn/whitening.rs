@@ -1,7 +1,7 @@
 //! Level 5. Whitening: the filters of the layer `whiten2`, which are measured on images and not trained.
 //!
-//! A patch of `size` x `size` pixels in all `C` channels is a vector `p` of `d = C size^2` numbers. With `mean` over all patches
-//! of the images,
+//! A patch of `size` x `size` pixels in all `C` channels is a vector `p` of `d = C size^2` numbers. With `mean` over the patches
+//! at all places of the images, whatever the layer's stride,
 //!
 //! ```text
 //! S = mean(p p^T) = V diag(l) V^T          filters: the rows of diag(l + eps)^(-1/2) V^T, then their negatives
@@ -62,7 +62,7 @@ impl<T: Element> Network<T> {
     fn whitening(&self) -> Option<(usize, usize)> {
         self.steps().iter().find_map(|step| match &step.kernel {
             Kernel::Block { block, places, .. } => match block.parts().core {
-                Some(Core::Whiten { size }) => Some((places.w?, size)),
+                Some(Core::Whiten { size, .. }) => Some((places.w?, size)),
                 _ => None,
             },
             Kernel::Sum(_) | Kernel::Layer { .. } => None,

@@ -151,8 +151,7 @@ impl FromStr for Schedule {
 
     fn from_str(text: &str) -> Result<Self> {
         let error = |problem: String| {
-            let fix =
-                "write constant, exp:FACTOR, step:EPOCHS:FACTOR, linear[:EPOCHS], cosine[:FINAL] or onecycle[:PEAK_AT:START:FINAL]";
+            let fix = "write constant, exp:FACTOR, step:EPOCHS:FACTOR, linear[:EPOCHS], cosine[:FINAL] or onecycle[:PEAK_AT:START:FINAL]";
             Error::invalid("learning-rate schedule", problem, fix)
         };
         let number =
@@ -368,7 +367,11 @@ mod tests {
             ("step:1:0.5", 99, false),
         ] {
             let rate = LearningRate::new(1.0, schedule.parse().unwrap(), 0.0).unwrap();
-            assert_eq!(rate.has_ended(Progress { step, steps_per_epoch: 10, steps: 100 }), ended, "{schedule} at {step}");
+            assert_eq!(
+                rate.has_ended(Progress { step, steps_per_epoch: 10, steps: 100 }),
+                ended,
+                "{schedule} at {step}"
+            );
         }
     }
 
@@ -389,7 +392,17 @@ mod tests {
     /// Text and serde are the same notation, both ways: command lines and checkpoints.
     #[test]
     fn text_round_trips() {
-        for text in ["constant", "exp:0.9", "step:5:0.1", "linear", "linear:0.5", "cosine", "cosine:0.01", "onecycle", "onecycle:0.3:0.04:0"] {
+        for text in [
+            "constant",
+            "exp:0.9",
+            "step:5:0.1",
+            "linear",
+            "linear:0.5",
+            "cosine",
+            "cosine:0.01",
+            "onecycle",
+            "onecycle:0.3:0.04:0",
+        ] {
             let schedule: Schedule = text.parse().unwrap();
             assert_eq!(schedule.to_string(), text);
             let rates = LearningRate::new(1e-3, schedule, 0.0).unwrap();

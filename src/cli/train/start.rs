@@ -127,7 +127,9 @@ fn group(text: &str, mut base: f64, mut schedule: Schedule, warmup: f64) -> Resu
             "lr" => base = number()?,
             "l2" => l2 = number()?,
             "schedule" => (schedule, own_schedule) = (value.parse()?, true),
-            _ => rule = rule.with(name, value).map_err(|_| fault(format!("`{word}` is no option of {}", rule.name())))?,
+            _ => {
+                rule = rule.with(name, value).map_err(|_| fault(format!("`{word}` is no option of {}", rule.name())))?
+            }
         }
     }
     let rate = LearningRate::new(base, schedule, if own_schedule { 0.0 } else { warmup })?;

@@ -36,7 +36,7 @@
 //! | option | of | meaning | default |
 //! | --- | --- | --- | --- |
 //! | `k5`, `k3x5` | conv | filter size | 3 |
-//! | `s2`, `s2x1` | conv, pool | stride | conv 1, pool its window |
+//! | `s2`, `s2x1` | conv, whiten, pool | stride | pool its window, others 1 |
 //! | `p1`, `p0x1x0x1`, `psame`, `pvalid` | conv, pool | padding: all sides, or top x bottom x left x right; `pvalid` is `p0` | conv `psame`, pool `p0` |
 //! | `d2`, `d2x1` | conv | dilation | 1 |
 //! | `g4` | conv | groups | 1 |
@@ -78,6 +78,8 @@ pub enum LayerSpec {
     Whiten {
         /// Height and width of a patch in pixels.
         size: usize,
+        /// Pixels from one patch to the next, down and across.
+        stride: (usize, usize),
     },
     /// Affine layer with this many outputs; flattens its input.
     Affine {
@@ -232,7 +234,10 @@ impl fmt::Display for LayerSpec {
                 write_option(f, "a", name.into(), String::new())?;
                 write_option(f, "b", u8::from(*bias).to_string(), 1.to_string())
             }
-            LayerSpec::Whiten { size } => write!(f, "whiten{size}"),
+            LayerSpec::Whiten { size: side, stride } => {
+                write!(f, "whiten{side}")?;
+                write_option(f, "s", size(*stride), size((1, 1)))
+            }
             LayerSpec::MaxPool(pool) => write_pool(f, "pool", *pool),
             LayerSpec::AvgPool(pool) => write_pool(f, "avgpool", *pool),
             LayerSpec::GlobalAvgPool => f.write_str("gap"),

@@ -232,9 +232,10 @@ impl Parser<'_> {
         }
         Ok(Item::Layer(match name.as_str() {
             "conv" => self.conv()?,
-            "whiten" => LayerSpec::Whiten {
-                size: self.number(1..=MAX_SIZE, "give the height and width of a patch, such as whiten2")?,
-            },
+            "whiten" => {
+                let size = self.number(1..=MAX_SIZE, "give the height and width of a patch, such as whiten2")?;
+                LayerSpec::Whiten { size, stride: self.options(&name, "s")?.stride.unwrap_or((1, 1)) }
+            }
             "pool" | "maxpool" => LayerSpec::MaxPool(self.pool(&name)?),
             "avgpool" => LayerSpec::AvgPool(self.pool(&name)?),
             "gap" => LayerSpec::GlobalAvgPool,

@@ -51,7 +51,12 @@ fn convolutions_and_their_canonical_forms() {
         ),
         (
             &["conv8k3x5s2x1d2x1", "conv8d2x1s2x1k3x5"],
-            LayerSpec::Conv { filters: 8, kernel: (3, 5), conv: Conv2d { stride: (2, 1), dilation: (2, 1), ..SAME }, bias: true },
+            LayerSpec::Conv {
+                filters: 8,
+                kernel: (3, 5),
+                conv: Conv2d { stride: (2, 1), dilation: (2, 1), ..SAME },
+                bias: true,
+            },
         ),
         (
             &["conv8p0d2g4", "conv8pvalidd2g4"],
@@ -107,7 +112,8 @@ fn other_layers_and_their_canonical_forms() {
         (&["conv8b0", "conv8b0k3"], LayerSpec::Conv { filters: 8, kernel: (3, 3), conv: SAME, bias: false }),
         (&["affine9b0", "fc9b0"], LayerSpec::Affine { outputs: 9, bias: false }),
         (&["affine9", "affine9b1"], affine(9)),
-        (&["whiten2"], LayerSpec::Whiten { size: 2 }),
+        (&["whiten2", "whiten2s1"], LayerSpec::Whiten { size: 2, stride: (1, 1) }),
+        (&["whiten4s2", "whiten4s2x2"], LayerSpec::Whiten { size: 4, stride: (2, 2) }),
         (&["div256"], LayerSpec::Layer(Arc::new(Divide { divisor: 256 }))),
         (&["relu", "ReLU"], RELU),
         (&["silu"], layer(Activation::Silu)),
@@ -378,14 +384,18 @@ fn any_layer() -> impl Strategy<Value = LayerSpec> {
 
 fn any_plain_layer() -> impl Strategy<Value = LayerSpec> {
     prop_oneof![
-        (1..=MAX_SIZE, any_pair(), any_pair(), any_padding(), any_pair(), (1..=MAX_SIZE, any::<bool>()), any_algorithm()).prop_map(
-            |(filters, kernel, stride, padding, dilation, (groups, bias), algorithm)| LayerSpec::Conv {
-                filters,
-                kernel,
-                conv: Conv2d { stride, padding, dilation, groups, algorithm },
-                bias,
-            }
-        ),
+        (
+            1..=MAX_SIZE,
+            any_pair(),
+            any_pair(),
+            any_padding(),
+            any_pair(),
+            (1..=MAX_SIZE, any::<bool>()),
+            any_algorithm()
+        )
+            .prop_map(|(filters, kernel, stride, padding, dilation, (groups, bias), algorithm)| {
+                LayerSpec::Conv { filters, kernel, conv: Conv2d { stride, padding, dilation, groups, algorithm }, bias }
+            }),
         any_pool().prop_map(LayerSpec::MaxPool),
         any_pool().prop_map(LayerSpec::AvgPool),
         Just(LayerSpec::GlobalAvgPool),
@@ -394,7 +404,7 @@ fn any_plain_layer() -> impl Strategy<Value = LayerSpec> {
         (1e-12..1.0, 0.0..=1.0, any::<bool>()).prop_map(|(eps, momentum, fixed_scale)| {
             LayerSpec::BatchNorm { norm: BatchNorm { eps, momentum }, fixed_scale }
         }),
-        (1..=MAX_SIZE).prop_map(|size| LayerSpec::Whiten { size }),
+        (1..=MAX_SIZE, any_pair()).prop_map(|(size, stride)| LayerSpec::Whiten { size, stride }),
         (0.0..=1.0).prop_map(|slope| LayerSpec::Activation(Activation::LeakyRelu { slope })),
         proptest::sample::select(Activation::NAMES.to_vec()).prop_map(|(_, a)| LayerSpec::Activation(a)),
         (0.0..1.0).prop_map(|p| LayerSpec::Dropout { p }),

@@ -10,6 +10,7 @@ use gemmnet::nn::network::{Network, StepKey};
 use gemmnet::nn::notation::NetworkSpec;
 use gemmnet::nn::session::Session;
 use gemmnet::ops::loss::softmax_cross_entropy_into;
+use gemmnet::optim::{Group, LearningRate, Optimizer, Progress, Select};
 use ndarray::{Array4, ArrayD};
 
 fn net(notation: &str, input: [usize; 3]) -> Network<f64> {
@@ -207,6 +208,44 @@ fn scores_do_not_depend_on_the_other_images() {
 }
 
 /// Parameters that are not trained cost nothing and change nothing for the others.
+/// What the notation leaves out has no parameter, and what it fixes is there, as it began, and not trained.
+#[test]
+fn parameters_that_are_left_out_or_fixed() {
+    let net = net("conv4b0-relu-bn0.6g0-conv4b0-pool-bn0.9g0e0.001-gap-affine3b0", [2, 8, 8]);
+    let names: Vec<_> = net.params().iter().map(|p| (p.name.as_str(), p.fixed)).collect();
+    let want = [
+        ("conv1.weight", false),
+        ("bn1.weight", true),
+        ("bn1.bias", false),
+        ("conv2.weight", false),
+        ("bn2.weight", true),
+        ("bn2.bias", false),
+        ("affine1.weight", false),
+    ];
+    assert_eq!(names, want);
+    assert!(net.params().get("bn2.weight").unwrap().iter().all(|&scale| scale == 1.0));
+    let rate = LearningRate::constant(0.1).unwrap();
+    let classic = Group::classic("adam".parse().unwrap(), rate, 0.0);
+    let mut optimizer = Optimizer::new(classic.clone(), net.params()).unwrap();
+    let trained: Vec<_> = optimizer.trained(Progress::default()).collect();
+    assert_eq!(trained, [true, false, true, true, false, true, true]);
+    assert!(optimizer.state_mut().all(|(_, param, _)| !param.fixed));
+    let scales = Group::new(Select::SCALES, "adam".parse().unwrap(), rate);
+    let error = Optimizer::new([vec![scales], classic].concat(), net.params()).unwrap_err().to_string();
+    assert!(error.contains("`scale` selects no parameter; choose from conv1.weight, bn1.bias"), "{error}");
+}
+
+#[test]
+fn whitening_is_for_images_alone_and_fits_them() {
+    for (notation, part) in
+        [("conv4-whiten2-gap-affine3", "begin the network with whiten2"), ("whiten9-gap", "window of 9")]
+    {
+        let made = Network::<f64>::new(&notation.parse().unwrap(), [2, 8, 8], Init::He, 0);
+        let error = made.unwrap_err().to_string();
+        assert!(error.contains(part), "{notation}: {error}");
+    }
+}
+
 #[test]
 fn what_is_frozen_has_no_gradient_and_changes_no_other() {
     let mut net = net("conv4-relu-res[conv4-bn-relu-conv4]-relu-pool-affine6-bn-relu-affine3", [2, 8, 8]);

@@ -61,7 +61,57 @@ pub(super) const DEFAULT: &str = if cfg!(feature = "blas") { "sprint" } else { P
 /// What a network of the user's own is trained with if no preset is asked for.
 pub(super) const PLAIN: &str = "three-layer-65";
 
-pub(super) const PRESETS: [Preset; 4] = [
+/// Jordan's recipe for CIFAR-10 (2024, arXiv 2404.00498, in its version with Muon), whose other sizes the sprints are: a
+/// whitening layer, batchnorm whose scale stays 1, filters that begin as the identity and are trained by Muon, a loss that is
+/// summed, and rates that fall to 0. Decay is 2e-6 times the batch over the rate.
+const RECORD: Preset = Preset {
+    name: "record",
+    about: "the recipe that holds the records for CIFAR-10: 89 % and more of the test images in 8 epochs",
+    net: "whiten2-gelu-\
+          conv64b0-pool-bn0.6g0-gelu-conv64b0-bn0.6g0-gelu-\
+          conv256b0-pool-bn0.6g0-gelu-conv256b0-bn0.6g0-gelu-\
+          conv256b0-pool-bn0.6g0-gelu-conv256b0-bn0.6g0-gelu-\
+          pool3-affine10b0-div256-softmax0.2sum",
+    init: "dirac",
+    epochs: 8.0,
+    batch_size: 2000,
+    groups: &[
+        "whiten1.bias=nesterov,lr=0.053,l2=0.0755,momentum=0.85,schedule=linear:3",
+        "affine1.weight=nesterov,lr=0.67,l2=0.00597,momentum=0.85",
+        "weight=muon,momentum=0.6,iterations=3,fixed_norm=true",
+        "bias=nesterov,lr=0.053,l2=0.0755,momentum=0.85",
+    ],
+    optimizer: "nesterov",
+    learning_rate: 0.24,
+    schedule: "linear",
+    warmup_epochs: 0.0,
+    l2: 0.0,
+    sampler: Sampler::ShuffledEpochs,
+    augment: Augment { flip: true, shift: 2 },
+    normalization: Normalization::PerChannel,
+};
+
+pub(super) const PRESETS: [Preset; 8] = [
+    Preset {
+        name: "sprint",
+        about: "65 % in seconds: half an epoch of a small network by the record's recipe",
+        net: "whiten2s2-gelu-\
+              conv64b0-pool-bn0.6g0-gelu-conv64b0-bn0.6g0-gelu-\
+              conv128b0-pool-bn0.6g0-gelu-conv128b0-bn0.6g0-gelu-\
+              pool4-affine10b0-div128-softmax0.2sum",
+        epochs: 0.5,
+        batch_size: 250,
+        groups: &[
+            "whiten1.bias=frozen",
+            "affine1.weight=nesterov,lr=0.67,l2=0.00075,momentum=0.85",
+            "weight=muon,momentum=0.6,iterations=3,fixed_norm=true",
+            "bias=nesterov,lr=0.053,l2=0.0094,momentum=0.85",
+        ],
+        ..RECORD
+    },
+    Preset { name: "sprint-75", ..RECORD },
+    Preset { name: "sprint-85", ..RECORD },
+    RECORD,
     Preset {
         name: "three-layer",
         about: "CS231n's three-layer network and its first training: one epoch, 45 % and more",

@@ -214,3 +214,22 @@ impl FromStr for UpdateRule {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hyperparameters_have_their_names_and_types() {
+        let rule: UpdateRule = "muon".parse().unwrap();
+        let rule = rule.with("momentum", "0.6").unwrap().with("iterations", "3").unwrap();
+        let rule = rule.with("fixed_norm", "true").unwrap();
+        assert_eq!(rule, UpdateRule::Muon { momentum: 0.6, iterations: 3, weight_decay: 0.0, fixed_norm: true });
+        for (name, value) in
+            [("beta1", "0.9"), ("momentum", "x"), ("iterations", "2.5"), ("rule", "\"sgd\""), ("", "1")]
+        {
+            let message = rule.with(name, value).unwrap_err().to_string();
+            assert!(message.contains(&format!("muon has no `{name}` that could be {value}")), "{message}");
+        }
+    }
+}

@@ -89,7 +89,7 @@ pub(super) fn conclude<T: Element>(
         "images_per_second": speed,
         "network": network,
         "preset": if args.resume.is_none() { Some(args.preset()?.name) } else { None },
-        "epochs": options.epochs,
+        "epochs": whole_or_not(options.epochs),
         "steps": report.steps,
         "dtype": T::NAME,
         "seed": options.seed,
@@ -103,6 +103,11 @@ pub(super) fn conclude<T: Element>(
         object["profile"] = rows.iter().map(profile_json).collect();
     }
     out.json(&object)
+}
+
+/// A number of epochs, which is whole most of the time.
+fn whole_or_not(epochs: f64) -> serde_json::Value {
+    if epochs.fract() == 0.0 { json!(epochs as u64) } else { json!(epochs) }
 }
 
 /// Where the time went; [`crate::profile`] says how operations and bytes are counted.

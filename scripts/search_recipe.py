@@ -28,12 +28,11 @@ from pathlib import Path
 from lib import recipe
 
 SPACE = {
-    "width1": [8, 12, 16, 24, 32, 48, 64],
+    "width1": [0, 16, 24, 32, 48, 64],
     "width2": [16, 24, 32, 48, 64, 96, 128, 192, 256],
     "width3": [32, 48, 64, 96, 128, 192, 256],
-    "whiten": [2, 3],
+    "whiten": ["whiten2", "whiten3", "whiten2s2", "whiten3s2", "whiten4s2"],
     "pool": ["pool", "avgpool"],
-    "first_stride": [1, 2],
     "batch": [100, 150, 200, 250, 375, 500, 1000, 2000],
     "epochs": [0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 1, 1.25, 1.5, 2, 3, 4, 6, 8],
     "muon_rate": [0.06, 0.085, 0.12, 0.17, 0.24, 0.34, 0.48],
@@ -46,19 +45,22 @@ SPACE = {
     "shift": [0, 1, 2, 3, 4],
     "cutout": [0, 4, 8, 12],
 }
-FIRST = {"width1": 16, "width2": 64, "width3": 128, "whiten": 2, "pool": "pool", "first_stride": 1, "batch": 250,
-         "epochs": 0.5, "muon_rate": 0.24, "muon_momentum": 0.6, "bias_rate": 0.053, "head_rate": 0.67, "momentum": 0.85,
-         "smoothing": 0.2, "whiten_bias": "linear:3", "shift": 2, "cutout": 0}
+FIRST = {"width1": 16, "width2": 64, "width3": 128, "whiten": "whiten2", "pool": "pool", "batch": 250, "epochs": 0.5,
+         "muon_rate": 0.24, "muon_momentum": 0.6, "bias_rate": 0.053, "head_rate": 0.67, "momentum": 0.85, "smoothing": 0.2, "whiten_bias": "linear:3", "shift": 2, "cutout": 0}
 DECAY = 2e-6  # L2 strength times rate of biases and head, per image of a batch
 BY_FAR = 1.3  # times the best's time; what is predicted to take longer is left out
 SHARE = 0.2  # of the budget that one training may take while nothing reaches the target
 
 
+def widths(candidate):
+    """Of its groups; a first width of 0 is no group."""
+    return [width for width in (candidate["width1"], candidate["width2"], candidate["width3"]) if width]
+
+
 def arguments(candidate, norm):
     """The options of `gemmnet train` for a candidate."""
     c, decay = candidate, DECAY * candidate["batch"]
-    widths = [c["width1"], c["width2"], c["width3"]]
-    net = recipe.notation(widths, norm, c["smoothing"], c["whiten"], c["pool"], c["first_stride"])
+    net = recipe.notation(widths(c), norm, c["smoothing"], c["whiten"], c["pool"])
     sgd = lambda rate: f"nesterov,lr={rate},l2={decay / rate:.4g},momentum={c['momentum']}"
     whitening = "frozen" if c["whiten_bias"] == "frozen" else f"{sgd(c['bias_rate'])},schedule={c['whiten_bias']}"
     muon = f"muon,lr={c['muon_rate']},momentum={c['muon_momentum']},iterations=3,fixed_norm=true"
@@ -78,13 +80,12 @@ def multiply_adds(net):
         if layer.kind == "conv":
             total += (layer.side / layer.options.get("s", 1)) ** 2 * 9 * layer.channels * layer.number
         elif layer.kind == "whiten":
-            total += (layer.side - layer.number + 1) ** 2 * 6 * layer.number**2 * 3 * layer.number**2
+            total += ((layer.side - layer.number) // layer.options.get("s", 1) + 1) ** 2 * 6 * layer.number**2 * 3 * layer.number**2
     return total
 
 
 def work(candidate):
-    widths = [candidate["width1"], candidate["width2"], candidate["width3"]]
-    net = recipe.notation(widths, "bn0.9", 0, candidate["whiten"], candidate["pool"], candidate["first_stride"])
+    net = recipe.notation(widths(candidate), "bn0.9", 0, candidate["whiten"], candidate["pool"])
     return candidate["epochs"] * multiply_adds(net)
 
 

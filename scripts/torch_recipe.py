@@ -73,8 +73,7 @@ def convolution(layer):
 def batchnorm(layer):
     if layer.options.get("g") != 0 or not layer.number:
         raise recipe.Problem("batchnorm has a momentum and a scale that stays 1 here: write it as bn0.6g0")
-    eps = layer.options.get("e", 1e-5)  # itself, or as the number of its decimal: 12 for 1e-12
-    norm = nn.BatchNorm2d(layer.channels, momentum=1 - layer.number, eps=eps if eps < 1 else 10**-eps)
+    norm = nn.BatchNorm2d(layer.channels, momentum=1 - layer.number, eps=layer.options.get("e", 1e-5))
     norm.weight.requires_grad = False
     return norm
 
@@ -93,7 +92,7 @@ def module(layer, following):
     stride, padding = int(layer.options.get("s", number)), int(layer.options.get("p", 0))
     pool = dict(kernel_size=int(number), stride=stride, padding=padding)
     make = {
-        "whiten": lambda: [nn.Conv2d(3, int(6 * number**2), int(number))],
+        "whiten": lambda: [nn.Conv2d(3, int(6 * number**2), int(number), int(layer.options.get("s", 1)))],
         "conv": lambda: [convolution(layer)],
         "bn": lambda: [batchnorm(layer)],
         "gelu": lambda: [nn.GELU()],
@@ -164,13 +163,14 @@ def accuracy(net, images, labels, views):
 
 
 def augmented(x, mirrored, shift, cutout):
-    """Normalised images, mirrored where it says so, shifted at random, and without a square of `cutout` pixels."""
+    """Normalised images, mirrored where it says so, shifted at random, and without a square of `cutout` pixels round
+    any of theirs."""
     x, count = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x), len(x)
     if shift:
         padded, by = F.pad(x, (shift,) * 4, "reflect"), torch.randint(0, 2 * shift + 1, (count, 2))
         x = torch.stack([padded[j, :, r : r + 32, c : c + 32] for j, (r, c) in enumerate(by.tolist())])
     if cutout:
-        distance = torch.arange(32) - torch.randint(0, 33 - cutout, (2, count, 1))
+        distance = torch.arange(32) - torch.randint(0, 32, (2, count, 1)) + cutout // 2  # from its first row and column
         rows, columns = (distance >= 0) & (distance < cutout)
         x = x.masked_fill((rows[:, :, None] & columns[:, None, :]).unsqueeze(1), 0)
     return x.contiguous(memory_format=torch.channels_last)
@@ -280,7 +280,7 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     try:
-        args.net = args.net or recipe.notation(args.widths, "bn0.6g0e12", args.smoothing)
+        args.net = args.net or recipe.notation(args.widths, "bn0.6g0", args.smoothing)
         run(args)
     except recipe.Problem as problem:
         sys.exit(f"error: {problem}")

@@ -25,7 +25,7 @@ class Layer(NamedTuple):
 
 
 # The kinds of layers that the recipe's networks are made of, and the letters of their options.
-KINDS = {"whiten": "", "conv": "kspb", "bn": "ge", "gelu": "", "relu": "", "silu": "", "pool": "sp", "avgpool": "sp",
+KINDS = {"whiten": "s", "conv": "kspb", "bn": "ge", "gelu": "", "relu": "", "silu": "", "pool": "sp", "avgpool": "sp",
          "gap": "", "affine": "b", "div": "", "softmax": ""}
 
 
@@ -65,15 +65,15 @@ def same_padding(word, side, kernel, stride):
     return both / 2
 
 
-def notation(widths, norm, smoothing=0.2, whiten=2, pool="pool", first_stride=1, classes=10):
-    """The record recipe's network with groups of these widths. `norm` is the word for its batchnorm; with a `first_stride`
-    of 2 the first convolution takes the place of the first pool too."""
-    side, words = 33 - whiten, [f"whiten{whiten}", "gelu"]
-    for group, width in enumerate(widths):
-        strided = group == 0 and first_stride == 2
-        words += [f"conv{width}s2p1b0"] if strided else [f"conv{width}b0", pool]
-        side = (side - 1) // 2 + 1 if strided else side // 2
-        words += [norm, "gelu", f"conv{width}b0", norm, "gelu"]
+def notation(widths, norm, smoothing=0.2, whiten="whiten2", pool="pool", classes=10):
+    """The record recipe's network with groups of these widths. `norm` and `whiten` are the words for its batchnorm and its
+    whitening layer."""
+    first = next(layers(f"{whiten}-softmaxsum"))
+    side = int((first.side - first.number) // first.options.get("s", 1)) + 1
+    words = [whiten, "gelu"]
+    for width in widths:
+        words += [f"conv{width}b0", pool, norm, "gelu", f"conv{width}b0", norm, "gelu"]
+        side //= 2
     return "-".join([*words, f"pool{side}", f"affine{classes}b0", f"div{widths[-1]}", f"softmax{smoothing:g}sum"])
 
 

@@ -177,7 +177,7 @@ mod tests {
             ("conv8-pool3s2p1-bn-relu-affine9", &["conv8-pool3s2p1", "bn-relu", "affine9"]), // windows overlap
             ("conv8-avgpool-bn-affine9", &["conv8-avgpool", "bn", "affine9"]),
             ("conv8-pool3-bn-affine9", &["conv8-pool3-bn", "affine9"]), // one row and column are left over
-            ("whiten2-gelu-conv8b0-pool-bn0.6g0-gelu-gap", &["whiten2-gelu", "conv8b0-pool-bn0.6g0-gelu", "gap"]),
+            ("whiten2-gelu-conv8b0-pool-bn0.6g0-gelu-gap", &["whiten2-gelu", "conv8b0-pool-bn0.6g0-gelu-gap"]),
             ("conv8-relu-bn-affine9", &["conv8-relu", "bn", "affine9"]),
             ("bn-bn-relu-relu-affine9", &["bn", "bn-relu", "relu", "affine9"]),
             ("affine9-dropout0.1-bn", &["affine9-dropout0.1", "bn"]),

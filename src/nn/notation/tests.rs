@@ -264,7 +264,7 @@ fn faults_of_layers_name_the_character_the_problem_and_the_fix() {
         ("relu-afine100-relu", 5, "no layer `afine`", "did you mean `affine100`?"),
         ("conv32k5-[rellu]", 10, "no layer `rellu`", "did you mean `relu`?"),
         ("Dropuot0.5", 0, "no layer `dropuot`", "did you mean `dropout0.5`?"),
-        ("transformer", 0, "no layer `transformer`", "choose from conv, pool"),
+        ("transformer", 0, "no layer `transformer`", "choose from conv, whiten, pool"),
         // Numbers.
         ("conv", 4, "number is missing", "give the number of filters, such as conv32"),
         ("relu - conv-relu", 11, "number is missing", "give the number of filters, such as conv32"),
@@ -281,10 +281,10 @@ fn faults_of_layers_name_the_character_the_problem_and_the_fix() {
         ("conv1000001", 4, "1000001 is too large", "at most 1000000"),
         ("fc99999999999999999999999", 2, "99999999999999999999999 is too large", "at most 1000000"),
         ("conv32p1x2", 7, "2 numbers", "top x bottom x left x right"),
-        ("relu-dropout1", 12, "1 is too large", "less than 1"),
+        ("relu-dropout1", 12, "1 is out of range", "less than 1"),
         ("dropout0.5.5", 7, "`0.5.5` is not a number", "dropout0.5"),
-        ("leaky1.5", 5, "1.5 is too large", "slope of 0 to 1"),
-        ("affine10-softmax2", 16, "2 is too large", "0 to 1"),
+        ("leaky1.5", 5, "1.5 is out of range", "slope of 0 to 1"),
+        ("affine10-softmax2", 16, "2 is out of range", "0 to 1"),
         // Options.
         ("conv32z2", 6, "conv has no option `z`", "its options are k, s, p, d, g, a"),
         ("conv32k3k5", 8, "option `k` comes twice", "its options are k"),
@@ -292,6 +292,12 @@ fn faults_of_layers_name_the_character_the_problem_and_the_fix() {
         ("avgpool3s2g2", 10, "avgpool has no option `g`", "its options are s, p"),
         ("conv32x3", 6, "conv has no option `x`", "only groups are repeated"),
         ("conv32afft", 7, "no such algorithm", "im2col, winograd, depthwise"),
+        ("whiten", 6, "number is missing", "such as whiten2"),
+        ("bn1.5", 2, "1.5 is out of range", "momentum of 0 to 1"),
+        ("bn0.9e0", 6, "0 is out of range", "above 0"),
+        ("bn0.9g2", 6, "2 is too large", "at most 1"),
+        ("affine9b2", 8, "2 is too large", "at most 1"),
+        ("affine9k3", 7, "affine has no option `k`", "its options are b"),
         ("conv1.5", 5, "conv has no option `.`", "its options are k"),
     ]);
     let pointer = NetworkSpec::parse("[relu]×2-con32").unwrap_err().notation_pointer().unwrap();

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use gemmnet::data::cifar10::{DIM, PIXELS, SIDE};
-use gemmnet::data::{Augment, Batches, Dataset, Draw, Normalization, Normalizer, Sampler, Split};
+use gemmnet::data::{Augment, Batches, Dataset, Draw, Flip, Normalization, Normalizer, Sampler, Split};
 use gemmnet::nn::init::Init;
 use gemmnet::nn::network::{Network, StepKey};
 use gemmnet::nn::notation::NetworkSpec;
@@ -78,7 +78,7 @@ fn options() -> SolverOptions {
         epochs: 4.0,
         batch_size: 8,
         groups: classic("adam", rate(1e-3, "constant")),
-        augment: Some(Augment { flip: true, shift: 2 }),
+        augment: Some(Augment { flip: Flip::Random, shift: 2, ..Augment::NONE }),
         seed: 3,
         train_accuracy_samples: 10,
         verbose: false,
@@ -122,8 +122,13 @@ fn save_and_load<T: Element>(solver: &Solver<T>) -> Checkpoint<T> {
 #[test]
 fn a_solver_does_what_its_parts_do() {
     let data = images();
-    let options =
-        SolverOptions { epochs: 3.0, groups: mixed(), clip_norm: Some(0.5), train_accuracy_samples: IMAGES, ..options() };
+    let options = SolverOptions {
+        epochs: 3.0,
+        groups: mixed(),
+        clip_norm: Some(0.5),
+        train_accuracy_samples: IMAGES,
+        ..options()
+    };
     let mut by_hand = network::<f32>(NOTATION);
     let start = by_hand.params().clone();
     let mut optimizer = Optimizer::new(options.groups.clone(), by_hand.params()).unwrap();
@@ -136,7 +141,7 @@ fn a_solver_does_what_its_parts_do() {
         options.sampler.order(batches, options.seed, epoch, &mut order);
         for indices in order.chunks_exact(8) {
             let step = losses.len();
-            let draw = Draw { split: Split::Train, augment: options.augment, seed: options.seed, epoch };
+            let draw = Draw::augmented(Split::Train, options.augment, options.seed, epoch);
             data.fill_batch(draw, indices, &mut x, &mut y).unwrap();
             let loss = by_hand.loss(&x, &y, StepKey { seed: options.seed, step: step as u64 }).unwrap();
             let (params, grads) = by_hand.params_and_grads();
@@ -606,7 +611,7 @@ fn options_that_make_no_sense_are_errors() {
         (|o| o.train_accuracy_samples = 0, "0 images"),
         (|o| o.print_every = 0, "0 iterations"),
         (|o| o.groups[0].rule = gemmnet::optim::UpdateRule::Momentum { momentum: 1.0 }, "momentum"),
-        (|o| o.augment = Some(Augment { flip: false, shift: 40 }), "40 pixels"),
+        (|o| o.augment = Some(Augment { shift: 40, ..Augment::NONE }), "40 pixels"),
     ];
     for (change, part) in cases {
         let mut options = options();

@@ -270,7 +270,7 @@ impl<T: Element> Solver<T> {
         }
         let indices = &order[index * batches.size..][..batches.size];
         let Batch { x, y, .. } = &mut self.batch;
-        let draw = Draw { split: Split::Train, augment: options.augment, seed: options.seed, epoch: epoch as u64 };
+        let draw = Draw::augmented(Split::Train, options.augment, options.seed, epoch as u64);
         let bytes = x.len() * (size_of::<u8>() + size_of::<T>());
         let drawing = profile::scope(Phase::Data, || Work { op: "batch", flops: 0, bytes });
         self.data.fill_batch(draw, indices, x, y)?;

@@ -152,7 +152,7 @@ fn wrong_usage_is_one_line_and_code_2() {
     assert_eq!(fs::read(kept).unwrap(), b"of great value", "a failed start overwrites nothing");
     // What clap finds out is code 2 too, with its own text.
     for args in
-        ["train --batch-size many", "train --flip=often", "trian", "train --optimise", "predict", ""]
+        ["train --batch-size many", "train --flip=often", "eval --views 3", "trian", "train --optimise", "predict", ""]
     {
         let done = room.run(args);
         assert_eq!((done.code, done.stdout.as_str()), (Some(2), ""), "{args}: {}", done.stderr);
@@ -442,6 +442,13 @@ fn eval_and_predict_use_the_saved_network() {
     }
     let table = room.run("eval --data-dir pics").succeeds().stdout;
     assert!(table.contains("checkers") && table.contains("accuracy: "), "{table}");
+
+    assert!(!table.contains("views"), "{table}");
+    for views in [1, 2, 6] {
+        assert_eq!(room.json(&format!("eval --data-dir pics --views {views}"))["views"], views);
+    }
+    let six = room.run("eval --data-dir pics --views 6").succeeds().stdout;
+    assert!(six.contains("(test-full, 6 views of each)"), "{six}");
 
     // The best class of every record is right as often as eval says.
     let predictions = room.json("predict pics/test_batch.bin")["predictions"].as_array().unwrap().clone();

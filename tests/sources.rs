@@ -474,7 +474,7 @@ fn check_training<P: Pixel>(dim: [usize; 3], names: &[&str], wanted: f64, pixel:
     let mut trained = load_network::<f32>(&path).unwrap();
     assert_eq!((trained.normalizer.dim(), &trained.class_names), (dim, &names));
     assert_eq!(&trained.normalizer, data.normalizer());
-    let mut predicted = |data: &Dataset| predict(&mut trained.network, data, Split::Test, 32);
+    let mut predicted = |data: &Dataset| predict(&mut trained.network, data, Split::Test, 32, Views::One);
     let right = predicted(&data)
         .unwrap()
         .iter()
@@ -490,7 +490,7 @@ fn check_training<P: Pixel>(dim: [usize; 3], names: &[&str], wanted: f64, pixel:
     let (ours, theirs) = (written(dim), written(turned));
     let other = dataset(&bytes(8, turned), Normalization::PerChannel);
     assert_refused(predicted(&other), &["network", &ours, &theirs, "give data"]);
-    assert_refused(accuracy(&mut network(turned), &data, Split::Test, 8), &["network", &ours, &theirs]);
+    assert_refused(accuracy(&mut network(turned), &data, Split::Test, 8, Views::One), &["network", &ours, &theirs]);
     assert_refused(Solver::new(network(turned), data.clone(), options), &["network", &ours, &theirs]);
     let checkpoint = Checkpoint::<f32>::load(&path).unwrap();
     assert_refused(Solver::resume(checkpoint, other), &["normaliser", &ours, &theirs]);
@@ -515,6 +515,14 @@ fn a_split_without_images_has_no_accuracy() {
     let data = Dataset::from_arrays(some, some, none, Normalization::MeanImage).unwrap();
     let spec = NetworkSpec::parse("conv2-relu-affine2").unwrap();
     let mut network = Network::<f32>::new(&spec, [1, 8, 8], Init::He, 0).unwrap();
-    assert_refused(accuracy(&mut network, &data, Split::Test, 4), &["test split", "0 images"]);
-    assert_refused(predict(&mut network, &data, Split::Test, 4), &["test split", "0 images"]);
+    assert_refused(accuracy(&mut network, &data, Split::Test, 4, Views::One), &["test split", "0 images"]);
+    assert_refused(predict(&mut network, &data, Split::Test, 4, Views::One), &["test split", "0 images"]);
+}
+
+#[test]
+fn six_views_need_two_pixels() {
+    let data = dataset(&bytes(8, [1, 1, 6]), Normalization::MeanImage);
+    let mut network = Network::<f32>::new(&"affine7".parse().unwrap(), [1, 1, 6], Init::He, 0).unwrap();
+    predict(&mut network, &data, Split::Test, 4, Views::Two).unwrap();
+    assert_refused(predict(&mut network, &data, Split::Test, 4, Views::Six), &["view", "6x1", "1x1 pixels"]);
 }

@@ -11,7 +11,7 @@ use super::checkpoint::{Checkpoint, Trained};
 use super::evaluate::Batch;
 use super::history::{Event, History, Log, Report};
 use super::options::SolverOptions;
-use crate::data::{Batches, Dataset, Draw, Split};
+use crate::data::{Batches, Dataset, Draw, Split, Views};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::nn::network::{Network, StepKey};
@@ -175,11 +175,7 @@ impl<T: Element> Solver<T> {
     ///
     /// # Errors
     /// As there, and [`Error::Invalid`] for an epoch that is not above 0.
-    pub fn train_to(
-        &mut self,
-        epoch: f64,
-        mut observer: impl FnMut(&Event) -> ControlFlow<()>,
-    ) -> Result<Report> {
+    pub fn train_to(&mut self, epoch: f64, mut observer: impl FnMut(&Event) -> ControlFlow<()>) -> Result<Report> {
         if !(epoch > 0.0) {
             let problem = format!("training up to epoch {epoch} does nothing");
             return Err(Error::invalid("epochs", problem, "give more than 0"));
@@ -345,7 +341,8 @@ impl<T: Element> Solver<T> {
             (0..options.train_accuracy_samples).map(|_| rng.random_range(0..len)).collect()
         };
         let all: Vec<_> = (0..self.data.len(Split::Validation)).collect();
-        let mut accuracy = |split, samples: &[usize]| self.batch.accuracy(network, &self.data, split, samples);
+        let mut accuracy =
+            |split, samples: &[usize]| self.batch.accuracy(network, &self.data, split, Views::One, samples);
         Ok([accuracy(Split::Train, &samples)?, accuracy(Split::Validation, &all)?])
     }
 }

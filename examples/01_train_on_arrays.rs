@@ -5,7 +5,7 @@
 
 use std::ops::ControlFlow;
 
-use gemmnet::data::{Dataset, Normalization, Split};
+use gemmnet::data::{Dataset, Normalization, Split, Views};
 use gemmnet::nn::init::Init;
 use gemmnet::nn::network::Network;
 use gemmnet::nn::notation::NetworkSpec;
@@ -70,7 +70,7 @@ fn main() -> gemmnet::Result<()> {
     let path = std::env::temp_dir().join("gemmnet-example.safetensors");
     solver.checkpoint().save(&path)?;
     let mut trained = load_network::<f32>(&path)?;
-    let test = accuracy(&mut trained.network, &data, Split::Test, 100)?;
+    let test = accuracy(&mut trained.network, &data, Split::Test, 100, Views::One)?;
     println!("on the test images, read again from {}: {test:.3}", path.display());
     Ok(())
 }

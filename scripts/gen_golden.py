@@ -688,6 +688,33 @@ def muon():
     return [one("wide", (6, 3, 3, 3)), one("tall", (24, 1, 3, 3)), one("1x1", (5, 7, 1, 1))]
 
 
+def augment():
+    """An image of bytes mirrored or not, then moved by -2 to 2 pixels down and right, row by row of these places, with
+    reflection; and what a linear scorer makes of the recipe's six views of some (Jordan 2024), and of fewer."""
+    inputs = Inputs("augment shifts")
+    x = inputs.labels((1, 2, 5, 4), 256).double()
+
+    def crops(image):
+        padded = F.pad(image, (2,) * 4, "reflect")[0]
+        moves = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
+        return torch.stack([padded[:, 2 - down : 7 - down, 2 - right : 6 - right] for down, right in moves])
+
+    shifts = case("shifts by up to 2", {}, x=x, plain=crops(x), mirrored=crops(x.flip(-1)))
+
+    inputs = Inputs("augment views")
+    x, w = inputs.labels((12, 2, 5, 4), 256).double(), inputs.normal(40, 3)
+    # Without this the sums of the columns, and so the classes, hardly depend on the image.
+    w = w - w.mean(0)
+    net = lambda images: images.flatten(1) @ w
+    both = lambda images: 0.5 * net(images) + 0.5 * net(images.flip(-1))
+    padded = F.pad(x, (1,) * 4, "reflect")
+    six = 0.5 * both(x) + 0.25 * (both(padded[:, :, :5, :4]) + both(padded[:, :, 2:, 2:]))
+    scores = {"one": net(x), "two": both(x), "six": six}
+    best = {f"best of {key}": scores[key].argmax(1).tolist() for key in scores}
+    assert len({tuple(classes) for classes in best.values()}) == 3, "the number of views makes a difference"
+    return [shifts, case("six views", best, x=x, w=w, **scores)]
+
+
 FAMILIES = [
     conv2d,
     max_pool2d,
@@ -705,6 +732,7 @@ FAMILIES = [
     clip_ema,
     whitening,
     muon,
+    augment,
 ]
 
 

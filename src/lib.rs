@@ -106,7 +106,7 @@ pub use error::{Error, Result};
 
 /// What most programs use: `use gemmnet::prelude::*;`.
 pub mod prelude {
-    pub use crate::data::{Augment, Dataset, Normalization, Sampler, Split};
+    pub use crate::data::{Augment, Dataset, Fill, Flip, Normalization, Sampler, Split, Views};
     pub use crate::element::Element;
     pub use crate::error::{Error, Result};
     pub use crate::nn::init::Init;

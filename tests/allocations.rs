@@ -8,7 +8,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use gemmnet::data::{Augment, Dataset, Draw, Normalization, Split};
+use gemmnet::data::{Augment, Dataset, Draw, Fill, Flip, Normalization, Split};
 use gemmnet::nn::init::Init;
 use gemmnet::nn::network::{Network, StepKey};
 use gemmnet::nn::notation::NetworkSpec;
@@ -55,9 +55,9 @@ fn allocations(notation: &str, data: &Dataset, batch: usize, first: u64, steps: 
     let mut average = Ema::new(0.9, network.params()).unwrap();
     let indices: Vec<usize> = (0..batch).collect();
     let (mut x, mut y) = (vec![0.0; batch * data.image_len()], vec![0; batch]);
-    let augment = Some(Augment { flip: true, shift: 2 });
+    let augment = Some(Augment { flip: Flip::Alternating, shift: 2, fill: Fill::Reflect, cutout: 4 });
     let mut step = |step: u64| {
-        let draw = Draw { split: Split::Train, augment, seed: 0, epoch: step };
+        let draw = Draw::augmented(Split::Train, augment, 0, step);
         data.fill_batch(draw, &indices, &mut x, &mut y).unwrap();
         network.loss(&x, &y, StepKey { seed: 0, step }).unwrap();
         let (params, grads) = network.params_and_grads();

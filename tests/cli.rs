@@ -136,6 +136,7 @@ fn wrong_usage_is_one_line_and_code_2() {
         ("--schedule exp", &["schedule", "`exp`", "exp:FACTOR"]),
         ("--learning-rate 0", &["learning rate", "0"]),
         ("--quiet --shift 32", &["augmentation", "32 pixels", "less than 32"]),
+        ("--quiet --cutout 32", &["augmentation", "cutout of 32 pixels", "less than 32"]),
     ] {
         room.run(&format!("train --data-dir pics {args}")).fails(2, parts);
     }
@@ -150,7 +151,9 @@ fn wrong_usage_is_one_line_and_code_2() {
     assert!(!early.stderr.contains("downloading"), "{}", early.stderr);
     assert_eq!(fs::read(kept).unwrap(), b"of great value", "a failed start overwrites nothing");
     // What clap finds out is code 2 too, with its own text.
-    for args in ["train --batch-size many", "trian", "train --optimise", "predict", ""] {
+    for args in
+        ["train --batch-size many", "train --flip=often", "eval --views 3", "trian", "train --optimise", "predict", ""]
+    {
         let done = room.run(args);
         assert_eq!((done.code, done.stdout.as_str()), (Some(2), ""), "{args}: {}", done.stderr);
     }
@@ -375,6 +378,37 @@ fn the_seed_decides_and_the_threads_do_not() {
 }
 
 #[test]
+fn augmentation_is_spelled_in_several_ways() {
+    let room = Room::new();
+    let mut first = Vec::new();
+    for same in [
+        &["", "--flip=none", "--flip=false --shift 0 --cutout 0", "--shift-fill zeros"][..],
+        &["--flip", "--flip=true", "--flip=random"],
+        &["--flip=alternating"],
+        &["--shift 3"],
+        &["--shift 3 --shift-fill reflect"],
+        &["--cutout 9"],
+    ] {
+        let mut courses = same.iter().map(|args| course(&room.train(&format!("--epochs 2 {args}"))));
+        let one = courses.next().unwrap();
+        assert!(courses.all(|other| other == one), "{same:?}");
+        assert!(!first.contains(&one), "{same:?} is like something else");
+        first.push(one);
+    }
+    // Given again, it holds from there on.
+    room.train("--epochs 1 --flip");
+    let resumed = |more: &str| {
+        let args =
+            format!("train --data-dir pics --resume gemmnet.safetensors --epochs 2 --checkpoint 2.safetensors {more}");
+        course(&room.json(&args))
+    };
+    assert_eq!(resumed(""), resumed("--flip=random --shift 0"));
+    for more in ["--flip=none", "--cutout 9", "--shift 2", "--shift 2 --shift-fill reflect"] {
+        assert_ne!(resumed(""), resumed(more), "{more}");
+    }
+}
+
+#[test]
 fn options_override_the_preset() {
     let room = Room::new();
     let report = room.json(&format!("train --preset three-layer --data-dir pics --net {NET} --train-limit 30"));
@@ -424,6 +458,13 @@ fn eval_and_predict_use_the_saved_network() {
     }
     let table = room.run("eval --data-dir pics").succeeds().stdout;
     assert!(table.contains("checkers") && table.contains("accuracy: "), "{table}");
+
+    assert!(!table.contains("views"), "{table}");
+    for views in [1, 2, 6] {
+        assert_eq!(room.json(&format!("eval --data-dir pics --views {views}"))["views"], views);
+    }
+    let six = room.run("eval --data-dir pics --views 6").succeeds().stdout;
+    assert!(six.contains("(test-full, 6 views of each)"), "{six}");
 
     // The best class of every record is right as often as eval says.
     let predictions = room.json("predict pics/test_batch.bin")["predictions"].as_array().unwrap().clone();

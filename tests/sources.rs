@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use gemmnet::data::{Arrays, Augment, Dataset, Draw, Image, Normalization, Normalizer, Pixel, Sampler, Source, Split};
+use gemmnet::data::{
+    Arrays, Augment, Dataset, Draw, Fill, Flip, Image, Normalization, Normalizer, Pixel, Sampler, Source, Split, View,
+    Views,
+};
 use gemmnet::nn::init::Init;
 use gemmnet::nn::network::Network;
 use gemmnet::nn::notation::NetworkSpec;
@@ -45,7 +48,18 @@ fn assert_refused<T>(result: Result<T, Error>, parts: &[&str]) {
     assert!(!message.contains('\n'), "an error is one line: {message}");
 }
 
-/// Batches against the formula: normalised, mirrored, moved, with zeros around.
+/// The place of a line of `len` that shows at `at`, if one does.
+fn source(fill: Fill, at: isize, len: usize) -> Option<usize> {
+    let last = len as isize - 1;
+    match fill {
+        Fill::Zeros if at < 0 || at > last => None,
+        Fill::Reflect if at < 0 => Some((-at) as usize),
+        Fill::Reflect if at > last => Some((2 * last - at) as usize),
+        _ => Some(at as usize),
+    }
+}
+
+/// Batches against the formula: normalised, mirrored, moved, with zeros around or reflected, and a square of zeros.
 fn check_batches<P: Pixel, T: Element>(images: &Array4<P>, normalization: Normalization, augment: Option<Augment>) {
     let data = dataset(images, normalization);
     let (n, c, h, w) = images.dim();
@@ -54,20 +68,29 @@ fn check_batches<P: Pixel, T: Element>(images: &Array4<P>, normalization: Normal
     let indices = [n - 1, 0, 3, 3, 5];
     for epoch in 0..12 {
         let (mut x, mut y) = (vec![T::nan(); indices.len() * c * h * w], [9; 5]);
-        let draw = Draw { split: Split::Train, augment, seed: 7, epoch };
+        let draw = Draw::augmented(Split::Train, augment, 7, epoch);
         data.fill_batch(draw, &indices, &mut x, &mut y).unwrap();
         let x = Array4::from_shape_vec((indices.len(), c, h, w), x).unwrap();
         for (i, index) in indices.into_iter().enumerate() {
             assert_eq!(y[i], index % 7);
             let mut rng = stream(7, Purpose::Augment, epoch, index as u64);
-            let Augment { flip, shift } = augment.unwrap_or_default();
-            let mirrored = rng.random_bool(0.5) && flip;
+            let Augment { flip, shift, fill, cutout } = augment.unwrap_or_default();
+            let coin = rng.random_bool(0.5);
+            let first = stream(7, Purpose::Augment, 0, index as u64).random_bool(0.5);
+            let mirrored = match flip {
+                Flip::None => false,
+                Flip::Random => coin,
+                Flip::Alternating => first != (epoch % 2 == 1),
+            };
             let mut move_by = || rng.random_range(0..=2 * shift) as isize - shift as isize;
             let (down, right) = (move_by(), move_by());
+            let corner = [h, w].map(|len| rng.random_range(0..len) as isize - cutout as isize / 2);
+            let cut = |place, corner| (corner..corner + cutout as isize).contains(&(place as isize));
             for ((channel, to_row, to_column), &value) in x.slice(s![i, .., .., ..]).indexed_iter() {
-                let row = to_row.checked_add_signed(-down).filter(|&row| row < h);
-                let column = to_column.checked_add_signed(-right).filter(|&column| column < w);
-                let expected = row.zip(column).map_or(0.0, |(row, column)| {
+                let row = source(fill, to_row as isize - down, h);
+                let column = source(fill, to_column as isize - right, w);
+                let hole = cut(to_row, corner[0]) && cut(to_column, corner[1]);
+                let expected = row.zip(column).filter(|_| !hole).map_or(0.0, |(row, column)| {
                     let column = if mirrored { w - 1 - column } else { column };
                     let pixel: f32 = images[[index, channel, row, column]].into();
                     (pixel - mean[(channel * h + row) * w + column]) * scale[channel]
@@ -81,7 +104,8 @@ fn check_batches<P: Pixel, T: Element>(images: &Array4<P>, normalization: Normal
 
 #[test]
 fn batches_are_what_the_formula_says_at_any_size() {
-    let moved = |shift| Some(Augment { flip: true, shift });
+    let moved = |shift| Some(Augment { flip: Flip::Random, shift, ..Augment::NONE });
+    let reflected = |shift| Augment { flip: Flip::Alternating, shift, fill: Fill::Reflect, cutout: 0 };
     for (dim, shift) in [
         ([1, 28, 28], 3),
         ([3, 48, 40], 39), // as far as it can go: the shorter side is the width
@@ -94,7 +118,15 @@ fn batches_are_what_the_formula_says_at_any_size() {
         check_batches::<u8, f32>(&bytes(9, dim), Normalization::PerChannel, moved(shift));
         check_batches::<u8, f64>(&bytes(9, dim), Normalization::MeanImage, moved(shift));
         check_batches::<f32, f32>(&floats(9, dim), Normalization::PerChannel, moved(shift));
-        check_batches::<f32, f64>(&floats(9, dim), Normalization::MeanImage, Some(Augment { flip: false, shift }));
+        check_batches::<f32, f64>(&floats(9, dim), Normalization::MeanImage, Some(Augment { shift, ..Augment::NONE }));
+        check_batches::<u8, f32>(&bytes(9, dim), Normalization::MeanImage, Some(reflected(shift)));
+        check_batches::<f32, f64>(&floats(9, dim), Normalization::PerChannel, Some(reflected(shift)));
+        for cutout in [shift / 2, shift] {
+            let augment = Augment { cutout, ..reflected(shift) };
+            check_batches::<u8, f32>(&bytes(9, dim), Normalization::PerChannel, Some(augment));
+            let augment = Augment { fill: Fill::Zeros, ..augment };
+            check_batches::<u8, f32>(&bytes(9, dim), Normalization::MeanImage, Some(augment));
+        }
     }
 }
 
@@ -104,7 +136,7 @@ fn every_placement_comes_up_and_half_of_the_images_are_mirrored() {
     let data = dataset(&images, Normalization::MeanImage);
     let image = |augment, epoch| {
         let mut x = vec![f32::NAN; data.image_len()];
-        let draw = Draw { split: Split::Train, augment, seed: 1, epoch };
+        let draw = Draw::augmented(Split::Train, augment, 1, epoch);
         data.fill_batch(draw, &[4], &mut x, &mut [0]).unwrap();
         Array4::from_shape_vec((1, 2, 12, 9), x).unwrap()
     };
@@ -112,7 +144,7 @@ fn every_placement_comes_up_and_half_of_the_images_are_mirrored() {
     assert_eq!(image(Some(Augment::default()), 3), plain);
     let (mut placements, mut mirrored) = (BTreeSet::new(), 0);
     for epoch in 0..200 {
-        let seen = image(Some(Augment { flip: true, shift: 2 }), epoch);
+        let seen = image(Some(Augment { flip: Flip::Random, shift: 2, ..Augment::NONE }), epoch);
         // Which of the 50 possible pictures is it?
         let is = |flip: bool, down: isize, right: isize| {
             seen.indexed_iter().all(|((n, c, h, w), &value)| {
@@ -135,12 +167,42 @@ fn every_placement_comes_up_and_half_of_the_images_are_mirrored() {
 }
 
 #[test]
+fn alternating_mirrors_half_of_the_images_and_then_the_others() {
+    let images = bytes(200, [2, 3, 4]);
+    let data = dataset(&images, Normalization::MeanImage);
+    let all: Vec<usize> = (0..200).collect();
+    let batch = |draw| {
+        let mut x = vec![f32::NAN; 200 * data.image_len()];
+        data.fill_batch(draw, &all, &mut x, &mut [0; 200]).unwrap();
+        x
+    };
+    let [plain, other] = [View::PLAIN, View::MIRRORED].map(|view| batch(Draw::view(Split::Train, view)));
+    let mirrored = |epoch| -> Vec<bool> {
+        let augment = Augment { flip: Flip::Alternating, ..Augment::NONE };
+        let x = batch(Draw::augmented(Split::Train, Some(augment), 5, epoch));
+        let [x, plain, other] = [&x, &plain, &other].map(|x| x.chunks_exact(data.image_len()));
+        let which = x.zip(plain.zip(other)).map(|(x, (plain, other))| {
+            assert!((x == plain) != (x == other), "one of the two");
+            x == other
+        });
+        which.collect()
+    };
+    let first = mirrored(0);
+    let count = first.iter().filter(|&&mirrored| mirrored).count();
+    assert!((70..130).contains(&count), "{count} of 200 mirrored");
+    for epoch in 1..8 {
+        let expected: Vec<_> = first.iter().map(|&mirrored| mirrored != (epoch % 2 == 1)).collect();
+        assert_eq!(mirrored(epoch), expected, "epoch {epoch}");
+    }
+}
+
+#[test]
 fn augmentation_does_not_depend_on_batch_order_or_threads() {
     let data = dataset(&bytes(70, [3, 10, 14]), Normalization::MeanImage);
-    let augment = Some(Augment { flip: true, shift: 4 });
+    let augment = Some(Augment { flip: Flip::Random, shift: 4, fill: Fill::Reflect, cutout: 5 });
     let fill = |threads: usize, indices: &[usize], epoch: u64, seed: u64| {
         let (mut x, mut y) = (vec![0_f32; indices.len() * data.image_len()], vec![0; indices.len()]);
-        let draw = Draw { split: Split::Train, augment, seed, epoch };
+        let draw = Draw::augmented(Split::Train, augment, seed, epoch);
         with_threads(threads, || data.fill_batch(draw, indices, &mut x, &mut y)).unwrap().unwrap();
         x
     };
@@ -214,7 +276,7 @@ fn batches_that_do_not_fit_are_errors() {
     let data = dataset(&bytes(8, [1, 20, 30]), Normalization::MeanImage);
     let (mut x, mut y) = (vec![0_f32; 600], [0; 1]);
     let mut fill = |indices: &[usize], shift| {
-        let draw = Draw { augment: Some(Augment { flip: false, shift }), ..Draw::plain(Split::Train) };
+        let draw = Draw::augmented(Split::Train, Some(Augment { shift, ..Augment::NONE }), 0, 0);
         data.fill_batch(draw, indices, &mut x, &mut y)
     };
     fill(&[7], 19).unwrap();
@@ -222,6 +284,11 @@ fn batches_that_do_not_fit_are_errors() {
     assert_refused(fill(&[1, 2], 0), &["batch: x", "[600]", "[1200]"]);
     assert_refused(fill(&[1], 20), &["shift by 20 pixels", "30x20", "less than 20"]);
     assert_refused(data.fill_batch(Draw::plain(Split::Test), &[1], &mut [0_f32; 600], &mut []), &["batch: y"]);
+    let down = View { down: -20, ..View::PLAIN };
+    assert_refused(
+        data.fill_batch(Draw::view(Split::Test, down), &[1], &mut [0_f32; 600], &mut [0]),
+        &["view", "0x20"],
+    );
     let few = data.limit(Split::Validation, 3).unwrap();
     let draw = Draw::plain(Split::Validation);
     assert_refused(few.fill_batch(draw, &[3], &mut [0_f32; 600], &mut [0]), &["no image 3 among 3"]);
@@ -358,20 +425,21 @@ fn a_source_of_ones_own_is_lent_not_copied_and_checked_once() {
 }
 
 #[test]
-fn options_are_spelled_as_checkpoints_of_format_1_spell_them() {
+fn options_are_spelled_as_checkpoints_spell_them() {
     let json = |value: serde_json::Value, text: &str| assert_eq!(value.to_string(), text);
     json(
         serde_json::to_value([Sampler::ShuffledEpochs, Sampler::WithReplacement]).unwrap(),
         r#"["shuffled-epochs","with-replacement"]"#,
     );
-    json(serde_json::to_value(Some(Augment { flip: true, shift: 4 })).unwrap(), r#"{"flip":true,"shift":4}"#);
+    let augment = Augment { flip: Flip::Random, shift: 4, ..Augment::NONE };
+    json(serde_json::to_value(augment).unwrap(), r#"{"cutout":0,"fill":"zeros","flip":"random","shift":4}"#);
     json(
         serde_json::to_value([Normalization::MeanImage, Normalization::PerChannel]).unwrap(),
         r#"["mean-image","per-channel"]"#,
     );
     let sampler: Sampler = serde_json::from_str(r#""with-replacement""#).unwrap();
     let augment: Option<Augment> = serde_json::from_str(r#"{"flip":false,"shift":2}"#).unwrap();
-    assert_eq!((sampler, augment), (Sampler::WithReplacement, Some(Augment { flip: false, shift: 2 })));
+    assert_eq!((sampler, augment), (Sampler::WithReplacement, Some(Augment { shift: 2, ..Augment::NONE })));
 }
 
 /// `classes` classes: image `i` has a bright bar at its class's place on a noisy ground.
@@ -394,7 +462,7 @@ fn check_training<P: Pixel>(dim: [usize; 3], names: &[&str], wanted: f64, pixel:
 
     let spec = NetworkSpec::parse(&format!("conv8-bn-relu-pool2-affine{}", names.len())).unwrap();
     let network = |dim| Network::<f32>::new(&spec, dim, Init::He, 0).unwrap();
-    let augment = Some(Augment { flip: false, shift: 1 });
+    let augment = Some(Augment { shift: 1, ..Augment::NONE });
     let options = SolverOptions { epochs: 6.0, batch_size: 10, augment, verbose: false, ..SolverOptions::default() };
     let mut solver = Solver::new(network(dim), data.clone(), options.clone()).unwrap();
     let report = solver.train(|_| ControlFlow::Continue(())).unwrap();
@@ -406,7 +474,7 @@ fn check_training<P: Pixel>(dim: [usize; 3], names: &[&str], wanted: f64, pixel:
     let mut trained = load_network::<f32>(&path).unwrap();
     assert_eq!((trained.normalizer.dim(), &trained.class_names), (dim, &names));
     assert_eq!(&trained.normalizer, data.normalizer());
-    let mut predicted = |data: &Dataset| predict(&mut trained.network, data, Split::Test, 32);
+    let mut predicted = |data: &Dataset| predict(&mut trained.network, data, Split::Test, 32, Views::One);
     let right = predicted(&data)
         .unwrap()
         .iter()
@@ -422,7 +490,7 @@ fn check_training<P: Pixel>(dim: [usize; 3], names: &[&str], wanted: f64, pixel:
     let (ours, theirs) = (written(dim), written(turned));
     let other = dataset(&bytes(8, turned), Normalization::PerChannel);
     assert_refused(predicted(&other), &["network", &ours, &theirs, "give data"]);
-    assert_refused(accuracy(&mut network(turned), &data, Split::Test, 8), &["network", &ours, &theirs]);
+    assert_refused(accuracy(&mut network(turned), &data, Split::Test, 8, Views::One), &["network", &ours, &theirs]);
     assert_refused(Solver::new(network(turned), data.clone(), options), &["network", &ours, &theirs]);
     let checkpoint = Checkpoint::<f32>::load(&path).unwrap();
     assert_refused(Solver::resume(checkpoint, other), &["normaliser", &ours, &theirs]);
@@ -447,6 +515,14 @@ fn a_split_without_images_has_no_accuracy() {
     let data = Dataset::from_arrays(some, some, none, Normalization::MeanImage).unwrap();
     let spec = NetworkSpec::parse("conv2-relu-affine2").unwrap();
     let mut network = Network::<f32>::new(&spec, [1, 8, 8], Init::He, 0).unwrap();
-    assert_refused(accuracy(&mut network, &data, Split::Test, 4), &["test split", "0 images"]);
-    assert_refused(predict(&mut network, &data, Split::Test, 4), &["test split", "0 images"]);
+    assert_refused(accuracy(&mut network, &data, Split::Test, 4, Views::One), &["test split", "0 images"]);
+    assert_refused(predict(&mut network, &data, Split::Test, 4, Views::One), &["test split", "0 images"]);
+}
+
+#[test]
+fn six_views_need_two_pixels() {
+    let data = dataset(&bytes(8, [1, 1, 6]), Normalization::MeanImage);
+    let mut network = Network::<f32>::new(&"affine7".parse().unwrap(), [1, 1, 6], Init::He, 0).unwrap();
+    predict(&mut network, &data, Split::Test, 4, Views::Two).unwrap();
+    assert_refused(predict(&mut network, &data, Split::Test, 4, Views::Six), &["view", "6x1", "1x1 pixels"]);
 }

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use gemmnet::data::cifar10::{DIM, PIXELS, SIDE};
-use gemmnet::data::{Augment, Batches, Dataset, Draw, Normalization, Normalizer, Sampler, Split};
+use gemmnet::data::{Augment, Batches, Dataset, Draw, Flip, Normalization, Normalizer, Sampler, Split, Views};
 use gemmnet::nn::init::Init;
 use gemmnet::nn::network::{Network, StepKey};
 use gemmnet::nn::notation::NetworkSpec;
@@ -78,7 +78,7 @@ fn options() -> SolverOptions {
         epochs: 4.0,
         batch_size: 8,
         groups: classic("adam", rate(1e-3, "constant")),
-        augment: Some(Augment { flip: true, shift: 2 }),
+        augment: Some(Augment { flip: Flip::Random, shift: 2, ..Augment::NONE }),
         seed: 3,
         train_accuracy_samples: 10,
         verbose: false,
@@ -141,7 +141,7 @@ fn a_solver_does_what_its_parts_do() {
         options.sampler.order(batches, options.seed, epoch, &mut order);
         for indices in order.chunks_exact(8) {
             let step = losses.len();
-            let draw = Draw { split: Split::Train, augment: options.augment, seed: options.seed, epoch };
+            let draw = Draw::augmented(Split::Train, options.augment, options.seed, epoch);
             data.fill_batch(draw, indices, &mut x, &mut y).unwrap();
             let loss = by_hand.loss(&x, &y, StepKey { seed: options.seed, step: step as u64 }).unwrap();
             let (params, grads) = by_hand.params_and_grads();
@@ -170,12 +170,12 @@ fn a_solver_does_what_its_parts_do() {
             let what = format!("{ema:?}, epoch {epoch}");
             assert_eq!(
                 history.val_accuracy[epoch],
-                accuracy(&mut by_hand, &data, Split::Validation, 8).unwrap(),
+                accuracy(&mut by_hand, &data, Split::Validation, 8, Views::One).unwrap(),
                 "{what}"
             );
             assert_eq!(
                 history.train_accuracy[epoch],
-                accuracy(&mut by_hand, &data, Split::Train, 8).unwrap(),
+                accuracy(&mut by_hand, &data, Split::Train, 8, Views::One).unwrap(),
                 "{what}"
             );
         }
@@ -326,9 +326,9 @@ fn the_best_network_is_kept_with_its_statistics() {
     assert!(best >= 0.5 && report.best_epoch <= 12, "{report:?}");
     assert!(report.final_val_accuracy < best, "the rate ruins the network: {report:?}");
 
-    assert_eq!(accuracy(solver.network_mut(), &data, Split::Validation, 7).unwrap(), best);
+    assert_eq!(accuracy(solver.network_mut(), &data, Split::Validation, 7, Views::One).unwrap(), best);
     let mut trained: Trained<f32> = save_and_load(&solver).trained;
-    assert_eq!(accuracy(&mut trained.network, &data, Split::Validation, 20).unwrap(), best);
+    assert_eq!(accuracy(&mut trained.network, &data, Split::Validation, 20, Views::One).unwrap(), best);
     assert_eq!(trained.history, history);
     assert_eq!(trained.network.statistics().values(), solver.network_mut().statistics().values());
     assert_eq!(solver.into_network().params().values(), trained.network.params().values());
@@ -424,7 +424,7 @@ fn divergence_loses_nothing() {
     assert_eq!(history.val_accuracy.len(), 3);
     let (_, best) = history.best().unwrap();
     assert!(solver.network_mut().params().values().iter().all(|value| value.is_finite()));
-    assert_eq!(accuracy(solver.network_mut(), &data, Split::Validation, 8).unwrap(), best);
+    assert_eq!(accuracy(solver.network_mut(), &data, Split::Validation, 8, Views::One).unwrap(), best);
     assert_eq!(Checkpoint::<f32>::load(&path).unwrap().step(), 6, "the last checkpoint is from before");
 
     // From the first iteration on: the network is as it was.
@@ -611,7 +611,7 @@ fn options_that_make_no_sense_are_errors() {
         (|o| o.train_accuracy_samples = 0, "0 images"),
         (|o| o.print_every = 0, "0 iterations"),
         (|o| o.groups[0].rule = gemmnet::optim::UpdateRule::Momentum { momentum: 1.0 }, "momentum"),
-        (|o| o.augment = Some(Augment { flip: false, shift: 40 }), "40 pixels"),
+        (|o| o.augment = Some(Augment { shift: 40, ..Augment::NONE }), "40 pixels"),
     ];
     for (change, part) in cases {
         let mut options = options();
@@ -636,13 +636,13 @@ fn accuracy_counts_images_and_nan_as_wrong() {
     network.params_mut().get_mut("affine1.bias").unwrap()[[4]] = 1.0;
     // Every tenth image is of class 4; batches that do not divide the split lose none.
     for batch in [1, 3, 10, 100] {
-        assert_eq!(accuracy(&mut network, &data, Split::Test, batch).unwrap(), 0.1);
-        assert_eq!(predict(&mut network, &data, Split::Train, batch).unwrap(), [Some(4); IMAGES]);
+        assert_eq!(accuracy(&mut network, &data, Split::Test, batch, Views::One).unwrap(), 0.1);
+        assert_eq!(predict(&mut network, &data, Split::Train, batch, Views::One).unwrap(), [Some(4); IMAGES]);
     }
     network.params_mut().get_mut("affine1.bias").unwrap()[[7]] = f32::NAN;
-    assert_eq!(accuracy(&mut network, &data, Split::Test, 10).unwrap(), 0.0);
-    assert_eq!(predict(&mut network, &data, Split::Test, 4).unwrap(), [None; 10]);
-    assert!(accuracy(&mut network, &data, Split::Test, 0).unwrap_err().to_string().contains("batch of 0"));
+    assert_eq!(accuracy(&mut network, &data, Split::Test, 10, Views::One).unwrap(), 0.0);
+    assert_eq!(predict(&mut network, &data, Split::Test, 4, Views::One).unwrap(), [None; 10]);
+    assert!(accuracy(&mut network, &data, Split::Test, 0, Views::One).unwrap_err().to_string().contains("batch of 0"));
 }
 
 /// CS231n's check of a whole training loop: 100 images of CIFAR-10, 20 iterations. It reaches 0.83 there.

@@ -8,14 +8,16 @@ use serde_json::json;
 use super::data::{Folder, check_fits, small_test};
 use super::output::{Align, Output, Table, thousands};
 use super::{CHECKPOINT, Global, Stop};
-use crate::data::{Normalization, Split};
+use crate::data::{Normalization, Split, Views};
 use crate::element::Element;
 use crate::error::Error;
 use crate::train::{Trained, load_network, predict};
 
 /// Measure a saved network: accuracy and confusion matrix
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  gemmnet eval\n  gemmnet eval --checkpoint deep.safetensors --split validation")]
+#[command(
+    after_help = "Examples:\n  gemmnet eval\n  gemmnet eval --checkpoint deep.safetensors --split validation\n  gemmnet eval --views 6"
+)]
 pub(super) struct EvalArgs {
     /// File that `gemmnet train` saved; its best network is measured
     #[arg(long, value_name = "FILE", default_value = CHECKPOINT)]
@@ -26,6 +28,9 @@ pub(super) struct EvalArgs {
     /// Images that go through the network at once; takes memory, changes no result
     #[arg(long, value_name = "IMAGES", default_value_t = 500)]
     batch_size: usize,
+    /// Ways to show each image, over which its scores are averaged
+    #[arg(long, value_name = "N", default_value = "1")]
+    views: ViewsName,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -36,6 +41,29 @@ enum SplitName {
     Test,
     /// The whole test batch: what published accuracies refer to
     TestFull,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ViewsName {
+    /// As it is
+    #[value(name = "1")]
+    One,
+    /// Plain and mirrored
+    #[value(name = "2")]
+    Two,
+    /// These two, and both moved by a pixel to either side with half of the weight
+    #[value(name = "6")]
+    Six,
+}
+
+impl From<ViewsName> for Views {
+    fn from(name: ViewsName) -> Self {
+        match name {
+            ViewsName::One => Views::One,
+            ViewsName::Two => Views::Two,
+            ViewsName::Six => Views::Six,
+        }
+    }
 }
 
 pub(super) fn run(args: &EvalArgs, global: &Global, out: &Output) -> Result<(), Stop> {
@@ -73,7 +101,8 @@ fn eval<T: Element>(mut trained: Trained<T>, args: &EvalArgs, global: &Global, o
     }
 
     let classes = data.classes();
-    let predicted = predict(&mut trained.network, &data, split, args.batch_size)?;
+    let views = Views::from(args.views);
+    let predicted = predict(&mut trained.network, &data, split, args.batch_size, views)?;
     // Rows: what the images show; columns: what the network sees. Images without a class are in none of them.
     let mut confusion = vec![vec![0_usize; classes]; classes];
     for (index, class) in predicted.iter().enumerate() {
@@ -100,10 +129,13 @@ fn eval<T: Element>(mut trained: Trained<T>, args: &EvalArgs, global: &Global, o
     if unclassified > 0 {
         out.note(format_args!("note: for {unclassified} images the network gave no class of the data"));
     }
-    out.line(format_args!("accuracy: {accuracy:.4} of {} images ({split_name})", thousands(predicted.len())))?;
+    let views = views.weighted().len();
+    let each = if views == 1 { String::new() } else { format!(", {views} views of each") };
+    out.line(format_args!("accuracy: {accuracy:.4} of {} images ({split_name}{each})", thousands(predicted.len())))?;
     out.json(&json!({
         "accuracy": accuracy,
         "split": split_name,
+        "views": views,
         "images": predicted.len(),
         "unclassified": unclassified,
         "class_names": names,

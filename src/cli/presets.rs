@@ -1,6 +1,6 @@
 //! Level 7. Recipes by name.
 
-use crate::data::{Augment, Normalization, Sampler};
+use crate::data::{Augment, Fill, Flip, Normalization, Sampler};
 use crate::error::{Error, Result};
 
 /// A network and how to train it. What has a text form is text here, as on the command line.
@@ -39,7 +39,7 @@ impl Preset {
         let groups: String = self.groups.iter().map(|group| format!("--group {group} ")).collect();
         format!(
             "--net '{}' --init {} --epochs {} --batch-size {} {groups}--optimizer {} --learning-rate {} --schedule {} \
-             --warmup-epochs {} --l2 {} --sampler {sampler} --flip={} --shift {} --normalize {normalization}",
+             --warmup-epochs {} --l2 {} --sampler {sampler} {} --normalize {normalization}",
             self.net,
             self.init,
             self.epochs,
@@ -49,10 +49,24 @@ impl Preset {
             self.schedule,
             self.warmup_epochs,
             self.l2,
-            self.augment.flip,
-            self.augment.shift,
+            augmentation(self.augment),
         )
     }
+}
+
+/// The options of `train` for this augmentation.
+fn augmentation(augment: Augment) -> String {
+    let flip = match augment.flip {
+        Flip::None => "none",
+        Flip::Random => "random",
+        Flip::Alternating => "alternating",
+    };
+    let fill = match augment.fill {
+        Fill::Zeros => "",
+        Fill::Reflect => " --shift-fill reflect",
+    };
+    let cutout = if augment.cutout == 0 { String::new() } else { format!(" --cutout {}", augment.cutout) };
+    format!("--flip={flip} --shift {}{fill}{cutout}", augment.shift)
 }
 
 /// What `train` does if no preset is asked for.
@@ -126,7 +140,7 @@ pub(super) const PRESETS: [Preset; 8] = [
         warmup_epochs: 0.0,
         l2: 0.001,
         sampler: Sampler::ShuffledEpochs,
-        augment: Augment { flip: false, shift: 0 },
+        augment: Augment::NONE,
         normalization: Normalization::MeanImage,
     },
     Preset {
@@ -143,7 +157,7 @@ pub(super) const PRESETS: [Preset; 8] = [
         warmup_epochs: 0.0,
         l2: 0.0015,
         sampler: Sampler::ShuffledEpochs,
-        augment: Augment { flip: false, shift: 0 },
+        augment: Augment::NONE,
         normalization: Normalization::MeanImage,
     },
     Preset {
@@ -160,7 +174,7 @@ pub(super) const PRESETS: [Preset; 8] = [
         warmup_epochs: 0.0,
         l2: 0.0,
         sampler: Sampler::ShuffledEpochs,
-        augment: Augment { flip: true, shift: 2 },
+        augment: Augment { flip: Flip::Random, shift: 2, ..Augment::NONE },
         normalization: Normalization::PerChannel,
     },
     Preset {
@@ -179,7 +193,7 @@ pub(super) const PRESETS: [Preset; 8] = [
         warmup_epochs: 0.0,
         l2: 5e-4,
         sampler: Sampler::ShuffledEpochs,
-        augment: Augment { flip: true, shift: 4 },
+        augment: Augment { flip: Flip::Random, shift: 4, ..Augment::NONE },
         normalization: Normalization::PerChannel,
     },
 ];
@@ -208,6 +222,9 @@ mod tests {
             let schedule: Schedule = preset.schedule.parse().unwrap();
             LearningRate::new(preset.learning_rate, schedule, preset.warmup_epochs).unwrap();
         }
+        assert_eq!(augmentation(Augment::NONE), "--flip=none --shift 0");
+        let all = Augment { flip: Flip::Alternating, shift: 2, fill: Fill::Reflect, cutout: 8 };
+        assert_eq!(augmentation(all), "--flip=alternating --shift 2 --shift-fill reflect --cutout 8");
         assert_eq!(find(DEFAULT).unwrap().name, DEFAULT);
         assert!(find("four-layer").unwrap_err().to_string().contains("three-layer, three-layer-65, deep, resnet20"));
     }

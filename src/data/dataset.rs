@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::arrays::{Arrays, Labelled, bad_label};
-use super::augment::{Augment, Placement};
 use super::cifar10::Cifar10;
+use super::draw::Draw;
 use super::normalize::{Normalization, Normalizer};
 use super::source::{Image, Pixel, Source, Split, written};
 use crate::element::Element;
@@ -20,26 +20,6 @@ pub struct Dataset {
     normalizer: Normalizer,
     /// Images in use of the training, validation and test split: the first so many.
     lens: [usize; 3],
-}
-
-/// What a batch is drawn from, and how its images are changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Draw {
-    /// The split.
-    pub split: Split,
-    /// Random changes, if any.
-    pub augment: Option<Augment>,
-    /// Of the random changes.
-    pub seed: u64,
-    /// Of the random changes, which are others in every epoch.
-    pub epoch: u64,
-}
-
-impl Draw {
-    /// Images of `split` as they are.
-    pub fn plain(split: Split) -> Self {
-        Draw { split, augment: None, seed: 0, epoch: 0 }
-    }
 }
 
 impl Dataset {
@@ -152,19 +132,17 @@ impl Dataset {
 
     /// Writes the normalised images `indices` of a split to `x` `(N, C, H, W)` and their labels to `y` `(N)`.
     ///
-    /// Augmentation is drawn from (`seed`, `epoch`, index of the image): the same whatever the batch or the threads.
+    /// Random changes depend on (`seed`, `epoch`, index of the image): they are the same whatever the batch or the threads.
     /// Allocates nothing.
     ///
     /// # Errors
     /// [`Error::Shape`] if `x` or `y` do not fit `indices`; [`Error::Invalid`] if there is no such image, or if an image
-    /// can be shifted out of sight.
+    /// can be moved or cut out of sight.
     pub fn fill_batch<T: Element>(&self, draw: Draw, indices: &[usize], x: &mut [T], y: &mut [usize]) -> Result<()> {
-        let Draw { split, augment, seed, epoch } = draw;
+        let Draw { split, change } = draw;
         check_shape("batch", "x", &[x.len()], &[indices.len() * self.image_len()])?;
         check_shape("batch", "y", &[y.len()], &[indices.len()])?;
-        if let Some(augment) = augment {
-            augment.check(self.dim())?;
-        }
+        change.check(self.dim())?;
         for (label, &index) in y.iter_mut().zip(indices) {
             if index >= self.len(split) {
                 let problem = format!("there is no image {index} among {}", self.len(split));
@@ -173,8 +151,8 @@ impl Dataset {
             *label = self.image(split, index).1;
         }
         parallel::for_each_chunk_mut(x, self.image_len(), |i, out| {
-            let placement = augment.map_or(Placement::CENTRED, |augment| augment.draw(seed, epoch, indices[i]));
-            self.normalizer.write(self.image(split, indices[i]).0, placement, out);
+            let placement = change.placement(self.dim(), indices[i]);
+            self.normalizer.write(self.image(split, indices[i]).0, &placement, out);
         });
         Ok(())
     }

@@ -5,15 +5,15 @@
 //! batches:
 //!
 //! ```no_run
-//! use gemmnet::data::{Augment, Batches, Dataset, Draw, Normalization, Sampler, Split};
+//! use gemmnet::data::{Augment, Batches, Dataset, Draw, Flip, Normalization, Sampler, Split};
 //!
 //! let data = Dataset::open("data".as_ref(), Normalization::MeanImage)?;
 //! let batches = Batches::new(data.len(Split::Train), 50)?;
-//! let augment = Some(Augment { flip: true, shift: 4 });
+//! let augment = Some(Augment { flip: Flip::Random, shift: 4, ..Augment::NONE });
 //! let (mut x, mut y, mut order) = (vec![0_f32; batches.size * data.image_len()], vec![0; batches.size], Vec::new());
 //! for epoch in 0..10 {
 //!     Sampler::ShuffledEpochs.order(batches, 0, epoch, &mut order);
-//!     let draw = Draw { split: Split::Train, augment, seed: 0, epoch };
+//!     let draw = Draw::augmented(Split::Train, augment, 0, epoch);
 //!     for indices in order.chunks_exact(batches.size) {
 //!         data.fill_batch(draw, indices, &mut x, &mut y)?;
 //!     }
@@ -25,6 +25,7 @@ mod arrays;
 mod augment;
 pub mod cifar10;
 mod dataset;
+mod draw;
 #[cfg(feature = "cli")]
 pub mod fetch;
 mod map;
@@ -34,12 +35,15 @@ pub mod pictures;
 #[cfg(feature = "cli")]
 pub mod places;
 mod source;
+mod view;
 
 pub use arrays::{Arrays, Labelled};
-pub use augment::Augment;
+pub use augment::{Augment, Fill, Flip};
 pub use cifar10::Cifar10;
-pub use dataset::{Dataset, Draw};
+pub use dataset::Dataset;
+pub use draw::{Change, Draw};
 pub use normalize::{Normalization, Normalizer};
 pub use order::{Batches, Sampler};
 pub(crate) use source::written;
 pub use source::{Image, Pixel, Source, Split};
+pub use view::{View, Views};

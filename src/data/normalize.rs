@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::augment::Placement;
+use super::augment::{Fill, Placement};
 use super::source::{Image, Pixel, Source, Split};
+use super::view::View;
 use crate::element::Element;
 use crate::error::{Error, Result, check_shape};
 use crate::parallel::{self, piece_range};
@@ -74,7 +75,7 @@ impl Normalizer {
     pub fn apply<T: Element>(&self, image: Image<'_>, out: &mut [T]) -> Result<()> {
         check_shape("normaliser", "image", &[image.len()], &[self.mean.len()])?;
         check_shape("normaliser", "out", &[out.len()], &[self.mean.len()])?;
-        self.write(image, Placement::CENTRED, out);
+        self.write(image, &View::PLAIN.into(), out);
         Ok(())
     }
 
@@ -98,8 +99,8 @@ impl Normalizer {
         Normalizer::new(source.dim(), mean, scale)
     }
 
-    /// Normalises an image and puts it where `placement` says, with zeros around it.
-    pub(super) fn write<T: Element>(&self, image: Image<'_>, placement: Placement, out: &mut [T]) {
+    /// Normalises an image and puts it where `placement` says.
+    pub(super) fn write<T: Element>(&self, image: Image<'_>, placement: &Placement, out: &mut [T]) {
         match image {
             Image::Bytes(pixels) => vectorized!(self.place(pixels, placement, out)),
             Image::Floats(pixels) => vectorized!(self.place(pixels, placement, out)),
@@ -107,33 +108,52 @@ impl Normalizer {
     }
 
     #[inline(always)]
-    fn place<P: Pixel, T: Element>(&self, pixels: &[P], placement: Placement, out: &mut [T]) {
+    fn place<P: Pixel, T: Element>(&self, pixels: &[P], placement: &Placement, out: &mut [T]) {
         let [_, height, width] = self.dim;
-        let Placement { mirrored, down, right } = placement;
-        // Columns of the output that show some of the image; then the first column of the image that they show.
-        let seen = right.max(0) as usize..width - (-right).max(0) as usize;
-        let first = (if mirrored { right } else { -right }).max(0) as usize;
+        let Placement { view, fill, rows, columns } = placement;
         for (channel, (plane, &scale)) in out.chunks_exact_mut(height * width).zip(&self.scale).enumerate() {
             for (y, row) in plane.chunks_exact_mut(width).enumerate() {
-                let Some(from) = y.checked_add_signed(-down).filter(|&from| from < height) else {
+                let Some(from) = fill.source(y as isize - view.down, height) else {
                     row.fill(T::zero());
                     continue;
                 };
-                row[..seen.start].fill(T::zero());
-                row[seen.end..].fill(T::zero());
-                let start = (channel * height + from) * width + first;
-                let (pixels, mean) = (&pixels[start..][..seen.len()], &self.mean[start..][..seen.len()]);
-                let row = &mut row[seen.clone()];
-                for ((value, &pixel), &mean) in row.iter_mut().zip(pixels).zip(mean) {
-                    let pixel: f32 = pixel.into();
-                    *value = T::of(f64::from((pixel - mean) * scale));
-                }
-                if mirrored {
-                    row.reverse();
+                let start = (channel * height + from) * width;
+                place_row(&pixels[start..][..width], &self.mean[start..][..width], scale, *view, *fill, row);
+                if rows.contains(&y) {
+                    row[columns.clone()].fill(T::zero());
                 }
             }
         }
     }
+}
+
+/// One row of [`Normalizer::place`], from the row of the image that it shows.
+#[inline(always)]
+fn place_row<P: Pixel, T: Element>(pixels: &[P], mean: &[f32], scale: f32, view: View, fill: Fill, row: &mut [T]) {
+    let View { mirrored, right, .. } = view;
+    let width = row.len();
+    // Columns of the output that show the image itself; then the first column of the image that they show.
+    let seen = right.max(0) as usize..width - (-right).max(0) as usize;
+    let first = (if mirrored { right } else { -right }).max(0) as usize;
+    let shown = &mut row[seen.clone()];
+    for ((value, &pixel), &mean) in shown.iter_mut().zip(&pixels[first..]).zip(&mean[first..]) {
+        *value = normal(pixel, mean, scale);
+    }
+    if mirrored {
+        shown.reverse();
+    }
+    for x in (0..seen.start).chain(seen.end..width) {
+        row[x] = fill.source(x as isize - right, width).map_or(T::zero(), |column| {
+            let column = if mirrored { width - 1 - column } else { column };
+            normal(pixels[column], mean[column], scale)
+        });
+    }
+}
+
+#[inline(always)]
+fn normal<P: Pixel, T: Element>(pixel: P, mean: f32, scale: f32) -> T {
+    let pixel: f32 = pixel.into();
+    T::of(f64::from((pixel - mean) * scale))
 }
 
 /// The mean of every pixel of the training split.

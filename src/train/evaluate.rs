@@ -1,6 +1,6 @@
 //! Level 6. What a network makes of images, and how often it is right.
 
-use crate::data::{Dataset, Draw, Split, written};
+use crate::data::{Dataset, Draw, Split, Views, written};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::nn::network::Network;
@@ -14,21 +14,23 @@ pub fn argmax<T: Element>(scores: &[T]) -> Option<usize> {
     (0..scores.len()).reduce(|best, class| if scores[class] > scores[best] { class } else { best })
 }
 
-/// What `network` takes every image of a split for, in the split's order: [`argmax`] of its scores, `batch` images at a
-/// time.
+/// What `network` takes every image of a split for, in the split's order: [`argmax`] of its scores, averaged over `views`,
+/// `batch` images at a time.
 ///
 /// # Errors
-/// [`Error::Invalid`] if the network is for images of another size, for a split without images and for a batch of 0.
+/// [`Error::Invalid`] if the network is for images of another size, for a split without images, for a batch of 0, and for
+/// [six views](Views::Six) of images with a side of 1 pixel.
 pub fn predict<T: Element>(
     network: &mut Network<T>,
     data: &Dataset,
     split: Split,
     batch: usize,
+    views: Views,
 ) -> Result<Vec<Option<usize>>> {
     let all = all_of(data, split)?;
     let mut classes = Vec::with_capacity(all.len());
     Batch::new(network, data, batch.min(all.len()))?
-        .classify(network, data, split, &all, |class, _| classes.push(class))?;
+        .classify(network, data, split, views, &all, |class, _| classes.push(class))?;
     Ok(classes)
 }
 
@@ -37,9 +39,15 @@ pub fn predict<T: Element>(
 ///
 /// # Errors
 /// As [`predict`].
-pub fn accuracy<T: Element>(network: &mut Network<T>, data: &Dataset, split: Split, batch: usize) -> Result<f64> {
+pub fn accuracy<T: Element>(
+    network: &mut Network<T>,
+    data: &Dataset,
+    split: Split,
+    batch: usize,
+    views: Views,
+) -> Result<f64> {
     let all = all_of(data, split)?;
-    Batch::new(network, data, batch.min(all.len()))?.accuracy(network, data, split, &all)
+    Batch::new(network, data, batch.min(all.len()))?.accuracy(network, data, split, views, &all)
 }
 
 /// The indices of a split, of which there is one at least.
@@ -50,15 +58,17 @@ fn all_of(data: &Dataset, split: Split) -> Result<Vec<usize>> {
     }
 }
 
-/// Memory for one batch: images, labels, scores.
+/// Memory for one batch: images, labels, scores and their averages.
 #[derive(Debug)]
 pub(super) struct Batch<T: Element> {
     /// `(size, C, H, W)`
     pub(super) x: Buffer<T>,
     /// `(size)`
     pub(super) y: Vec<usize>,
-    /// `(size, classes)`
+    /// `(size, classes)`, of one view
     scores: Vec<T>,
+    /// `(size, classes)`, of all views
+    averages: Vec<T>,
 }
 
 impl<T: Element> Batch<T> {
@@ -73,8 +83,8 @@ impl<T: Element> Batch<T> {
         if size == 0 {
             return Err(Error::invalid("batch size", "a batch of 0 images is none", "give 1 or more"));
         }
-        let scores = vec![T::zero(); size * network.classes()];
-        Ok(Batch { x: Buffer::zeroed(size * data.image_len()), y: vec![0; size], scores })
+        let [scores, averages] = [(); 2].map(|()| vec![T::zero(); size * network.classes()]);
+        Ok(Batch { x: Buffer::zeroed(size * data.image_len()), y: vec![0; size], scores, averages })
     }
 
     /// The share of the images `samples` of a split that are classified correctly.
@@ -83,10 +93,12 @@ impl<T: Element> Batch<T> {
         network: &mut Network<T>,
         data: &Dataset,
         split: Split,
+        views: Views,
         samples: &[usize],
     ) -> Result<f64> {
         let mut correct = 0_usize;
-        self.classify(network, data, split, samples, |class, label| correct += usize::from(class == Some(label)))?;
+        let count = |class, label| correct += usize::from(class == Some(label));
+        self.classify(network, data, split, views, samples, count)?;
         Ok(correct as f64 / samples.len() as f64)
     }
 
@@ -96,17 +108,23 @@ impl<T: Element> Batch<T> {
         network: &mut Network<T>,
         data: &Dataset,
         split: Split,
+        views: Views,
         samples: &[usize],
         mut each: impl FnMut(Option<usize>, usize),
     ) -> Result<()> {
         let classes = network.classes();
         for indices in samples.chunks(self.y.len()) {
             let n = indices.len();
-            let (x, y, scores) =
-                (&mut self.x[..n * data.image_len()], &mut self.y[..n], &mut self.scores[..n * classes]);
-            data.fill_batch(Draw::plain(split), indices, x, y)?;
-            network.scores(x, scores)?;
-            for (row, &label) in scores.chunks_exact(classes).zip(&*y) {
+            let (x, y) = (&mut self.x[..n * data.image_len()], &mut self.y[..n]);
+            let (scores, averages) = (&mut self.scores[..n * classes], &mut self.averages[..n * classes]);
+            averages.fill(T::zero());
+            for &(view, weight) in views.weighted() {
+                data.fill_batch(Draw::view(split, view), indices, x, y)?;
+                network.scores(x, scores)?;
+                let weight = T::of(weight);
+                averages.iter_mut().zip(&*scores).for_each(|(average, &score)| *average += weight * score);
+            }
+            for (row, &label) in averages.chunks_exact(classes).zip(&*y) {
                 each(argmax(row), label);
             }
         }

@@ -11,7 +11,7 @@ use super::checkpoint::{Checkpoint, Trained};
 use super::evaluate::Batch;
 use super::history::{Event, History, Log, Report};
 use super::options::SolverOptions;
-use crate::data::{Batches, Dataset, Draw, Split};
+use crate::data::{Batches, Dataset, Draw, Split, Views};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::nn::network::{Network, StepKey};
@@ -266,7 +266,7 @@ impl<T: Element> Solver<T> {
         }
         let indices = &order[index * batches.size..][..batches.size];
         let Batch { x, y, .. } = &mut self.batch;
-        let draw = Draw { split: Split::Train, augment: options.augment, seed: options.seed, epoch: epoch as u64 };
+        let draw = Draw::augmented(Split::Train, options.augment, options.seed, epoch as u64);
         let bytes = x.len() * (size_of::<u8>() + size_of::<T>());
         let drawing = profile::scope(Phase::Data, || Work { op: "batch", flops: 0, bytes });
         self.data.fill_batch(draw, indices, x, y)?;
@@ -341,7 +341,8 @@ impl<T: Element> Solver<T> {
             (0..options.train_accuracy_samples).map(|_| rng.random_range(0..len)).collect()
         };
         let all: Vec<_> = (0..self.data.len(Split::Validation)).collect();
-        let mut accuracy = |split, samples: &[usize]| self.batch.accuracy(network, &self.data, split, samples);
+        let mut accuracy =
+            |split, samples: &[usize]| self.batch.accuracy(network, &self.data, split, Views::One, samples);
         Ok([accuracy(Split::Train, &samples)?, accuracy(Split::Validation, &all)?])
     }
 }

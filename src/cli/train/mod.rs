@@ -86,12 +86,18 @@ pub(super) struct TrainArgs {
     /// How the images of an epoch are drawn [default: the preset's]
     #[arg(long, value_name = "HOW")]
     sampler: Option<SamplerName>,
-    /// Mirror training images at random, half of them in each epoch [default: the preset's]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    flip: Option<bool>,
+    /// Mirror training images, half of them in each epoch; alone it means random [default: the preset's]
+    #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "random")]
+    flip: Option<FlipName>,
     /// Shift training images at random by up to this many pixels in each direction [default: the preset's]
     #[arg(long, value_name = "PIXELS")]
     shift: Option<usize>,
+    /// What shows where an image was shifted away [default: the preset's]
+    #[arg(long, value_name = "WHAT")]
+    shift_fill: Option<FillName>,
+    /// Blank a square of this side at a random place of every training image; 0 for none [default: the preset's]
+    #[arg(long, value_name = "PIXELS")]
+    cutout: Option<usize>,
     /// What is subtracted from the pixels, and whether they are scaled [default: the preset's]
     #[arg(long, value_name = "HOW")]
     normalize: Option<NormalizationName>,
@@ -129,6 +135,26 @@ enum SamplerName {
     Shuffle,
     /// Every batch independently, with replacement, as CS231n does
     Replacement,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FlipName {
+    /// None of them
+    #[value(alias = "false")]
+    None,
+    /// Others in every epoch
+    #[value(alias = "true")]
+    Random,
+    /// Each in every second epoch: half of them in the first, the other half in the next
+    Alternating,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FillName {
+    /// Zeros, which the mean has become
+    Zeros,
+    /// The image again, mirrored at its border
+    Reflect,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -9,7 +9,7 @@ use super::start::Ready;
 use crate::cli::Stop;
 use crate::cli::data::small_test;
 use crate::cli::output::{Align, Output, Table, thousands};
-use crate::data::Split;
+use crate::data::{Split, Views};
 use crate::element::Element;
 use crate::profile::Row;
 use crate::train::{Report, accuracy};
@@ -55,7 +55,7 @@ pub(super) fn conclude<T: Element>(
     let Ready { solver, folder, data_kind } = ready;
     let (options, data) = (solver.checkpoint().options.clone(), solver.data().clone());
     let small = small_test(&data)?;
-    let mut measure = |data| accuracy(solver.network_mut(), data, Split::Test, options.batch_size);
+    let mut measure = |data| accuracy(solver.network_mut(), data, Split::Test, options.batch_size, Views::One);
     let (test, test_full) = (measure(&small)?, measure(&data)?);
     out.line(format_args!(
         "validation accuracy: {:.4}, the best, after epoch {}; {:.4} in the end ({} images)",

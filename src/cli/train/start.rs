@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use super::{NormalizationName, SamplerName, TrainArgs};
+use super::{FillName, FlipName, NormalizationName, SamplerName, TrainArgs};
 use crate::cli::data::{Folder, check_fits};
 use crate::cli::output::Output;
 use crate::cli::presets::Preset;
 use crate::cli::{Global, Stop};
 use crate::data::cifar10::DIM;
-use crate::data::{Augment, Batches, Normalization, Sampler, Split};
+use crate::data::{Augment, Batches, Fill, Flip, Normalization, Sampler, Split};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::nn::init::Init;
@@ -154,6 +154,20 @@ fn regroup(group: &mut Group, args: &TrainArgs, first: f64) -> Result<()> {
 }
 
 fn augment(args: &TrainArgs, base: Augment) -> Option<Augment> {
-    let augment = Augment { flip: args.flip.unwrap_or(base.flip), shift: args.shift.unwrap_or(base.shift) };
+    let augment = Augment {
+        flip: match args.flip {
+            None => base.flip,
+            Some(FlipName::None) => Flip::None,
+            Some(FlipName::Random) => Flip::Random,
+            Some(FlipName::Alternating) => Flip::Alternating,
+        },
+        shift: args.shift.unwrap_or(base.shift),
+        fill: match args.shift_fill {
+            None => base.fill,
+            Some(FillName::Zeros) => Fill::Zeros,
+            Some(FillName::Reflect) => Fill::Reflect,
+        },
+        cutout: args.cutout.unwrap_or(base.cutout),
+    };
     (augment != Augment::default()).then_some(augment)
 }

@@ -101,7 +101,7 @@ const RECORD: Preset = Preset {
     warmup_epochs: 0.0,
     l2: 0.0,
     sampler: Sampler::ShuffledEpochs,
-    augment: Augment { flip: true, shift: 2 },
+    augment: Augment { flip: Flip::Alternating, shift: 2, fill: Fill::Reflect, cutout: 0 },
     normalization: Normalization::PerChannel,
 };
 

@@ -120,25 +120,25 @@ fn join(fused: &mut Fused, op: &Op, size: [usize; 3]) -> bool {
 }
 
 /// A block with one more layer, if the order within blocks allows it.
-fn append(mut parts: BlockParts, layer: &LayerSpec, [c, h, w]: [usize; 3]) -> Option<BlockParts> {
+fn append(mut parts: BlockParts, layer: &LayerSpec, size: [usize; 3]) -> Option<BlockParts> {
     let BlockParts { core, norm, activation, pool, dropout, .. } = parts;
     let after_norm = activation.is_none() && pool.is_none() && dropout.is_none();
     match layer {
         // the batch's mean takes a bias with it
-        LayerSpec::BatchNorm { .. } if norm.is_none() && activation.is_none() && dropout.is_none() => {
-            if !after_norm {
-                match (core, pool) {
-                    (Some(Core::Conv { .. }), Some(Pool::Max(pool))) if tiles(&pool, [c, h, w]) => {
-                        (parts.early_pool, parts.pool) = (Some(pool), None);
-                    }
-                    _ => return None,
-                }
-            } else if !matches!(core, Some(Core::Whiten { .. })) {
+        LayerSpec::BatchNorm { norm: constants, fixed_scale }
+            if norm.is_none() && activation.is_none() && dropout.is_none() =>
+        {
+            match (core, pool) {
+                // its bias is part of the layer
+                (Some(Core::Whiten { .. }), None) => {}
                 // the batch's mean takes a bias with it
-                parts.bias = false;
+                (_, None) => parts.bias = false,
+                (Some(Core::Conv { .. }), Some(Pool::Max(pool))) if tiles(&pool, size) => {
+                    (parts.early_pool, parts.pool) = (Some(pool), None);
+                }
+                _ => return None,
             }
-            let BlockParts { norm, fixed_scale, .. } = single(layer);
-            (parts.norm, parts.fixed_scale) = (norm, fixed_scale);
+            (parts.norm, parts.fixed_scale) = (Some(*constants), *fixed_scale);
         }
         LayerSpec::Activation(_) if after_norm => parts.activation = single(layer).activation,
         LayerSpec::MaxPool(_) | LayerSpec::AvgPool(_) | LayerSpec::GlobalAvgPool

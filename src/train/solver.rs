@@ -176,7 +176,7 @@ impl<T: Element> Solver<T> {
     /// # Errors
     /// As there, and [`Error::Invalid`] for an epoch that is not above 0.
     pub fn train_to(&mut self, epoch: f64, mut observer: impl FnMut(&Event) -> ControlFlow<()>) -> Result<Report> {
-        if !(epoch > 0.0) {
+        if epoch.is_nan() || epoch <= 0.0 {
             let problem = format!("training up to epoch {epoch} does nothing");
             return Err(Error::invalid("epochs", problem, "give more than 0"));
         }

@@ -45,6 +45,7 @@
 //! | `e0.001` | bn | what is added to the variance | 0.00001 |
 //! | `aim2col`, `awinograd`, `adepthwise` | conv | [algorithm](Algorithm) | chosen by the sizes |
 
+mod names;
 mod parser;
 
 use std::fmt;
@@ -308,5 +309,7 @@ const SUM: &str = "sum";
 const ALGORITHMS: [(&str, Algorithm); 3] =
     [("im2col", Algorithm::Im2col), ("winograd", Algorithm::Winograd), ("depthwise", Algorithm::Depthwise)];
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::{ALGORITHMS, LayerSpec, LossSpec, NetworkSpec, Reduction, SUM};
+use super::{ALGORITHMS, LayerSpec, LossSpec, NetworkSpec, Reduction, SUM, names};
 use crate::error::{Error, Result};
 use crate::nn::layers;
 use crate::ops::activation::Activation;
@@ -19,25 +19,6 @@ const MAX_LAYERS: usize = 10_000;
 const MAX_DEPTH: usize = 64;
 /// The largest size; keeps what is computed from sizes far from the machine's limits.
 pub(super) const MAX_SIZE: usize = 1_000_000;
-
-/// Every name but those of the activations, to suggest the nearest one.
-pub(super) const NAMES: [&str; 15] = [
-    "conv",
-    "whiten",
-    "pool",
-    "maxpool",
-    "avgpool",
-    "gap",
-    "affine",
-    "fc",
-    "linear",
-    "bn",
-    "batchnorm",
-    "dropout",
-    "res",
-    "softmax",
-    "svm",
-];
 
 /// What stands between two `-`.
 enum Item {
@@ -441,15 +422,9 @@ impl Parser<'_> {
     /// The error for a layer that does not exist, with the nearest one that does.
     fn unknown(&mut self, start: usize, name: &str) -> Error {
         let rest = self.take(|c| !ends_layer(c));
-        let names = || {
-            let others = layers::BUILT_IN.iter().map(|layer| layer.name);
-            NAMES.into_iter().chain(Activation::NAMES.map(|(name, _)| name)).chain(others)
-        };
-        let nearest = names().min_by_key(|known| edits(name, known)).expect("there are names");
-        let fix = if edits(name, nearest) <= nearest.len() / 2 {
-            format!("did you mean `{nearest}{rest}`?")
-        } else {
-            format!("choose from {}", names().collect::<Vec<_>>().join(", "))
+        let fix = match names::nearest(name) {
+            Some(nearest) => format!("did you mean `{nearest}{rest}`?"),
+            None => format!("choose from {}", names::all().collect::<Vec<_>>().join(", ")),
         };
         self.fault(start, format!("there is no layer `{name}`"), fix)
     }
@@ -463,19 +438,4 @@ fn ends_layer(c: char) -> bool {
 /// What to do about `c` behind a layer.
 fn joining(c: char) -> &'static str {
     if TIMES.contains(c) { "only groups are repeated: [...]x2" } else { "join layers with `-`" }
-}
-
-/// Levenshtein distance: the fewest letters to insert, delete or replace to make `b` of `a`.
-fn edits(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.bytes().enumerate() {
-            let replaced = diagonal + usize::from(from != to);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }

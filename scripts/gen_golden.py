@@ -692,12 +692,13 @@ def augment():
     """An image of bytes mirrored or not, then moved by -2 to 2 pixels down and right, row by row of these places, with
     reflection; and what a linear scorer makes of the recipe's six views of some (Jordan 2024), and of fewer."""
     inputs = Inputs("augment shifts")
-    x = inputs.labels((1, 2, 5, 4), 256).double()
+    # A width of 4 would make some of them equal: mirrored by its border it looks like the mirrored image.
+    x = inputs.labels((1, 2, 5, 6), 256).double()
 
     def crops(image):
         padded = F.pad(image, (2,) * 4, "reflect")[0]
         moves = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
-        return torch.stack([padded[:, 2 - down : 7 - down, 2 - right : 6 - right] for down, right in moves])
+        return torch.stack([padded[:, 2 - down : 7 - down, 2 - right : 8 - right] for down, right in moves])
 
     shifts = case("shifts by up to 2", {}, x=x, plain=crops(x), mirrored=crops(x.flip(-1)))
 

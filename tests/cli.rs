@@ -458,7 +458,6 @@ fn eval_and_predict_use_the_saved_network() {
     }
     let table = room.run("eval --data-dir pics").succeeds().stdout;
     assert!(table.contains("checkers") && table.contains("accuracy: "), "{table}");
-
     assert!(!table.contains("views"), "{table}");
     for views in [1, 2, 6] {
         assert_eq!(room.json(&format!("eval --data-dir pics --views {views}"))["views"], views);

@@ -675,7 +675,7 @@ def muon():
             w = w * (len(w) ** 0.5 / w.norm())
             tall = x.shape[0] > x.shape[1]
             x = x.T if tall else x
-            x = x / (x.norm() + 1e-7)
+            x = x / x.norm().clamp(min=1e-7)  # as torch.optim.Muon; the recipe adds 1e-7
             for _ in range(3):
                 s = x @ x.T
                 x = 3.4445 * x + (-4.7750 * s + 2.0315 * s @ s) @ x

@@ -70,7 +70,7 @@ impl<T: Element> Network<T> {
     }
 }
 
-/// `mean(p p^T)` over all patches, `(d, d)` with the upper triangle filled; the order of its sums depends on the number of
+/// `mean(p p^T)` over all patches, `(d, d)`; the order of its sums depends on the number of
 /// images alone.
 fn covariance<T: Element>(x: &[T], [channels, height, width]: [usize; 3], size: usize) -> Vec<f64> {
     let (image, d) = (channels * height * width, channels * size * size);
@@ -101,7 +101,8 @@ fn covariance<T: Element>(x: &[T], [channels, height, width]: [usize; 3], size: 
         total.iter_mut().zip(piece).for_each(|(total, piece)| *total += piece);
     }
     let patches = (images * rows * cols) as f64;
-    total.iter().map(|sum| sum / patches).collect()
+    // It is symmetric, and only one side was summed.
+    (0..d * d).map(|i| total[(i / d).min(i % d) * d + (i / d).max(i % d)] / patches).collect()
 }
 
 /// The filters that whiten patches of this covariance, `(d, d)`, by rising eigenvalue.

@@ -539,10 +539,10 @@ fn damaged_checkpoints_are_described() {
         ("of another program", serialize([("weight", view)], None).unwrap(), &["no checkpoint of gemmnet"]),
         (
             "of the future",
-            replaced("\"format\":2", "\"format\":7"),
-            &["format 7", "reads formats 1 to 2", "version of gemmnet"],
+            replaced("\"format\":3", "\"format\":7"),
+            &["format 7", "reads formats 1 to 3", "version of gemmnet"],
         ),
-        ("before the first", replaced("\"format\":2", "\"format\":0"), &["format 0", "reads formats 1 to 2"]),
+        ("before the first", replaced("\"format\":3", "\"format\":0"), &["format 0", "reads formats 1 to 3"]),
         ("bad metadata", replaced("\"samples\"", "\"examples\""), &["metadata", "samples"]),
         ("a network alone", replaced("\"options\"", "\"choices\""), &["without its training"]),
         ("no batches", replaced("\"batch_size\":8", "\"batch_size\":0"), &["impossible batches"]),

@@ -1,4 +1,4 @@
-//! Level 5. The pass over memory: every parameter with its gradient and what its rule remembers, once.
+//! Level 4. The pass over memory: every parameter with its gradient and what its rule remembers, once.
 
 use std::ops::Range;
 

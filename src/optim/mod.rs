@@ -1,4 +1,4 @@
-//! Level 5. Optimizers and learning-rate schedules, by group of parameters.
+//! Level 4. Optimizers and learning-rate schedules, by group of parameters.
 //!
 //! A [`Group`] selects parameters by kind or name and has a rule, a rate, a decay; or it freezes them. [`Optimizer::step`]
 //! is one pass over memory whatever the groups. A step of Adam moves 28 bytes per `f32` parameter (reads w, g, m, v,

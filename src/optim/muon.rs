@@ -1,4 +1,4 @@
-//! Level 5. Muon's matrix step: momentum made orthogonal by Newton and Schulz' iteration, in products.
+//! Level 4. Muon's matrix step: momentum made orthogonal by Newton and Schulz' iteration, in products.
 
 use super::elementwise::{CHUNK, Span, squares_within};
 use crate::blas::{Accum, Mat, MatMut, gemm};

@@ -1,4 +1,4 @@
-//! Level 5. The optimizer: groups of parameters, and what their rules remember.
+//! Level 4. The optimizer: groups of parameters, and what their rules remember.
 
 use std::sync::Arc;
 

@@ -9,6 +9,7 @@
 //! v`. PyTorch keeps it outside, `v <- mu v + g; w <- w - lr v`. The two agree while the rate is constant; when it changes,
 //! the steps already in the velocity keep the old rate here and take the new one there.
 
+mod cut;
 mod elementwise;
 mod ema;
 mod group;

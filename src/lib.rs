@@ -18,10 +18,8 @@
 //!
 //! let first = network.loss(&x, &y, StepKey::default())?;
 //! let mut last = first;
-//! for step in 1..=40 {
-//!     let (params, grads) = network.params_and_grads();
-//!     adam.step(params, grads, Progress::default());
-//!     last = network.loss(&x, &y, StepKey { seed: 0, step })?;
+//! for step in 0..=40 {
+//!     last = network.step(&x, &y, StepKey { seed: 0, step }, &mut adam, Progress::default())?.loss;
 //! }
 //! assert!(last < 0.1 * first, "the loss was {first}, and is {last}");
 //! # Ok::<(), gemmnet::Error>(())

@@ -269,9 +269,8 @@ fn step(notation: &str, batch: usize, weight_scale: Option<f32>) -> Work {
     let mut count = 0;
     let mut step = move |network: &mut Network<f32>| {
         count += 1;
-        network.loss(&x, &y, StepKey { seed: 0, step: count }).expect("images and labels fit");
-        let (params, grads) = network.params_and_grads();
-        optimizer.step(params, grads, Progress::default());
+        let key = StepKey { seed: 0, step: count };
+        network.step(&x, &y, key, &mut optimizer, Progress::default()).expect("images and labels fit");
     };
     let Some(scale) = weight_scale else { return Work::new(flop, move || step(&mut network)) };
     let mut scaled = network.params().clone();

@@ -55,9 +55,8 @@ fn bench(criterion: &mut Criterion, (name, notation, batch): (&str, &str, usize)
     benches.bench_function(format!("batch {batch}"), |b| {
         b.iter(|| {
             step += 1;
-            network.loss(slice(&x), &y, StepKey { seed: 0, step }).expect("images and labels fit");
-            let (params, grads) = network.params_and_grads();
-            optimizer.step(params, grads, Progress::default())
+            let key = StepKey { seed: 0, step };
+            network.step(slice(&x), &y, key, &mut optimizer, Progress::default()).expect("images and labels fit")
         });
     });
     benches.finish();

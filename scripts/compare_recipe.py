@@ -327,8 +327,8 @@ def main():
     parser = argparse.ArgumentParser(description="Compares gemmnet with PyTorch on whole trainings by the record recipe.")
     option = parser.add_argument
     option("data", metavar="DATA_DIR", help="CIFAR-10's binary batches")
-    option("--presets", nargs="+", metavar="NAME", default=["sprint", "sprint-75", "sprint-85", "record"],
-           help="of gemmnet (sprint sprint-75 sprint-85 record)")
+    option("--presets", nargs="+", metavar="NAME", default=["sprint", "record"],
+           help="of gemmnet (sprint record)")
     option("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of each preset (0 1 2)")
     option("--threads", type=int, default=2, help="of each side (2)")
     option("--epochs-limit", type=float, metavar="E", help="only the first E epochs, for speed alone")

@@ -18,10 +18,8 @@
 //!
 //! let first = network.loss(&x, &y, StepKey::default())?;
 //! let mut last = first;
-//! for step in 1..=40 {
-//!     let (params, grads) = network.params_and_grads();
-//!     adam.step(params, grads, Progress::default());
-//!     last = network.loss(&x, &y, StepKey { seed: 0, step })?;
+//! for step in 0..=40 {
+//!     last = network.step(&x, &y, StepKey { seed: 0, step }, &mut adam, Progress::default())?.loss;
 //! }
 //! assert!(last < 0.1 * first, "the loss was {first}, and is {last}");
 //! # Ok::<(), gemmnet::Error>(())
@@ -40,8 +38,8 @@
 //! | 1 | [`shape`], [`parallel`], [`workspace`], `simd`, [`random`], [`profile`], [`gradcheck`] | the sizes of convolutions and pools, the only place where an output size is computed; the one thread policy; memory that is asked for once; vector instructions; random streams; where the time goes; numeric gradients |
 //! | 2 | [`blas`], [`params`] | the matrix product, the only room that calls OpenBLAS; named parameters in one buffer |
 //! | 3 | [`ops`] | the operations: pure functions over array views |
-//! | 4 | [`naive`], [`blocks`] | the operations again, as nested loops to read, with the same signatures; a product and all that follows it, in as few passes over memory as its parts allow |
-//! | 5 | [`nn`], [`optim`], [`data`] | networks, their notation, initialisers; optimizers and schedules; sources of images of any size, batches, augmentation |
+//! | 4 | [`naive`], [`blocks`], [`optim`] | the operations again, as nested loops to read, with the same signatures; a product and all that follows it, in as few passes over memory as its parts allow; optimizers and schedules |
+//! | 5 | [`nn`], [`data`] | networks, their notation, initialisers, and their training step; sources of images of any size, batches, augmentation |
 //! | 6 | [`models`], [`train`] | CS231n's networks; the solver: epochs, history, checkpoints |
 //! | 7 | `cli` | the `gemmnet` program |
 //!

@@ -5,7 +5,7 @@
 //! long as pieces that add up write to slots of their own, which are summed in order afterwards.
 //!
 //! What the pieces write is shared out before they start: `for_each_share` gives every piece its own part of an array,
-//! be it a run of elements (`Chunks`, `Even`), the planes of a channel (`Planes`) or a block of a matrix (`Grid`).
+//! be it a run of elements (`Chunks`, `Runs`, `Even`), the planes of a channel (`Planes`) or a block of a matrix (`Grid`).
 //!
 //! The threads are those of the rayon pool that the caller is in: [`with_threads`] makes one, a host program may
 //! `install` its own.
@@ -150,6 +150,42 @@ unsafe impl<'a, T: Send> Shares for Chunks<'a, T> {
         let start = index * self.len;
         // SAFETY: the caller asks for each run once.
         unsafe { self.data.slice(start, self.len.min(self.data.len - start)) }
+    }
+}
+
+/// The elements of ranges: share `i` is the run of `per` ranges from the one numbered `per * i` on; the last may be of fewer.
+/// Of an empty array, which stands for one that is not there, every share is empty.
+#[derive(Debug)]
+pub(crate) struct Runs<'a, T> {
+    data: Disjoint<'a, T>,
+    ranges: &'a [Range<usize>],
+    per: usize,
+}
+
+impl<'a, T> Runs<'a, T> {
+    /// # Panics
+    /// If a range does not begin where the one before it ends, or later; if several per share are not adjacent.
+    pub(crate) fn new(data: &'a mut [T], ranges: &'a [Range<usize>], per: usize) -> Self {
+        let follows = |a: &Range<usize>, b: &Range<usize>| if per == 1 { a.end <= b.start } else { a.end == b.start };
+        assert!(ranges.iter().all(|range| range.start <= range.end), "ranges that run forward");
+        assert!(ranges.windows(2).all(|pair| follows(&pair[0], &pair[1])), "ranges one after the other");
+        Runs { data: Disjoint::new(data), ranges, per: per.max(1) }
+    }
+}
+
+// SAFETY: ranges rise and do not overlap, and a range belongs to one share.
+unsafe impl<'a, T: Send> Shares for Runs<'a, T> {
+    type Share = &'a mut [T];
+
+    fn count(&self) -> usize {
+        self.ranges.len().div_ceil(self.per)
+    }
+
+    unsafe fn share(&self, index: usize) -> &'a mut [T] {
+        let of_share = &self.ranges[index * self.per..self.ranges.len().min((index + 1) * self.per)];
+        let range = if self.data.len == 0 { 0..0 } else { of_share[0].start..of_share[of_share.len() - 1].end };
+        // SAFETY: the caller asks for each run once.
+        unsafe { self.data.slice(range.start, range.len()) }
     }
 }
 
@@ -434,6 +470,13 @@ mod tests {
         let mark_all = |mut runs: StridedMut<'_, u8>| (0..runs.count()).for_each(|i| mark(runs.get(i)));
         check("chunks", 23, |data| for_each_share(Chunks::new(data, 5), |_, run| mark(run)));
         check("even", 21, |data| for_each_share(Even::new(data, 7, 4), |_, run| mark(run)));
+        let ranges = [0..3, 3..4, 4..4, 4..12];
+        check("runs", 12, |data| for_each_share(Runs::new(data, &ranges, 1), |_, run| mark(run)));
+        check("runs of pairs", 12, |data| for_each_share(Runs::new(data, &ranges, 2), |_, run| mark(run)));
+        check("runs of threes", 12, |data| for_each_share(Runs::new(data, &ranges, 3), |_, run| mark(run)));
+        check("an array that is not there", 0, |data| {
+            for_each_share(Runs::new(data, &ranges, 2), |_, run| assert!(run.is_empty()));
+        });
         check("nothing", 0, |data| for_each_share(Even::new(data, 0, 4), |_, run| mark(run)));
         check("planes", 60, |data| for_each_share(Planes::new(data, [3, 4, 5]), |_, runs| mark_all(runs)));
         check("no images", 0, |data| for_each_share(Planes::new(data, [0, 4, 5]), |_, runs| mark_all(runs)));
@@ -455,6 +498,17 @@ mod tests {
         let grid = |sizes| std::panic::catch_unwind(|| Grid::new(&mut [0_u8; 0], sizes, (1, 1)).count()).is_err();
         assert!(planes([1 << 32, 1 << 31, 2]) && grid((1 << 32, 1 << 32)));
         assert!(!planes([0, 1 << 63, 4]) && !grid((0, 1 << 63)));
+    }
+
+    /// Ranges that overlap, or leave out elements in the middle of a share, are refused.
+    #[test]
+    fn runs_are_of_ranges_one_after_the_other() {
+        let refused = |ranges: [Range<usize>; 2], per| {
+            std::panic::catch_unwind(|| Runs::new(&mut [0_u8; 9], &ranges, per).count()).is_err()
+        };
+        assert!(refused([0..5, 4..9], 1) && refused([4..9, 0..4], 1) && refused([0..4, 5..9], 2));
+        assert!(refused([0..4, Range { start: 9, end: 4 }], 1));
+        assert!(!refused([0..4, 5..9], 1) && !refused([0..4, 4..9], 2));
     }
 
     #[test]

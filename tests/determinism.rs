@@ -3,9 +3,9 @@
 
 use gemmnet::Element;
 use gemmnet::nn::init::Init;
-use gemmnet::nn::network::{Network, StepKey};
+use gemmnet::nn::network::{Network, StepKey, TrainStep};
 use gemmnet::nn::notation::{LayerSpec, NetworkSpec};
-use gemmnet::optim::{Group, LearningRate, Optimizer, Progress};
+use gemmnet::optim::{Group, LearningRate, Optimizer, Progress, Stepped};
 use gemmnet::parallel::with_threads;
 use gemmnet::random::{Purpose, stream};
 use gemmnet::shape::Algorithm;
@@ -19,7 +19,7 @@ const CLASSES: usize = 10;
 const STEPS: u64 = 3;
 
 /// Network, algorithm of its convolutions, and what it is there for.
-const NETWORKS: [(&str, Algorithm, &str); 5] = [
+const NETWORKS: [(&str, Algorithm, &str); 6] = [
     (
         "conv20k5-leaky0.1-pool-conv12-bn-gelu-avgpool-affine256-bn-relu-dropout0.4-affine10",
         Algorithm::Im2col,
@@ -41,7 +41,11 @@ const NETWORKS: [(&str, Algorithm, &str); 5] = [
         Algorithm::Auto,
         "affine layers that are cut, more parameters than one thread updates",
     ),
+    (LARGE, Algorithm::Im2col, "affine layers that are updated in their backward pass"),
 ];
+
+/// Two affine layers that are large enough to be updated while their gradients are made.
+const LARGE: &str = "conv16-relu-affine256-bn-relu-dropout0.3-affine2100-silu-affine10";
 
 /// Results by name, all their bits.
 type Bits = Vec<(String, Vec<u64>)>;
@@ -67,9 +71,9 @@ fn train<T: Element>(notation: &str, algorithm: Algorithm, seed: u64) -> Bits {
         x = (0..IMAGES * INPUT.iter().product::<usize>())
             .map(|_| T::of(random.sample::<f64, _>(StandardNormal)))
             .collect();
-        losses.push(net.loss(&x, &labels, StepKey { seed, step }).unwrap());
-        let (params, grads) = net.params_and_grads();
-        losses.push(T::of(optimizer.step(params, grads, Progress::default()).regularization));
+        let key = StepKey { seed, step };
+        let TrainStep { loss, stepped } = net.step(&x, &labels, key, &mut optimizer, Progress::default()).unwrap();
+        losses.extend([loss, T::of(stepped.regularization)]);
     }
     let mut scores = vec![T::zero(); IMAGES * CLASSES];
     net.scores(&x, &mut scores).unwrap();
@@ -115,4 +119,109 @@ fn training_in_f32_gives_the_same_bits_at_any_number_of_threads() {
 #[test]
 fn training_in_f64_gives_the_same_bits_at_any_number_of_threads() {
     check::<f64>();
+}
+
+/// A training of [`LARGE`] that can make its steps both ways.
+struct Training<T: Element> {
+    net: Network<T>,
+    optimizer: Optimizer<T>,
+    x: Vec<T>,
+    labels: Vec<usize>,
+}
+
+impl<T: Element> Training<T> {
+    /// `of_affine1` is the rule of the first affine layer's matrix, `rule` that of the rest.
+    fn new(of_affine1: &str, rule: &str, clip: Option<f64>) -> Self {
+        let mut net = Network::<T>::new(&LARGE.parse().unwrap(), INPUT, Init::He, 0).unwrap();
+        let group = |select: &str, rule: &str, rate| {
+            let rate = LearningRate::new(rate, "exp:0.9".parse().unwrap(), 0.0).unwrap();
+            Group { l2: 1e-2, ..Group::new(select.parse().unwrap(), rule.parse().unwrap(), rate) }
+        };
+        let mut groups = vec![group("affine1.weight", of_affine1, 2e-3), group("*", rule, 1e-3)];
+        groups.insert(0, Group::frozen("conv1.bias".parse().unwrap()));
+        let mut optimizer = Optimizer::new(groups, net.params()).unwrap();
+        optimizer.set_clip_norm(clip).unwrap();
+        net.set_trained(optimizer.trained(Progress::default()));
+        let mut random = stream(5, Purpose::Example, 0, 0);
+        let x = (0..IMAGES * INPUT.iter().product::<usize>()).map(|_| T::of(random.random_range(-1.0..1.0))).collect();
+        Training { net, optimizer, x, labels: (0..IMAGES).map(|n| n * 7 % CLASSES).collect() }
+    }
+
+    /// A step in one call, or in two.
+    fn step(&mut self, step: usize, in_one: bool) -> TrainStep<T> {
+        let Training { net, optimizer, x, labels } = self;
+        let (key, at) = (StepKey { seed: 1, step: step as u64 }, Progress { step, steps_per_epoch: 2, steps: 6 });
+        if in_one {
+            return net.step(x, labels, key, optimizer, at).unwrap();
+        }
+        let loss = net.loss(x, labels, key).unwrap();
+        let (params, grads) = net.params_and_grads();
+        TrainStep { loss, stepped: optimizer.step(params, grads, at) }
+    }
+
+    fn bits(&self) -> Vec<u64> {
+        let state = self.optimizer.state().flat_map(|(.., values)| values);
+        let values = self.net.params().values().iter().chain(self.net.statistics().values()).chain(state);
+        values.map(|value| value.f64().to_bits()).collect()
+    }
+
+    /// Whether the gradient of this parameter has ever been stored.
+    fn stored(&self, param: &str) -> bool {
+        self.net.grads().get(param).unwrap().iter().any(|g| *g != T::zero())
+    }
+}
+
+/// A step in one call makes the same parameters, state, statistics and losses as loss, gradients, and then the update.
+fn check_both_ways<T: Element>(of_affine1: &str, rule: &str, clip: Option<f64>) {
+    let what = format!("{of_affine1}, {rule} in {}, clipped at {clip:?}", T::NAME);
+    let run = |threads, in_one| {
+        with_threads(threads, || {
+            let mut training = Training::<T>::new(of_affine1, rule, clip);
+            let steps = [0, 1, 2].map(|step| training.step(step, in_one));
+            let stored = ["conv1.weight", "affine1.weight", "affine2.weight"].map(|param| training.stored(param));
+            (steps, training.bits(), stored)
+        })
+        .unwrap()
+    };
+    let (steps, bits, stored) = run(1, false);
+    assert_eq!(stored, [true; 3], "{what}");
+    assert!(steps.iter().all(|step| step.loss.is_finite() && step.stepped.regularization > 0.0), "{what}: {steps:?}");
+    for threads in [1, 2, 5] {
+        let one = run(threads, true);
+        assert_eq!(one.0, steps, "{what}, {threads} threads");
+        assert!(one.1 == bits, "{what}, {threads} threads: not the same bits");
+        let early = clip.is_none();
+        assert_eq!(one.2, [true, !early || of_affine1 == "muon", !early], "{what}: where it is updated");
+    }
+}
+
+#[test]
+fn a_step_in_one_call_gives_the_same_bits_as_in_two() {
+    for rule in ["adam", "adamw", "momentum", "sgd"] {
+        check_both_ways::<f32>(rule, rule, None);
+        check_both_ways::<f64>(rule, rule, None);
+    }
+    check_both_ways::<f32>("sgd", "adam", None);
+    check_both_ways::<f32>("muon", "nesterov", None);
+    check_both_ways::<f32>("adamw", "rmsprop", Some(0.1));
+}
+
+/// Both ways may take turns, and a loss that is no number moves nothing.
+#[test]
+fn steps_of_both_kinds_mix_and_worthless_ones_leave_no_trace() {
+    let mut both = [(); 2].map(|()| Training::<f32>::new("adam", "momentum", None));
+    for step in 0..4 {
+        let [plain, mixed] = &mut both;
+        assert_eq!(plain.step(step, false), mixed.step(step, step % 2 == 1));
+    }
+    let [plain, mixed] = &mut both;
+    assert!(plain.bits() == mixed.bits());
+    let (before, steps) = (mixed.bits(), mixed.optimizer.steps());
+    mixed.x[7] = f32::NAN;
+    let TrainStep { loss, stepped: Stepped { regularization, gradient_norm } } = mixed.step(4, true);
+    assert!(loss.is_nan() && regularization.is_nan() && gradient_norm.is_none());
+    mixed.labels[0] = CLASSES;
+    let (key, at) = (StepKey::default(), Progress::default());
+    assert!(mixed.net.step(&mixed.x, &mixed.labels, key, &mut mixed.optimizer, at).is_err());
+    assert!(mixed.bits() == before && mixed.optimizer.steps() == steps);
 }

@@ -15,7 +15,8 @@ use gemmnet::parallel::with_threads;
 use gemmnet::train::{Checkpoint, Solver, SolverOptions, accuracy};
 use ndarray::Array4;
 
-const NETWORK: &str = "whiten2-gelu-conv16b0-pool-bn0.6g0-gelu-conv16b0-bn0.6g0-gelu-pool7-affine4b0-div16-softmax0.2sum";
+const NETWORK: &str =
+    "whiten2-gelu-conv16b0-pool-bn0.6g0-gelu-conv16b0-bn0.6g0-gelu-pool7-affine4b0-div16-softmax0.2sum";
 
 /// Images of one colour each, with noise: the class is the brightest channel, or none.
 fn images() -> Dataset {

@@ -194,6 +194,15 @@ impl Block {
         }
     }
 
+    /// The sizes of its affine layer for `images` images, if it has one and nothing but what [`Block::backward`] goes through
+    /// in place: with no gradient of x and w asked for, that leaves the gradient of the product in `dout`.
+    pub(crate) fn affine(&self, images: usize) -> Option<AffineShape> {
+        match self.head {
+            Head::Affine { inputs, outputs } if self.is_flat() => Some(affine_shape(images, inputs, outputs)),
+            _ => None,
+        }
+    }
+
     /// Multiply-adds of one image's forward pass.
     pub fn multiply_adds(&self) -> usize {
         match self.head {

@@ -75,12 +75,12 @@ pub(super) const DEFAULT: &str = if cfg!(feature = "blas") { "sprint" } else { P
 /// What a network of the user's own is trained with if no preset is asked for.
 pub(super) const PLAIN: &str = "three-layer-65";
 
-/// Jordan's recipe for CIFAR-10 (2024, arXiv 2404.00498, in its version with Muon), whose other sizes the sprints are: a
+/// Jordan's recipe for CIFAR-10 (2024, arXiv 2404.00498, in its version with Muon), of which the sprint is a small size: a
 /// whitening layer, batchnorm whose scale stays 1, filters that begin as the identity and are trained by Muon, a loss that is
 /// summed, and rates that fall to 0. Decay is 2e-6 times the batch over the rate.
 const RECORD: Preset = Preset {
     name: "record",
-    about: "the recipe that holds the records for CIFAR-10: 89 % and more of the test images in 8 epochs",
+    about: "the recipe that holds the records for CIFAR-10, 8 epochs; PyTorch reaches 89.5 % of the test images with it",
     net: "whiten2-gelu-\
           conv64b0-pool-bn0.6g0-gelu-conv64b0-bn0.6g0-gelu-\
           conv256b0-pool-bn0.6g0-gelu-conv256b0-bn0.6g0-gelu-\
@@ -92,7 +92,7 @@ const RECORD: Preset = Preset {
     groups: &[
         "whiten1.bias=nesterov,lr=0.053,l2=0.0755,momentum=0.85,schedule=linear:3",
         "affine1.weight=nesterov,lr=0.67,l2=0.00597,momentum=0.85",
-        "weight=muon,momentum=0.6,iterations=3,fixed_norm=true",
+        "weight=muon,lr=0.24,momentum=0.6,iterations=3,fixed_norm=true",
         "bias=nesterov,lr=0.053,l2=0.0755,momentum=0.85",
     ],
     optimizer: "nesterov",
@@ -105,26 +105,25 @@ const RECORD: Preset = Preset {
     normalization: Normalization::PerChannel,
 };
 
-pub(super) const PRESETS: [Preset; 8] = [
+pub(super) const PRESETS: [Preset; 6] = [
     Preset {
         name: "sprint",
-        about: "65 % in seconds: half an epoch of a small network by the record's recipe",
-        net: "whiten2s2-gelu-\
+        about: "65 % in seconds: 0.3 epochs of a small network by the record's recipe",
+        net: "whiten3s2-gelu-\
               conv64b0-pool-bn0.6g0-gelu-conv64b0-bn0.6g0-gelu-\
               conv128b0-pool-bn0.6g0-gelu-conv128b0-bn0.6g0-gelu-\
-              pool4-affine10b0-div128-softmax0.2sum",
-        epochs: 0.5,
-        batch_size: 250,
+              pool3-affine10b0-div128-softmax0.2sum",
+        epochs: 0.3,
+        batch_size: 125,
         groups: &[
             "whiten1.bias=frozen",
-            "affine1.weight=nesterov,lr=0.67,l2=0.00075,momentum=0.85",
-            "weight=muon,momentum=0.6,iterations=3,fixed_norm=true",
-            "bias=nesterov,lr=0.053,l2=0.0094,momentum=0.85",
+            "affine1.weight=nesterov,lr=0.67,l2=0.000373,momentum=0.85",
+            "weight=muon,lr=0.24,momentum=0.6,iterations=3,fixed_norm=true",
+            "bias=nesterov,lr=0.053,l2=0.00472,momentum=0.85",
         ],
+        augment: Augment { flip: Flip::Alternating, ..Augment::NONE },
         ..RECORD
     },
-    Preset { name: "sprint-75", ..RECORD },
-    Preset { name: "sprint-85", ..RECORD },
     RECORD,
     Preset {
         name: "three-layer",

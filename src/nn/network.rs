@@ -10,11 +10,12 @@ use crate::nn::graph::Graph;
 use crate::nn::init::Init;
 use crate::nn::memory::{Memory, for_training};
 use crate::nn::notation::{LossSpec, NetworkSpec, Reduction};
-use crate::nn::run::{Flow, Run};
+use crate::nn::run::{Flow, Run, WayBack};
 use crate::nn::steps::{Compiled, Kernel, Step, compile};
 use crate::ops::dropout::DropoutKey;
 use crate::ops::layout::{row_major, slice_mut};
 use crate::ops::loss::{check_labels, softmax_cross_entropy_into, svm_hinge_into};
+use crate::optim::{Early, Optimizer, Progress, Stepped};
 use crate::params::{Layout, ParamKind, Params};
 use crate::random::{Purpose, stream};
 use crate::simd::{dot, vectorized};
@@ -40,6 +41,15 @@ pub struct StepKey {
     pub seed: u64,
     /// The training step.
     pub step: u64,
+}
+
+/// What [`Network::step`] has found out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TrainStep<T> {
+    /// Mean data loss before the step, without regularisation.
+    pub loss: T,
+    /// What the optimizer says: the regularisation loss, and whether a step was made.
+    pub stepped: Stepped,
 }
 
 /// One line of [`Network::summary`].
@@ -175,7 +185,7 @@ impl<T: Element> Network<T> {
     }
 
     /// Gradients of the last [`Network::loss`], laid out as the parameters. Those of parameters that are not trained are
-    /// not computed.
+    /// not computed, and [`Network::step`] uses some up.
     pub fn grads(&self) -> &Params<T> {
         &self.grads
     }
@@ -206,11 +216,21 @@ impl<T: Element> Network<T> {
     /// [`Error::Shape`] if `x` does not hold one image per label, [`Error::Invalid`] for a label that is no class, or for no
     /// labels at all. The network is then as it was.
     pub fn loss(&mut self, x: &[T], y: &[usize], key: StepKey) -> Result<T> {
-        let classes = self.classes();
+        let loss = self.labelled_loss(x, y)?;
+        self.loss_with(x, y.len(), key, loss)
+    }
+
+    /// The network's loss for images `x` with labels `y`.
+    fn labelled_loss<'y>(
+        &self,
+        x: &[T],
+        y: &'y [usize],
+    ) -> Result<impl FnOnce(&[T], &mut [T]) -> Result<T> + use<'y, T>> {
+        let (loss, classes) = (self.spec.loss, self.classes());
         check_shape("network", "x", &[x.len()], &[y.len() * self.input_len()])?;
         check_labels(y, classes)?;
-        let (loss, reduction) = (self.spec.loss, self.spec.reduction);
-        self.loss_with(x, y.len(), key, |scores, dscores| {
+        let reduction = self.spec.reduction;
+        Ok(move |scores: &[T], dscores: &mut [T]| {
             let mean = match loss {
                 LossSpec::Softmax { smoothing } => softmax_cross_entropy_into(scores, y, classes, smoothing, dscores)?,
                 LossSpec::Svm => svm_hinge_into(scores, y, classes, dscores)?,
@@ -239,24 +259,75 @@ impl<T: Element> Network<T> {
         key: StepKey,
         loss: impl FnOnce(&[T], &mut [T]) -> Result<T>,
     ) -> Result<T> {
+        let loss = self.forward(x, images, key, loss)?;
+        self.backward(x, images, None);
+        if loss.is_finite() {
+            self.commit();
+        }
+        Ok(loss)
+    }
+
+    /// One step of training: what [`Network::loss`] and then [`Optimizer::step`] at `at` do, to the bit, in less time.
+    /// Unless the optimizer clips gradients, or sees the parameter as Muon's, it updates the matrix of a large affine layer
+    /// piece by piece, where and when its gradient is made: that never becomes a whole, and [`Network::grads`] holds nothing
+    /// of use for it afterwards. If the loss is not a finite number, no step is made.
+    ///
+    /// # Errors
+    /// As [`Network::loss`]. No step is made then, either.
+    ///
+    /// # Panics
+    /// If the optimizer was made for another network's parameters.
+    pub fn step(
+        &mut self,
+        x: &[T],
+        y: &[usize],
+        key: StepKey,
+        optimizer: &mut Optimizer<T>,
+        at: Progress,
+    ) -> Result<TrainStep<T>> {
+        let loss = self.labelled_loss(x, y)?;
+        let loss = self.forward(x, y.len(), key, loss)?;
+        if !loss.is_finite() {
+            return Ok(TrainStep { loss, stepped: Stepped { regularization: f64::NAN, gradient_norm: None } });
+        }
+        let mut early = optimizer.begin_early(&self.params, at);
+        self.backward(x, y.len(), early.as_mut());
+        // Before the biases move: they are part of the means.
+        self.commit();
+        let stepped = match early {
+            Some(early) => early.finish(&mut self.params, &self.grads),
+            None => optimizer.step(&mut self.params, &self.grads, at),
+        };
+        Ok(TrainStep { loss, stepped })
+    }
+
+    /// Scores of images `x` in training mode; their gradients into their place. Returns the loss.
+    fn forward(
+        &mut self,
+        x: &[T],
+        images: usize,
+        key: StepKey,
+        loss: impl FnOnce(&[T], &mut [T]) -> Result<T>,
+    ) -> Result<T> {
         check_shape("network", "x", &[x.len()], &[images * self.input_len()])?;
         if images == 0 {
             return Err(Error::invalid("network", "a batch of 0 images teaches nothing", "give at least one"));
         }
         let (last, len) = (self.steps.len(), images * self.classes());
-        let Network { steps, params, grads, statistics, memory, flow, .. } = self;
+        let Network { steps, params, statistics, memory, flow, .. } = self;
         let run = Run { steps, params, statistics, prepared: &[], images, x };
         run.forward(memory, |layer| Pass::Train(DropoutKey { seed: key.seed, step: key.step, layer }));
         flow.reserve(images);
         let mut dscores = flow.gradients.take(last);
         let loss = loss(memory.values.get(last, len), &mut dscores[..len]);
         flow.gradients.put(last, dscores);
-        let loss = loss?;
-        run.backward(grads, memory, flow);
-        if loss.is_finite() {
-            self.commit();
-        }
-        Ok(loss)
+        loss
+    }
+
+    /// From the gradients of the scores that [`Network::forward`] has left to those of the parameters.
+    fn backward(&mut self, x: &[T], images: usize, early: Option<&mut Early<'_, T>>) {
+        let Network { steps, params, grads, statistics, memory, flow, .. } = self;
+        WayBack { steps, params, statistics, images, x, grads, memory, flow, early }.run();
     }
 
     /// The running statistics take in those of the last training pass.

@@ -8,10 +8,12 @@ use crate::nn::memory::{Memory, Slots, for_gradients};
 use crate::nn::steps::{Kernel, Step};
 use crate::ops::Mode;
 use crate::ops::activation::Activation;
+use crate::ops::affine::{AffineShape, affine_backward_updating};
 use crate::ops::conv::Prepared;
+use crate::optim::{Early, EarlyRows};
 use crate::parallel::for_each_chunk_mut;
 use crate::params::Params;
-use crate::profile::{self, Phase};
+use crate::profile::{self, Phase, Work};
 use crate::simd::{add_assign, vectorized};
 use crate::workspace::Buffer;
 
@@ -61,40 +63,11 @@ impl<'a, T: Element> Run<'a, T> {
         }
     }
 
-    /// Takes the gradient of the scores, which lies in its place in `flow`, back to the trained parameters: theirs go into
-    /// `grads`, set, not added to.
-    pub(super) fn backward(&self, grads: &mut Params<T>, memory: &mut Memory<T>, flow: &mut Flow<T>) {
-        for (i, step) in self.steps.iter().enumerate().rev() {
-            if !flow.runs[i] {
-                continue;
-            }
-            let (arrival, value) = (flow.arrivals[i][0], step.inputs[0]);
-            let inputs = if arrival.is_some() { 2 } else { 1 };
-            let _scope =
-                profile::scope(Phase::Backward, || step.work(self.images, step.parameters(self.params), inputs, 2));
-            let mut gradient = flow.gradients.take(i + 1);
-            let dout = &mut gradient[..self.images * step.output_len()];
-            if let Kernel::Sum(activation) = step.kernel {
-                self.through_slope(i, activation, &memory.values, dout);
-                flow.spread(i, &step.inputs, dout);
-            } else {
-                let mut dx = match arrival {
-                    None => None,
-                    Some(Arrival::First) => Some(flow.gradients.take(value)),
-                    Some(Arrival::Later) => Some(std::mem::take(&mut flow.spare)),
-                };
-                let wanted = dx.as_mut().map(|dx| &mut dx[..self.images * step.input_len()]);
-                self.step_backward(i, &flow.trained, grads, memory, dout, wanted);
-                flow.arrive(value, arrival, dx, self.images * step.input_len());
-            }
-            flow.gradients.put(i + 1, gradient);
-        }
-    }
-
+    /// Gradients of step `i`: those of its parameters that are `wanted` go into `grads`.
     fn step_backward(
         &self,
         i: usize,
-        trained: &[bool],
+        wanted: impl Fn(usize) -> bool,
         grads: &mut Params<T>,
         memory: &mut Memory<T>,
         dout: &mut [T],
@@ -105,7 +78,7 @@ impl<'a, T: Element> Run<'a, T> {
         let (x, out) = (self.input(values, i, 0), values.get(i + 1, dout.len()));
         match &step.kernel {
             Kernel::Block { block, places, running } => {
-                let trained = |place: Option<usize>| place.filter(|&index| trained[index]);
+                let trained = |place: Option<usize>| place.filter(|&index| wanted(index));
                 // Batchnorm's come for nothing with the gradient of its input.
                 let Weights { w, b, gamma, beta } = *places;
                 let [w, b, gamma, beta] = grads.slices_mut([trained(w), trained(b), gamma, beta]);
@@ -151,10 +124,7 @@ impl<'a, T: Element> Run<'a, T> {
     where
         'a: 'v,
     {
-        match self.steps[i].inputs[index] {
-            0 => self.x,
-            value => values.get(value, self.images * self.steps[i].input_len()),
-        }
+        input(&self.steps[i], index, (self.images, self.x), values)
     }
 
     fn block_input<'v>(
@@ -177,6 +147,104 @@ impl<'a, T: Element> Run<'a, T> {
 
     fn layer_params(&self, first: usize) -> LayerParams<'a, T> {
         LayerParams { params: self.params, first }
+    }
+}
+
+/// Input `index` of a step, among the `images` images `x` and the values made of them.
+fn input<'v, T: Element>(step: &Step<T>, index: usize, (images, x): (usize, &'v [T]), values: &'v Slots<T>) -> &'v [T] {
+    match step.inputs[index] {
+        0 => x,
+        value => values.get(value, images * step.input_len()),
+    }
+}
+
+/// A [`Run`]'s way back, and what changes on it.
+#[derive(Debug)]
+pub(super) struct WayBack<'a, 'o, T: Element> {
+    pub(super) steps: &'a [Step<T>],
+    pub(super) params: &'a mut Params<T>,
+    pub(super) statistics: &'a Params<T>,
+    pub(super) images: usize,
+    pub(super) x: &'a [T],
+    /// Gradients of the trained parameters, set, not added to.
+    pub(super) grads: &'a mut Params<T>,
+    pub(super) memory: &'a mut Memory<T>,
+    pub(super) flow: &'a mut Flow<T>,
+    /// An optimizer's step, to update large matrices where their gradients are made, which then do not go into `grads`.
+    pub(super) early: Option<&'a mut Early<'o, T>>,
+}
+
+/// A matrix that is updated where its gradient is made.
+#[derive(Clone, Copy, Debug)]
+struct EarlyMatrix {
+    index: usize,
+    shape: AffineShape,
+    /// What the update moves in memory that a backward pass does not.
+    bytes: usize,
+}
+
+impl<T: Element> WayBack<'_, '_, T> {
+    /// Takes the gradient of the scores, which lies in its place in `flow`, back to the trained parameters.
+    pub(super) fn run(&mut self) {
+        for (i, step) in self.steps.iter().enumerate().rev() {
+            if !self.flow.runs[i] {
+                continue;
+            }
+            let (arrival, value) = (self.flow.arrivals[i][0], step.inputs[0]);
+            let inputs = if arrival.is_some() { 2 } else { 1 };
+            let matrix = self.early_matrix(i);
+            let _scope = profile::scope(Phase::Backward, || {
+                let work = step.work(self.images, step.parameters(self.params), inputs, 2);
+                Work { bytes: work.bytes + matrix.map_or(0, |matrix| matrix.bytes), ..work }
+            });
+            let mut gradient = self.flow.gradients.take(i + 1);
+            let dout = &mut gradient[..self.images * step.output_len()];
+            if let Kernel::Sum(activation) = step.kernel {
+                self.forward().through_slope(i, activation, &self.memory.values, dout);
+                self.flow.spread(i, &step.inputs, dout);
+            } else {
+                let mut dx = match arrival {
+                    None => None,
+                    Some(Arrival::First) => Some(self.flow.gradients.take(value)),
+                    Some(Arrival::Later) => Some(std::mem::take(&mut self.flow.spare)),
+                };
+                let wanted = dx.as_mut().map(|dx| &mut dx[..self.images * step.input_len()]);
+                self.step(i, matrix, dout, wanted);
+                self.flow.arrive(value, arrival, dx, self.images * step.input_len());
+            }
+            self.flow.gradients.put(i + 1, gradient);
+        }
+    }
+
+    fn forward(&self) -> Run<'_, T> {
+        let WayBack { steps, params, statistics, images, x, .. } = self;
+        Run { steps, params, statistics, prepared: &[], images: *images, x }
+    }
+
+    /// The matrix of step `i`, if it is to be updated where its gradient is made.
+    fn early_matrix(&self, i: usize) -> Option<EarlyMatrix> {
+        let (early, Kernel::Block { block, places, .. }) = (self.early.as_ref()?, &self.steps[i].kernel) else {
+            return None;
+        };
+        let shape = block.affine(self.images)?;
+        let index = places.w.filter(|&index| self.flow.trained[index])?;
+        let bytes = early.takes(index, shape.rows::<T>())?;
+        Some(EarlyMatrix { index, shape, bytes })
+    }
+
+    fn step(&mut self, i: usize, matrix: Option<EarlyMatrix>, dout: &mut [T], dx: Option<&mut [T]>) {
+        let WayBack { steps, statistics, images, x, ref flow, .. } = *self;
+        let WayBack { params, grads, memory, early, .. } = self;
+        let run = Run { steps, params, statistics, prepared: &[], images, x };
+        let (Some(early), Some(EarlyMatrix { index, shape, .. })) = (early, matrix) else {
+            return run.step_backward(i, |index| flow.trained[index], grads, memory, dout, dx);
+        };
+        // Back to the product, whose gradient is then in `dout`; then through it.
+        run.step_backward(i, |param| param != index && flow.trained[param], grads, memory, dout, None);
+        let EarlyRows { values, kept, updater } = early.rows(index, shape.rows::<T>(), params).expect("it takes them");
+        let Memory { values: made, ws, .. } = &mut **memory;
+        let x = input(&steps[i], 0, (images, x), made);
+        affine_backward_updating(&shape, (dout, x), dx, values, kept, ws, |w, dw, kept| updater.update(w, dw, kept));
     }
 }
 

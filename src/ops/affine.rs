@@ -9,8 +9,9 @@ use crate::blas::{Accum, Mat, MatMut, gemm, gemm_in_terms};
 use crate::element::Element;
 use crate::error::{Result, check_shape};
 use crate::ops::layout::{row_major, slice_mut};
-use crate::parallel::{Grid, for_each_chunk_mut, for_each_share};
+use crate::parallel::{Grid, Runs, Shares, StridedMut, for_each_chunk_mut, for_each_share};
 use crate::simd::{add_assign, vectorized};
+use crate::workspace::Workspace;
 
 /// Gradients of an affine layer.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,7 +46,37 @@ impl AffineShape {
             "lengths of x, w and out for {self:?}"
         );
     }
+
+    /// Rows of w whose gradient, and whose part of the gradient of the input, are one piece of work.
+    pub(crate) fn rows<T>(&self) -> usize {
+        let AffineShape { samples, inputs, outputs } = *self;
+        let even = piece_len::<T>(inputs, samples.saturating_mul(inputs).saturating_mul(outputs));
+        let most = (PIECE / outputs.max(1)).max(LEAST_ROWS);
+        if even <= most { even } else { 1 << most.ilog2() }
+    }
+
+    /// `dw[rows, M] = x^T[rows, N] . dout[N, M]` for the rows of piece `piece`, because `out = x . w`.
+    fn weights_gradient<T: Element>(&self, piece: usize, dout: &[T], x: &[T], dw: &mut [T]) {
+        let AffineShape { samples, inputs, outputs } = *self;
+        let height = dw.len() / outputs;
+        let x = Mat::new(&x[piece * self.rows::<T>()..], samples, height, inputs).t();
+        let dout = Mat::new(dout, samples, outputs, outputs);
+        gemm(Accum::Replace, T::one(), x, dout, MatMut::new(dw, height, outputs, outputs));
+    }
+
+    /// `dx[N, columns] = dout[N, M] . w^T[M, columns]`, for the columns of the rows `w`.
+    fn input_gradient<T: Element>(&self, dout: &[T], w: &[T], mut dx: StridedMut<'_, T>) {
+        let AffineShape { samples, outputs, .. } = *self;
+        let w = Mat::new(w, dx.run(), outputs, outputs).t();
+        gemm(Accum::Replace, T::one(), Mat::new(dout, samples, outputs, outputs), w, MatMut::of(&mut dx));
+    }
 }
+
+/// Elements of w in a piece, at most: with as many gradients, and what BLAS copies, they stay in a core's cache.
+const PIECE: usize = 1 << 16;
+
+/// Rows in a piece at least: for every piece BLAS copies the gradient of the output.
+const LEAST_ROWS: usize = 16;
 
 /// Multiply-adds below which a product is not worth cutting.
 const SMALL: usize = 1 << 18;
@@ -116,27 +147,56 @@ pub fn affine_backward_into<T: Element>(
         has_len(&dx, x.len()) && has_len(&dw, w.len()) && has_len(&db, outputs),
         "gradients have the lengths of what they are of"
     );
-    let dout_matrix = Mat::new(dout, samples, outputs, outputs);
-    let pitch = piece_len::<T>(inputs, samples.saturating_mul(inputs).saturating_mul(outputs));
+    let rows = shape.rows::<T>();
     if let Some(dw) = dw {
-        for_each_chunk_mut(dw, pitch * outputs, |piece, dw| {
-            let height = dw.len() / outputs;
-            // dw[rows, M] = x^T[rows, N] . dout[N, M]               because out = x . w
-            let x = Mat::new(&x[piece * pitch..], samples, height, inputs).t();
-            gemm(Accum::Replace, T::one(), x, dout_matrix, MatMut::new(dw, height, outputs, outputs));
-        });
+        for_each_chunk_mut(dw, rows * outputs, |piece, dw| shape.weights_gradient(piece, dout, x, dw));
     }
     if let Some(dx) = dx {
-        for_each_share(Grid::new(dx, (samples, inputs), (samples, pitch)), |piece, mut dx| {
-            // dx[N, columns] = dout[N, M] . w^T[M, columns]
-            let w = Mat::new(&w[piece * pitch * outputs..], dx.run(), outputs, outputs).t();
-            gemm(Accum::Replace, T::one(), dout_matrix, w, MatMut::of(&mut dx));
+        for_each_share(Grid::new(dx, (samples, inputs), (samples, rows)), |piece, dx| {
+            shape.input_gradient(dout, &w[piece * rows * outputs..], dx);
         });
     }
     if let Some(db) = db {
         db.fill(T::zero());
         vectorized!(dout.chunks_exact(outputs.max(1)).for_each(|row| add_assign(db, row)));
     }
+}
+
+/// The gradients of x and w that [`affine_backward_into`] makes, to the bit; those of w are used up where they are made,
+/// while they are in the cache: `update(w, dw, share)` gets [`AffineShape::rows`] rows of the weights, after their last use,
+/// the gradient of these, and the share of `kept` that goes with them. `weights` are shared out by as many rows.
+///
+/// # Panics
+/// If a slice has not the length of its shape, or there is not one share for each piece.
+pub(crate) fn affine_backward_updating<T: Element, K: Shares>(
+    shape: &AffineShape,
+    (dout, x): (&[T], &[T]),
+    dx: Option<&mut [T]>,
+    weights: Runs<'_, T>,
+    kept: K,
+    ws: &mut Workspace,
+    update: impl Fn(&mut [T], &[T], K::Share) + Sync + Send,
+) {
+    let AffineShape { samples, inputs, outputs } = *shape;
+    shape.assert_lengths(x.len(), inputs * outputs, dout.len());
+    let rows = shape.rows::<T>();
+    assert_eq!(weights.count(), inputs.div_ceil(rows), "shares of {rows} rows");
+    let (_, scratch) = ws.lend(0, rows * outputs);
+    let finish = |piece: usize, w: &mut [T], kept| {
+        scratch.with(|dw: &mut [T]| {
+            let dw = &mut dw[..w.len()];
+            shape.weights_gradient(piece, dout, x, dw);
+            update(w, dw, kept);
+        });
+    };
+    let Some(dx) = dx else {
+        return for_each_share((weights, kept), |piece, (w, kept)| finish(piece, w, kept));
+    };
+    let dx = Grid::new(dx, (samples, inputs), (samples, rows));
+    for_each_share((dx, weights, kept), |piece, (dx, w, kept)| {
+        shape.input_gradient(dout, w, dx);
+        finish(piece, w, kept);
+    });
 }
 
 /// `out = x w + b`: x `(N, D)`, w `(D, M)`, b `(M)`; result `(N, M)`. The twin of [`crate::naive::affine_forward`].

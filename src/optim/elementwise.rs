@@ -1,13 +1,11 @@
-//! Level 5. The pass over memory: every parameter with its gradient and what its rule remembers, once.
-
-use std::ops::Range;
+//! Level 4. The pass over memory: a piece of a parameter with its gradient and what its rule remembers, once.
 
 use super::group::Group;
 use super::rule::UpdateRule;
 use crate::element::Element;
 use crate::simd::vectorized;
 
-/// Elements that one thread updates at a time. With [`BLOCK`] it orders the sums of squares: results depend on both.
+/// Elements that one thread updates at a time, about. With [`BLOCK`] it orders the sums of squares: results depend on both.
 pub(super) const CHUNK: usize = 16 * 1024;
 
 /// Elements that are squared, then updated while they are still in L1.
@@ -15,13 +13,6 @@ const BLOCK: usize = 1024;
 
 /// Vectors that a rule writes at most, beside the parameters.
 pub(super) const VECTORS: usize = 2;
-
-/// Consecutive parameters' elements that one group updates.
-#[derive(Clone, Debug)]
-pub(super) struct Span {
-    pub(super) range: Range<usize>,
-    pub(super) group: usize,
-}
 
 /// A group in the step under way: what depends on the step alone is worked out in f64 and rounded once.
 #[derive(Clone, Copy, Debug)]
@@ -188,8 +179,26 @@ impl<T: Element> Update<T> {
         Update { formula, clip: of(clip), l2: of(group.l2), half_l2: 0.5 * group.l2, decay: of(decay) }
     }
 
-    /// Updates parameters `w` by gradients `g`, both of the same length; `a` and `b` are the rule's vectors, of that
-    /// length where it has them.
+    /// Updates parameters `w` by gradients `g`, both of the same length; `state` are the rule's vectors, of that length
+    /// where it has them. Returns the loss of `l2` before.
+    pub(super) fn update(&self, w: &mut [T], g: &[T], state: [&mut [T]; VECTORS]) -> f64 {
+        vectorized!(self.update_with_vectors(w, g, state))
+    }
+
+    #[inline(always)]
+    fn update_with_vectors(&self, w: &mut [T], g: &[T], [a, b]: [&mut [T]; VECTORS]) -> f64 {
+        let mut loss = 0.0;
+        for start in (0..w.len()).step_by(BLOCK) {
+            let end = w.len().min(start + BLOCK);
+            let w = &mut w[start..end];
+            if self.half_l2 != 0.0 {
+                loss += self.half_l2 * sum_of_squares(w);
+            }
+            self.apply(w, &g[start..end], [part(a, start, end), part(b, start, end)]);
+        }
+        loss
+    }
+
     #[inline(always)]
     fn apply(&self, w: &mut [T], g: &[T], [a, b]: [&mut [T]; VECTORS]) {
         match self.formula {
@@ -226,74 +235,18 @@ impl<T: Element> Update<T> {
     }
 }
 
-/// A chunk of the vectors that begins at element `start` of each. Vectors that no rule has are empty.
-pub(super) struct Chunk<'a, T> {
-    pub(super) start: usize,
-    pub(super) params: &'a mut [T],
-    pub(super) grads: &'a [T],
-    pub(super) state: [&'a mut [T]; VECTORS],
-}
-
-impl<T: Element> Chunk<'_, T> {
-    /// Updates what `spans` have of this chunk. Returns their loss of `l2` before.
-    pub(super) fn update(mut self, spans: &[Span], updates: &[Update<T>]) -> f64 {
-        vectorized!(self.update_with_vectors(spans, updates))
-    }
-
-    #[inline(always)]
-    fn update_with_vectors(&mut self, spans: &[Span], updates: &[Update<T>]) -> f64 {
-        let mut loss = 0.0;
-        for (range, group) in within(spans, self.start, self.params.len()) {
-            let update = &updates[group];
-            for from in range.clone().step_by(BLOCK) {
-                let block = from..range.end.min(from + BLOCK);
-                let params = &mut self.params[block.clone()];
-                if update.half_l2 != 0.0 {
-                    loss += update.half_l2 * sum_of_squares(params);
-                }
-                let [a, b] = &mut self.state;
-                let [a, b] = [part(a, &block), part(b, &block)];
-                update.apply(params, &self.grads[block], [a, b]);
-            }
-        }
-        loss
-    }
-}
-
-/// The elements `block`; none of a vector that is not there.
+/// The elements from `start` to `end`; none of a vector that is not there.
 #[inline(always)]
-fn part<'a, T>(vector: &'a mut [T], block: &Range<usize>) -> &'a mut [T] {
-    if vector.is_empty() { vector } else { &mut vector[block.clone()] }
+pub(super) fn part<T>(vector: &mut [T], start: usize, end: usize) -> &mut [T] {
+    if vector.is_empty() { vector } else { &mut vector[start..end] }
 }
 
-/// Of spans in rising order, what lies in the chunk of `len` elements from `start` on, counted from there; and its group.
-#[inline(always)]
-fn within(spans: &[Span], start: usize, len: usize) -> impl Iterator<Item = (Range<usize>, usize)> {
-    let first = spans.partition_point(
-        #[inline(always)]
-        |span| span.range.end <= start,
-    );
-    let end = start + len;
-    spans[first..]
-        .iter()
-        .take_while(
-            #[inline(always)]
-            move |span| span.range.start < end,
-        )
-        .map(
-            #[inline(always)]
-            move |span| (span.range.start.saturating_sub(start)..len.min(span.range.end - start), span.group),
-        )
-}
-
-/// Sum of the squares of what `spans` have of the chunk `values`, which begins at element `start`.
-pub(super) fn squares_within<T: Element>(values: &[T], start: usize, spans: &[Span]) -> f64 {
+/// Sum of the squares of `values`.
+pub(super) fn squares<T: Element>(values: &[T]) -> f64 {
     vectorized!({
         let mut sum = 0.0;
-        for (range, _) in within(spans, start, values.len()) {
-            for block in values[range].chunks(BLOCK) {
-                sum += sum_of_squares(block);
-            }
+        for block in values.chunks(BLOCK) {
+            sum += sum_of_squares(block);
         }
         sum
     })

@@ -1,4 +1,4 @@
-//! Level 5. A moving average of parameters.
+//! Level 4. A moving average of parameters.
 
 use super::elementwise::CHUNK;
 use crate::element::Element;

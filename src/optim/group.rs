@@ -1,4 +1,4 @@
-//! Level 5. Groups: what rule and what rate each parameter has.
+//! Level 4. Groups: what rule and what rate each parameter has.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,6 +1,8 @@
-//! Level 5. Muon's matrix step: momentum made orthogonal by Newton and Schulz' iteration, in products.
+//! Level 4. Muon's matrix step: momentum made orthogonal by Newton and Schulz' iteration, in products.
 
-use super::elementwise::{CHUNK, Span, squares_within};
+use std::ops::Range;
+
+use super::elementwise::{CHUNK, squares};
 use crate::blas::{Accum, Mat, MatMut, gemm};
 use crate::element::Element;
 use crate::parallel::for_each_chunk_mut;
@@ -20,8 +22,9 @@ const ROWS: usize = 32;
 /// A parameter that is seen as a matrix `(rows, cols)`, row-major.
 #[derive(Clone, Debug)]
 pub(super) struct Matrix {
-    /// Its elements, and its group.
-    pub(super) span: Span,
+    /// Its elements.
+    pub(super) range: Range<usize>,
+    pub(super) group: usize,
     rows: usize,
     cols: usize,
     /// Filters, or columns of an affine layer.
@@ -39,10 +42,10 @@ pub(super) struct Step {
 
 impl Matrix {
     /// Filters `(F, C, KH, KW)` as `(F, C KH KW)`, affine weights as they are, `(D, M)`.
-    pub(super) fn new(span: Span, shape: &[usize]) -> Self {
+    pub(super) fn new(range: Range<usize>, group: usize, shape: &[usize]) -> Self {
         let (rows, cols) = (shape[0], shape[1..].iter().product());
         let outputs = if shape.len() == 2 { cols } else { rows };
-        Matrix { span, rows, cols, outputs }
+        Matrix { range, group, rows, cols, outputs }
     }
 
     fn len(&self) -> usize {
@@ -106,10 +109,9 @@ impl<T: Element> Scratch<T> {
     /// The root of the sum of squares, added up in a fixed order.
     fn norm(&mut self, values: &[T]) -> f64 {
         let sums = &mut self.sums[..values.len().div_ceil(CHUNK)];
-        let whole = [Span { range: 0..values.len(), group: 0 }];
         for_each_chunk_mut(sums, 1, |i, sum| {
             let chunk = i * CHUNK..values.len().min((i + 1) * CHUNK);
-            sum[0] = squares_within(&values[chunk], i * CHUNK, &whole);
+            sum[0] = squares(&values[chunk]);
         });
         sums.iter().sum::<f64>().sqrt()
     }
@@ -328,7 +330,7 @@ mod tests {
     #[test]
     fn five_iterations_make_rows_or_columns_orthogonal() {
         for (rows, cols) in [(20, 90), (90, 20), (3, 1000)] {
-            let matrix = Matrix::new(Span { range: 0..rows * cols, group: 0 }, &[rows, cols]);
+            let matrix = Matrix::new(0..rows * cols, 0, &[rows, cols]);
             let mut scratch = Scratch::<f64>::new(std::slice::from_ref(&matrix));
             let mut x = uniform(rows * cols, 7);
             let norm = scratch.norm(&x);

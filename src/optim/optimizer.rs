@@ -1,15 +1,16 @@
-//! Level 5. The optimizer: groups of parameters, and what their rules remember.
+//! Level 4. The optimizer: groups of parameters, and what their rules remember.
 
 use std::sync::Arc;
 
-use super::elementwise::{CHUNK, Chunk, Span, Update, VECTORS, squares_within};
+use super::cut::{Cut, Span};
+use super::elementwise::{Update, VECTORS, squares};
 use super::group::{Group, assign};
 use super::muon::{Matrix, Scratch, Step};
 use super::rule::UpdateRule;
 use super::schedule::Progress;
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::parallel::{Chunks, for_each_chunk_mut, for_each_share};
+use crate::parallel::{Chunks, Runs, for_each_chunk_mut, for_each_share};
 use crate::params::{Param, Params};
 use crate::profile::{self, Phase, Work};
 use crate::workspace::Buffer;
@@ -49,23 +50,23 @@ pub struct Stepped {
 pub struct Optimizer<T: Element> {
     groups: Vec<Group>,
     /// The rules in use, for the profile.
-    label: Arc<str>,
-    clip_norm: Option<f64>,
-    params: Vec<Param>,
+    pub(super) label: Arc<str>,
+    pub(super) clip_norm: Option<f64>,
+    pub(super) params: Vec<Param>,
     /// The group of each parameter that is not fixed.
     group_of: Vec<Option<usize>>,
-    /// What is trained, in rising order.
-    spans: Vec<Span>,
-    /// What is trained and a rule sees as a matrix; among `spans` too.
+    /// What is trained.
+    pub(super) cut: Cut,
+    /// What is trained and a rule sees as a matrix; in `cut` too.
     matrices: Vec<Matrix>,
     /// Flat vectors, laid out as the parameters. A parameter's part of the first ones is what its rule remembers, by
     /// [`UpdateRule::state_names`]. As many as the rule with the most writes.
-    state: Vec<Buffer<T>>,
+    pub(super) state: Vec<Buffer<T>>,
     steps: u64,
     /// Each group in the step under way.
-    updates: Vec<Update<T>>,
-    /// Each chunk's sum in the step under way.
-    sums: Box<[f64]>,
+    pub(super) updates: Vec<Update<T>>,
+    /// Each piece's sum in the step under way.
+    pub(super) sums: Box<[f64]>,
     scratch: Scratch<T>,
 }
 
@@ -80,23 +81,23 @@ impl<T: Element> Optimizer<T> {
         groups.iter().try_for_each(Group::check::<T>)?;
         let group_of = assign(&groups, params.iter())?;
         let params_of: Vec<Param> = params.iter().cloned().collect();
-        let spans = spans(&groups, &params_of, &group_of);
-        let matrices = matrices(&groups, &params_of, &spans);
-        let vectors = spans.iter().map(|span| groups[span.group].rule.vectors()).max().unwrap_or(0);
+        let cut = Cut::new(&groups, &params_of, &group_of);
+        let matrices = matrices(&groups, &params_of, &cut.spans);
+        let vectors = cut.spans.iter().map(|span| groups[span.group].rule.vectors()).max().unwrap_or(0);
         let len = params.values().len();
         Ok(Optimizer {
             updates: Vec::with_capacity(groups.len()),
-            label: label(&groups, &spans).into(),
+            label: label(&groups, &cut.spans).into(),
             groups,
             clip_norm: None,
             params: params_of,
             group_of,
-            spans,
             scratch: Scratch::new(&matrices),
             matrices,
             state: (0..vectors).map(|_| Buffer::zeroed(len)).collect(),
             steps: 0,
-            sums: vec![0.0; len.div_ceil(CHUNK)].into(),
+            sums: vec![0.0; cut.pieces.len()].into(),
+            cut,
         })
     }
 
@@ -122,8 +123,8 @@ impl<T: Element> Optimizer<T> {
                 return Err(Error::invalid("parameter groups", problem, "leave its update rule as it is"));
             }
         }
-        self.spans = spans(&groups, &self.params, &group_of);
-        self.matrices = matrices(&groups, &self.params, &self.spans);
+        self.cut = Cut::new(&groups, &self.params, &group_of);
+        self.matrices = matrices(&groups, &self.params, &self.cut.spans);
         (self.groups, self.group_of) = (groups, group_of);
         Ok(())
     }
@@ -197,15 +198,16 @@ impl<T: Element> Optimizer<T> {
     /// One step: changes `params` by the gradients `grads` of the data loss, each by the rule of its group and the rate
     /// that the group has at `at`.
     ///
-    /// The result has the same bits at any number of threads. What lies between parameters stays as it is.
+    /// The result has the same bits at any number of threads. What lies between parameters stays as it is. For a network whose
+    /// gradients nobody wants to see in between, [`crate::nn::network::Network::step`] does the same faster.
     ///
     /// # Panics
     /// If `params` or `grads` are not laid out as those of [`Optimizer::new`].
     pub fn step(&mut self, params: &mut Params<T>, grads: &Params<T>, at: Progress) -> Stepped {
-        let fit = |given: &Params<T>| given.iter().eq(&self.params);
-        assert!(fit(params) && fit(grads), "parameters or gradients of another network");
+        self.assert_fits(params);
+        self.assert_fits(grads);
         let label = Arc::clone(&self.label);
-        let _scope = profile::scope(Phase::Optimizer, || Work { op: &label, flops: 0, bytes: self.bytes() });
+        let _scope = profile::scope(Phase::Optimizer, || Work { op: &label, flops: 0, bytes: self.bytes(|_| true) });
         let mut clip = 1.0;
         let gradient_norm = self.clip_norm.map(|_| self.norm(grads.values()));
         if let (Some(norm), Some(limit)) = (gradient_norm, self.clip_norm) {
@@ -214,43 +216,47 @@ impl<T: Element> Optimizer<T> {
             }
             clip = (limit / (norm + 1e-6)).min(1.0);
         }
+        self.begin(at, clip);
+        Stepped { regularization: self.finish(params, grads, at), gradient_norm }
+    }
+
+    #[track_caller]
+    pub(super) fn assert_fits(&self, given: &Params<T>) {
+        assert!(given.iter().eq(&self.params), "parameters or gradients of another network");
+    }
+
+    /// The norm of the gradients of what is trained.
+    fn norm(&mut self, grads: &[T]) -> f64 {
+        let pieces = &self.cut.pieces;
+        for_each_chunk_mut(&mut self.sums, 1, |i, sum| sum[0] = squares(&grads[pieces[i].clone()]));
+        self.sums.iter().sum::<f64>().sqrt()
+    }
+
+    /// Begins a step: nothing is updated yet. Gradients are multiplied by `clip`.
+    pub(super) fn begin(&mut self, at: Progress, clip: f64) {
         self.steps += 1;
         let (groups, steps) = (&self.groups, self.steps);
         let update = |group: &Group| Update::new(group, group.learning_rate.at(at), clip, steps);
         self.updates.clear();
         self.updates.extend(groups.iter().map(update));
-        let regularization = self.update(params.values_mut(), grads.values());
-        self.update_matrices(params.values_mut(), at);
-        Stepped { regularization, gradient_norm }
+        self.cut.spans.iter_mut().for_each(|span| span.done = false);
     }
 
-    /// The norm of the gradients of what is trained.
-    fn norm(&mut self, grads: &[T]) -> f64 {
-        let (spans, len) = (&self.spans, grads.len());
-        for_each_chunk_mut(&mut self.sums, 1, |i, sum| {
-            let chunk = i * CHUNK..len.min((i + 1) * CHUNK);
-            sum[0] = squares_within(&grads[chunk], i * CHUNK, spans);
-        });
-        self.sums.iter().sum::<f64>().sqrt()
-    }
-
-    /// The pass over memory. Returns the regularisation loss before it.
-    fn update(&mut self, params: &mut [T], grads: &[T]) -> f64 {
-        let Optimizer { spans, updates, state, sums, .. } = self;
-        let (spans, updates) = (&**spans, &**updates);
-        let update = |i: usize, params: &mut [T], state, sum: &mut [f64]| {
-            let grads = &grads[i * CHUNK..][..params.len()];
-            sum[0] = Chunk { start: i * CHUNK, params, grads, state }.update(spans, updates);
-        };
-        let chunks = (Chunks::new(params, CHUNK), Chunks::new(sums, 1));
-        match &mut state[..] {
-            [] => for_each_share(chunks, |i, (w, sum)| update(i, w, [&mut [], &mut []], sum)),
-            [a] => for_each_share((chunks, Chunks::new(a, CHUNK)), |i, ((w, sum), a)| update(i, w, [a, &mut []], sum)),
-            [a, b] => for_each_share((chunks, Chunks::new(a, CHUNK), Chunks::new(b, CHUNK)), |i, ((w, sum), a, b)| {
-                update(i, w, [a, b], sum);
-            }),
-            _ => unreachable!("no rule has more than {VECTORS} vectors"),
+    /// Updates what the step under way has not updated yet. Returns the regularisation loss before the step.
+    pub(super) fn finish(&mut self, params: &mut Params<T>, grads: &Params<T>, at: Progress) -> f64 {
+        let Optimizer { cut: Cut { spans, pieces }, updates, state, sums, .. } = self;
+        let (params, grads) = (params.values_mut(), grads.values());
+        for spans in spans.chunk_by(|a, b| a.done == b.done).filter(|spans| !spans[0].done) {
+            let numbers = spans[0].pieces.start..spans[spans.len() - 1].pieces.end;
+            let pieces = &pieces[numbers.clone()];
+            let [a, b] = vectors(state).map(|vector| Runs::new(vector, pieces, 1));
+            let shares = (Runs::new(params, pieces, 1), a, b, Chunks::new(&mut sums[numbers], 1));
+            for_each_share(shares, |i, (w, a, b, sum)| {
+                let span = &spans[spans.partition_point(|span| span.range.end <= pieces[i].start)];
+                sum[0] = updates[span.group].update(w, &grads[pieces[i].clone()], [a, b]);
+            });
         }
+        self.update_matrices(params, at);
         self.sums.iter().sum()
     }
 
@@ -258,28 +264,28 @@ impl<T: Element> Optimizer<T> {
     fn update_matrices(&mut self, params: &mut [T], at: Progress) {
         let Optimizer { matrices, groups, state, scratch, .. } = self;
         for matrix in matrices {
-            let Span { range, group } = matrix.span.clone();
-            let UpdateRule::Muon { iterations, weight_decay, fixed_norm, .. } = groups[group].rule else {
+            let (range, group) = (matrix.range.clone(), &groups[matrix.group]);
+            let UpdateRule::Muon { iterations, weight_decay, fixed_norm, .. } = group.rule else {
                 unreachable!("no other rule sees matrices")
             };
-            let learning_rate = groups[group].learning_rate.at(at);
+            let learning_rate = group.learning_rate.at(at);
             let step = Step { learning_rate, weight_decay, iterations, fixed_norm };
             scratch.step(matrix, step, &mut params[range.clone()], &mut state[VECTORS - 1][range]);
         }
     }
 
-    /// Bytes that a step moves: gradients are read, parameters and the rules' vectors read and written.
-    fn bytes(&self) -> usize {
+    /// Bytes that a step of these moves: gradients are read, parameters and the rules' vectors read and written.
+    pub(super) fn bytes(&self, which: impl Fn(&Span) -> bool) -> usize {
         let vectors = |span: &Span| 1 + 2 * (1 + self.groups[span.group].rule.vectors());
-        self.spans.iter().map(|span| vectors(span) * span.range.len()).sum::<usize>() * size_of::<T>()
+        let spans = self.cut.spans.iter().filter(|span| which(span));
+        spans.map(|span| vectors(span) * span.range.len()).sum::<usize>() * size_of::<T>()
     }
 }
 
-/// What is trained.
-fn spans(groups: &[Group], params: &[Param], group_of: &[Option<usize>]) -> Vec<Span> {
-    let grouped = params.iter().zip(group_of).filter_map(|(param, group)| Some((param, (*group)?)));
-    let trained = grouped.filter(|(_, group)| !groups[*group].frozen);
-    trained.map(|(param, group)| Span { range: param.range.clone(), group }).collect()
+/// The rules' vectors; those that no rule has are empty.
+pub(super) fn vectors<T: Element>(state: &mut [Buffer<T>]) -> [&mut [T]; VECTORS] {
+    let mut vectors = state.iter_mut();
+    std::array::from_fn(|_| vectors.next().map_or(&mut [][..], |vector| &mut **vector))
 }
 
 /// The names of the rules in use: `adam`, `muon, adam`.
@@ -299,7 +305,7 @@ fn matrices(groups: &[Group], params: &[Param], spans: &[Span]) -> Vec<Matrix> {
     let shape =
         |span: &Span| &params.iter().find(|param| param.range == span.range).expect("a span is a parameter").shape;
     let matrices = spans.iter().filter(|span| groups[span.group].rule.is_matrix());
-    matrices.map(|span| Matrix::new(span.clone(), shape(span))).collect()
+    matrices.map(|span| Matrix::new(span.range.clone(), span.group, shape(span))).collect()
 }
 
 /// The name of what a group's rule keeps in vector `k`, if it does.
@@ -312,6 +318,7 @@ mod tests {
     use rand::RngExt;
 
     use super::super::LearningRate;
+    use super::super::elementwise::CHUNK;
     use super::*;
     use crate::parallel::with_threads;
     use crate::params::{Layout, ParamKind};

@@ -1,4 +1,4 @@
-//! Level 5. Update rules: how a gradient changes a parameter.
+//! Level 4. Update rules: how a gradient changes a parameter.
 
 use std::str::FromStr;
 

@@ -1,4 +1,4 @@
-//! Level 5. How the learning rate changes during training.
+//! Level 4. How the learning rate changes during training.
 
 use std::f64::consts::PI;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! Level 5. Which parameters a group is about.
+//! Level 4. Which parameters a group is about.
 
 use std::borrow::Cow;
 use std::fmt;

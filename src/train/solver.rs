@@ -14,7 +14,7 @@ use super::options::SolverOptions;
 use crate::data::{Batches, Dataset, Draw, Split, Views};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::nn::network::{Network, StepKey};
+use crate::nn::network::{Network, StepKey, TrainStep};
 use crate::optim::Progress;
 use crate::profile::{self, Phase, Work};
 use crate::random::{Purpose, stream};
@@ -274,12 +274,12 @@ impl<T: Element> Solver<T> {
 
         let at = Progress { step: *step, steps_per_epoch: batches.count, steps };
         network.set_trained(optimizer.trained(at));
-        let mut loss = network.loss(x, y, StepKey { seed: options.seed, step: *step as u64 })?.f64();
         let learning_rate = optimizer.learning_rate(at);
-        // Without a loss the gradients are worth nothing: the parameters stay as they are.
+        let key = StepKey { seed: options.seed, step: *step as u64 };
+        let TrainStep { loss, stepped } = network.step(x, y, key, optimizer, at)?;
+        let mut loss = loss.f64();
         if loss.is_finite() {
-            let (params, grads) = network.params_and_grads();
-            loss += optimizer.step(params, grads, at).regularization;
+            loss += stepped.regularization;
         }
         if !loss.is_finite() {
             return Err(Error::Diverged { iteration: *step + 1, loss, learning_rate });

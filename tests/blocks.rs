@@ -699,7 +699,11 @@ fn blocks_that_cannot_be_are_errors() {
         (BlockParts { norm: Some(BatchNorm { eps: 1e-5, momentum: 2.0 }), ..parts }, "momentum is 2"),
         (BlockParts { early_pool: Some(Pool2d::square(2)), ..parts }, "an early pool stands between"),
         (
-            BlockParts { early_pool: Some(Pool2d::square(4)), norm: Some(BatchNorm::default()), ..parts },
+            BlockParts {
+                early_pool: Some(pool((3, 3), (2, 2), Padding::Valid)),
+                norm: Some(BatchNorm::default()),
+                ..parts
+            },
             "do not tile planes of 6 x 6",
         ),
         // The sign of the output would no longer tell the slope.

@@ -284,7 +284,7 @@ fn train_stops_within_an_epoch_and_goes_on() {
     assert_eq!(course(&rest), course(&whole));
     let text = room.run(&format!("train --data-dir pics --net {NET} --batch-size 20 --epochs 0.5")).succeeds();
     assert!(text.stdout.contains("(Epoch 0.5 / 0.5)"), "{}", text.stdout);
-    room.run(&format!("train --net {NET} --stop-after 0")).fails(2, &["epochs", "more than 0"]);
+    room.run(&format!("train --net {NET} --stop-after 0")).fails(2, &["stop-after", "more than 0"]);
 }
 
 /// Where backward updates a matrix, what that moves is its own, and no longer the optimizer's.

@@ -195,6 +195,9 @@ fn train<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -> Result<
     if args.print_every == 0 {
         return Err(Error::invalid("print-every", "every 0 iterations is not possible", "give 1 or more").into());
     }
+    if args.stop_after.is_some_and(|epoch| epoch.is_nan() || epoch <= 0.0) {
+        return Err(Error::invalid("stop-after", "no epochs would be trained", "give more than 0").into());
+    }
     let profiled = profile::wanted(args.profile)?;
     let checkpoint = args.checkpoint.as_ref().or(args.resume.as_ref()).map_or(Path::new(CHECKPOINT), PathBuf::as_path);
     let mut ready = match &args.resume {

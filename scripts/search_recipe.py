@@ -46,7 +46,8 @@ SPACE = {
     "cutout": [0, 4, 8, 12],
 }
 FIRST = {"width1": 16, "width2": 64, "width3": 128, "whiten": "whiten2", "pool": "pool", "batch": 250, "epochs": 0.5,
-         "muon_rate": 0.24, "muon_momentum": 0.6, "bias_rate": 0.053, "head_rate": 0.67, "momentum": 0.85, "smoothing": 0.2, "whiten_bias": "linear:3", "shift": 2, "cutout": 0}
+         "muon_rate": 0.24, "muon_momentum": 0.6, "bias_rate": 0.053, "head_rate": 0.67, "momentum": 0.85,
+         "smoothing": 0.2, "whiten_bias": "linear:3", "shift": 2, "cutout": 0}
 DECAY = 2e-6  # L2 strength times rate of biases and head, per image of a batch
 BY_FAR = 1.3  # times the best's time; what is predicted to take longer is left out
 SHARE = 0.2  # of the budget that one training may take while nothing reaches the target
@@ -80,7 +81,8 @@ def multiply_adds(net):
         if layer.kind == "conv":
             total += (layer.side / layer.options.get("s", 1)) ** 2 * 9 * layer.channels * layer.number
         elif layer.kind == "whiten":
-            total += ((layer.side - layer.number) // layer.options.get("s", 1) + 1) ** 2 * 6 * layer.number**2 * 3 * layer.number**2
+            places = (layer.side - layer.number) // layer.options.get("s", 1) + 1
+            total += places**2 * 6 * layer.number**2 * 3 * layer.number**2
     return total
 
 

@@ -12,7 +12,8 @@
 //! - *Bytes* are what an operation must move at least, each array counted once. Forward: input, output, weights.
 //!   Backward: input, gradient of the output, weights and their gradients, and the gradient of the input where it is
 //!   asked for; where it updates a matrix, the new weights instead of their gradients, and what the rule remembers.
-//!   Optimizer: gradients, and twice the parameters that are left to it and what the rules remember. What a block keeps between the two, scratch, and a second look at an array do not count.
+//!   Optimizer: gradients, and twice the parameters that are left to it and what the rules remember. What a block keeps
+//!   between the two, scratch, and a second look at an array do not count.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};

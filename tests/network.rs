@@ -244,6 +244,11 @@ fn whitening_is_for_images_alone_and_fits_them() {
         let error = made.unwrap_err().to_string();
         assert!(error.contains(part), "{notation}: {error}");
     }
+    let mut net = net("whiten2-gap", [2, 8, 8]);
+    for x in [&[][..], &[f64::INFINITY; 128]] {
+        let error = net.whiten(x).unwrap_err().to_string();
+        assert!(error.contains("no finite images"), "{error}");
+    }
 }
 
 #[test]

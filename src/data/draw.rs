@@ -15,11 +15,8 @@ pub struct Draw {
 }
 
 /// What happens to an image once it is normalised.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Nothing.
-    #[default]
-    None,
     /// Random changes, which are others for every image, seed and epoch.
     Random {
         /// Which they may be.
@@ -36,13 +33,13 @@ pub enum Change {
 impl Draw {
     /// Images of `split` as they are.
     pub fn plain(split: Split) -> Self {
-        Draw { split, change: Change::None }
+        Self::view(split, View::PLAIN)
     }
 
     /// Images of `split` with random changes, if any.
     pub fn augmented(split: Split, augment: Option<Augment>, seed: u64, epoch: u64) -> Self {
-        let change = augment.map_or(Change::None, |augment| Change::Random { augment, seed, epoch });
-        Draw { split, change }
+        let random = |augment| Draw { split, change: Change::Random { augment, seed, epoch } };
+        augment.map_or(Self::plain(split), random)
     }
 
     /// Images of `split`, each shown in the same way.
@@ -55,7 +52,6 @@ impl Change {
     /// Whether it can happen to images `[C, H, W]`.
     pub(super) fn check(&self, dim: [usize; 3]) -> Result<()> {
         match self {
-            Change::None => Ok(()),
             Change::Random { augment, .. } => augment.check(dim),
             Change::View(view) => view.check(dim),
         }
@@ -64,7 +60,6 @@ impl Change {
     /// What happens to image `index`, of size `[C, H, W]`.
     pub(super) fn placement(&self, dim: [usize; 3], index: usize) -> Placement {
         match *self {
-            Change::None => View::PLAIN.into(),
             Change::Random { augment, seed, epoch } => augment.draw(dim, seed, epoch, index),
             Change::View(view) => view.into(),
         }

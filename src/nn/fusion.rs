@@ -124,7 +124,6 @@ fn append(mut parts: BlockParts, layer: &LayerSpec, size: [usize; 3]) -> Option<
     let BlockParts { core, norm, activation, pool, dropout, .. } = parts;
     let after_norm = activation.is_none() && pool.is_none() && dropout.is_none();
     match layer {
-        // the batch's mean takes a bias with it
         LayerSpec::BatchNorm { norm: constants, fixed_scale }
             if norm.is_none() && activation.is_none() && dropout.is_none() =>
         {

@@ -46,7 +46,7 @@ pub struct StepKey {
 /// What [`Network::step`] has found out.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TrainStep<T> {
-    /// Mean data loss before the step, without regularisation.
+    /// Data loss before the step, without regularisation, as [`Network::loss`] returns it.
     pub loss: T,
     /// What the optimizer says: the regularisation loss, and whether a step was made.
     pub stepped: Stepped,
@@ -195,8 +195,8 @@ impl<T: Element> Network<T> {
         (&mut self.params, &self.grads)
     }
 
-    /// Says for each parameter, in their order, whether it is trained; at first all are that are not fixed. The others cost no gradient, and
-    /// backward stops where nothing below is trained.
+    /// Says for each parameter, in their order, whether it is trained; at first all are that are not fixed. The others cost
+    /// no gradient, and backward stops where nothing below is trained.
     ///
     /// # Panics
     /// If there is not one answer for each parameter.
@@ -209,8 +209,8 @@ impl<T: Element> Network<T> {
     }
 
     /// Training mode: data loss (no regularisation) of images `x` `(N, C, H, W)` with labels `y`, their mean or sum as its
-    /// [`Reduction`] says, and its gradients into [`Network::grads`]. Running statistics take the batch's in, unless the loss is not a finite number. After the
-    /// first call with as many images it allocates nothing.
+    /// [`Reduction`] says, and its gradients into [`Network::grads`]. Running statistics take the batch's in, unless the loss
+    /// is not a finite number. After the first call with as many images it allocates nothing.
     ///
     /// # Errors
     /// [`Error::Shape`] if `x` does not hold one image per label, [`Error::Invalid`] for a label that is no class, or for no

@@ -148,7 +148,6 @@ pub(super) fn compile<T: Element>(gathered: &[Gathered], image: [usize; 3]) -> R
 #[derive(Default)]
 struct Names {
     convolutions: usize,
-    whitenings: usize,
     affines: usize,
     norms: usize,
     shortcuts: usize,
@@ -174,10 +173,8 @@ impl Names {
                 self.convolutions += 1;
                 format!("conv{}", self.convolutions)
             }
-            Some(Core::Whiten { .. }) => {
-                self.whitenings += 1;
-                format!("whiten{}", self.whitenings)
-            }
+            // Only the images are whitened.
+            Some(Core::Whiten { .. }) => "whiten1".to_owned(),
             Some(Core::Affine { .. }) => {
                 self.affines += 1;
                 format!("affine{}", self.affines)

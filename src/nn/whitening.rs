@@ -17,7 +17,7 @@ use crate::error::{Error, Result, check_shape};
 use crate::nn::network::Network;
 use crate::nn::steps::Kernel;
 use crate::parallel::{for_each_chunk_mut, piece_range};
-use crate::simd::{dot, vectorized};
+use crate::simd::{add_assign, dot, vectorized};
 
 /// Against division by the eigenvalues of directions that hardly occur.
 #[cfg(feature = "blas")]
@@ -44,11 +44,11 @@ impl<T: Element> Network<T> {
         let image: usize = input.iter().product();
         let images = x.len() / image;
         check_shape("whitening", "x", &[x.len()], &[images * image])?;
-        let covariance = covariance(x, input, size);
-        if images == 0 || covariance.iter().any(|value| !value.is_finite()) {
+        let covariance = (images > 0).then(|| covariance(x, input, size));
+        let Some(covariance) = covariance.filter(|sums| sums.iter().all(|sum| sum.is_finite())) else {
             let problem = "there are no finite images to measure";
             return Err(Error::invalid("whitening", problem, "give images of the training split"));
-        }
+        };
         let filters = filters(covariance, input[0] * size * size)?;
         let weights = self.params_mut().slice_mut(index);
         let (first, second) = weights.split_at_mut(filters.len());
@@ -70,39 +70,43 @@ impl<T: Element> Network<T> {
     }
 }
 
-/// `mean(p p^T)` over all patches, `(d, d)`; the order of its sums depends on the number of
-/// images alone.
-fn covariance<T: Element>(x: &[T], [channels, height, width]: [usize; 3], size: usize) -> Vec<f64> {
+/// `mean(p p^T)` over all patches, `(d, d)`; the order of its sums depends on the number of images alone.
+fn covariance<T: Element>(x: &[T], input: [usize; 3], size: usize) -> Vec<f64> {
+    let [channels, height, width] = input;
     let (image, d) = (channels * height * width, channels * size * size);
-    let (rows, cols) = (height - size + 1, width - size + 1);
     let images = x.len() / image;
     let pieces = images.div_ceil(PIECE);
     let mut sums = vec![0.0; pieces * d * d];
-    // Where in an image the rows of one of a patch's pixels begin.
-    let begin = |pixel: usize| {
-        let (channel, down, right) = (pixel / (size * size), pixel / size % size, pixel % size);
-        (channel * height + down) * width + right
-    };
     for_each_chunk_mut(&mut sums, d * d, |piece, sums| {
         for n in piece_range(images, pieces, piece) {
-            let x = &x[n * image..][..image];
-            for (a, b) in (0..d).flat_map(|a| (a..d).map(move |b| (a, b))) {
-                let row = |pixel: usize, i: usize| &x[begin(pixel) + i * width..][..cols];
-                let mut sum = 0.0;
-                vectorized!(for i in 0..rows {
-                    sum += dot(row(a, i), row(b, i)).f64();
-                });
-                sums[a * d + b] += sum;
-            }
+            vectorized!(add_products(&x[n * image..][..image], input, size, sums));
         }
     });
     let (total, rest) = sums.split_at_mut(d * d);
-    for piece in rest.chunks_exact(d * d) {
-        total.iter_mut().zip(piece).for_each(|(total, piece)| *total += piece);
-    }
-    let patches = (images * rows * cols) as f64;
+    rest.chunks_exact(d * d).for_each(|piece| add_assign(total, piece));
+    let patches = (images * (height - size + 1) * (width - size + 1)) as f64;
     // It is symmetric, and only one side was summed.
     (0..d * d).map(|i| total[(i / d).min(i % d) * d + (i / d).max(i % d)] / patches).collect()
+}
+
+/// Adds the upper triangle of `p p^T` of all patches of an image.
+#[inline(always)]
+fn add_products<T: Element>(x: &[T], [channels, height, width]: [usize; 3], size: usize, sums: &mut [f64]) {
+    let (rows, cols, d) = (height - size + 1, width - size + 1, channels * size * size);
+    for a in 0..d {
+        for b in a..d {
+            let [from_a, from_b] = [a, b].map(
+                // Where the rows of one of a patch's pixels begin.
+                #[inline(always)]
+                |pixel| (pixel / (size * size) * height + pixel / size % size) * width + pixel % size,
+            );
+            let mut sum = 0.0;
+            for i in 0..rows {
+                sum += dot(&x[from_a + i * width..][..cols], &x[from_b + i * width..][..cols]).f64();
+            }
+            sums[a * d + b] += sum;
+        }
+    }
 }
 
 /// The filters that whiten patches of this covariance, `(d, d)`, by rising eigenvalue.

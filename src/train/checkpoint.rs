@@ -12,8 +12,7 @@
 //! | `history.loss`, `history.val_accuracy`, ... | the vectors of [`History`], in `f64` |
 //!
 //! The entry `gemmnet` of its metadata is JSON: the format's version, the network's notation and input, the options, the
-//! step. Files of earlier versions are read as well: the first had one rule for all parameters, the
-//! second whole epochs.
+//! step. Files of earlier versions are read as well: the first had one rule for all parameters, the second whole epochs.
 
 use std::path::Path;
 

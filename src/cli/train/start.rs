@@ -116,10 +116,9 @@ fn group(text: &str, mut base: f64, mut schedule: Schedule, warmup: f64) -> Resu
     let select: Select = select.trim().parse()?;
     let mut words = how.split(',').map(str::trim);
     let rule = words.next().unwrap_or_default();
-    if rule == "frozen" {
-        return Ok(Group::frozen(select));
-    }
-    let (mut rule, mut l2, mut own_schedule) = (rule.parse::<UpdateRule>()?, 0.0, false);
+    let frozen = rule == "frozen";
+    let mut rule = if frozen { UpdateRule::Sgd } else { rule.parse()? };
+    let (mut l2, mut own_schedule) = (0.0, false);
     for word in words {
         let (name, value) = word.split_once('=').ok_or_else(|| fault(format!("`{word}` in `{text}` has no `=`")))?;
         let number = || value.parse().map_err(|_| fault(format!("`{value}` in `{text}` is not a number")));
@@ -131,6 +130,9 @@ fn group(text: &str, mut base: f64, mut schedule: Schedule, warmup: f64) -> Resu
                 rule = rule.with(name, value).map_err(|_| fault(format!("`{word}` is no option of {}", rule.name())))?
             }
         }
+    }
+    if frozen {
+        return Ok(Group::frozen(select));
     }
     let rate = LearningRate::new(base, schedule, if own_schedule { 0.0 } else { warmup })?;
     Ok(Group { l2, ..Group::new(select, rule, rate) })

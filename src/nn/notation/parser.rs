@@ -258,13 +258,12 @@ impl Parser<'_> {
 
     /// What follows `bn`.
     fn batchnorm(&mut self, name: &str) -> Result<LayerSpec> {
-        let mut norm = BatchNorm::USUAL;
         if !self.at_number() {
             return Ok(LayerSpec::BATCH_NORM);
         }
-        norm.momentum = self.fraction(|m| m <= 1.0, "give a momentum of 0 to 1, such as bn0.9")?;
+        let momentum = self.fraction(|m| m <= 1.0, "give a momentum of 0 to 1, such as bn0.9")?;
         let options = self.options(name, "ge")?;
-        norm.eps = options.eps.unwrap_or(norm.eps);
+        let norm = BatchNorm { eps: options.eps.unwrap_or(BatchNorm::USUAL.eps), momentum };
         Ok(LayerSpec::BatchNorm { norm, fixed_scale: options.scale == Some(false) })
     }
 

@@ -200,19 +200,31 @@ fn stream<T: Element>(out: &mut [T], values: &Lanes<T>) {
     out.copy_from_slice(values);
 }
 
+/// Pixels of a plane that `transpose_8x8` moves at a time.
+const TOGETHER: usize = 8;
+
+/// Where runs of [`TOGETHER`] pixels begin that cover `pixels` of them, or none if there are fewer: the last run begins
+/// early enough to end with the last pixel, so that some are moved twice.
+fn runs_of_eight(pixels: usize) -> impl Iterator<Item = usize> {
+    let last = pixels.checked_sub(TOGETHER);
+    last.into_iter().flat_map(move |last| (0..last).step_by(TOGETHER).chain([last]))
+}
+
 /// The pixels of up to [`LANES`] planes side by side: `to[p][c] = planes[c * pitch + p]` for `c` below `channels`.
 pub(crate) fn planes_to_lanes<T: Element>(planes: &[T], pitch: usize, channels: usize, to: &mut [Lanes<T>]) {
-    let done = transposable(planes, pitch, channels, to.len());
-    #[cfg(target_arch = "x86_64")]
-    for p in (0..done).step_by(8) {
-        let (from, to) = (planes.as_ptr().cast::<f32>(), to.as_mut_ptr().cast::<f32>());
-        for c in (0..LANES).step_by(8) {
-            // SAFETY: AVX is there; T is as large as f32, and bits are moved only; the 8 pixels from p on lie within each
-            // plane and within `to`: `transposable` says all that.
-            unsafe { transpose_8x8(from.add(c * pitch + p), pitch, to.add(p * LANES + c), LANES) };
+    if transposable(planes, pitch, channels, to.len()) {
+        #[cfg(target_arch = "x86_64")]
+        for p in runs_of_eight(to.len()) {
+            let (from, to) = (planes.as_ptr().cast::<f32>(), to.as_mut_ptr().cast::<f32>());
+            for c in (0..LANES).step_by(TOGETHER) {
+                // SAFETY: AVX is there; T is as large as f32, and bits are moved only; the 8 pixels from p on lie within
+                // each plane and within `to`: `transposable` and `runs_of_eight` say all that.
+                unsafe { transpose_8x8(from.add(c * pitch + p), pitch, to.add(p * LANES + c), LANES) };
+            }
         }
+        return;
     }
-    for (p, to) in to.iter_mut().enumerate().skip(done) {
+    for (p, to) in to.iter_mut().enumerate() {
         for (c, to) in to.iter_mut().enumerate().take(channels) {
             *to = planes[c * pitch + p];
         }
@@ -221,17 +233,19 @@ pub(crate) fn planes_to_lanes<T: Element>(planes: &[T], pitch: usize, channels: 
 
 /// The inverse of [`planes_to_lanes`]: `planes[c * pitch + p] = from[p][c]` for `c` below `channels`.
 pub(crate) fn lanes_to_planes<T: Element>(from: &[Lanes<T>], channels: usize, planes: &mut [T], pitch: usize) {
-    let done = transposable(planes, pitch, channels, from.len());
-    // Eight planes at a time: sixteen, a power of two apart, would not stay in the L1 cache together.
-    #[cfg(target_arch = "x86_64")]
-    for c in (0..LANES).step_by(8) {
-        let (from, to) = (from.as_ptr().cast::<f32>(), planes.as_mut_ptr().cast::<f32>());
-        for p in (0..done).step_by(8) {
-            // SAFETY: as in `planes_to_lanes`.
-            unsafe { transpose_8x8(from.add(p * LANES + c), LANES, to.add(c * pitch + p), pitch) };
+    if transposable(planes, pitch, channels, from.len()) {
+        // Eight planes at a time: sixteen, a power of two apart, would not stay in the L1 cache together.
+        #[cfg(target_arch = "x86_64")]
+        for c in (0..LANES).step_by(TOGETHER) {
+            let (pixels, to) = (from.as_ptr().cast::<f32>(), planes.as_mut_ptr().cast::<f32>());
+            for p in runs_of_eight(from.len()) {
+                // SAFETY: as in `planes_to_lanes`.
+                unsafe { transpose_8x8(pixels.add(p * LANES + c), LANES, to.add(c * pitch + p), pitch) };
+            }
         }
+        return;
     }
-    for (p, from) in from.iter().enumerate().skip(done) {
+    for (p, from) in from.iter().enumerate() {
         for (c, &from) in from.iter().enumerate().take(channels) {
             planes[c * pitch + p] = from;
         }
@@ -358,21 +372,21 @@ mod pairs {
     }
 }
 
-/// How many of the first `pixels` pixels of these planes `transpose_8x8` can take, which moves elements as large as
-/// `f32` and needs AVX.
+/// Whether `transpose_8x8` can move the first `pixels` pixels of these planes: it moves elements as large as `f32`, takes
+/// sixteen planes and no fewer than 8 pixels, and needs AVX.
 ///
 /// # Panics
 /// If a plane has fewer pixels than that.
-fn transposable<T: Element>(planes: &[T], pitch: usize, channels: usize, pixels: usize) -> usize {
+fn transposable<T: Element>(planes: &[T], pitch: usize, channels: usize, pixels: usize) -> bool {
     assert!(
         channels <= LANES && (channels == 0 || planes.len() >= (channels - 1) * pitch + pixels),
         "planes are whole"
     );
     #[cfg(target_arch = "x86_64")]
-    if channels == LANES && T::KIND == Kind::F32 && is_x86_feature_detected!("avx") {
-        return pixels / 8 * 8;
+    if channels == LANES && pixels >= TOGETHER && T::KIND == Kind::F32 {
+        return is_x86_feature_detected!("avx");
     }
-    0
+    false
 }
 
 /// `to[j][i] = from[i][j]` for 8 rows of 8, `from_pitch` and `to_pitch` apart. The compiler makes scalar code of the plain
@@ -431,7 +445,7 @@ mod tests {
     }
 
     fn check_transposes<T: Element>() {
-        for (pixels, channels) in [(0, 16), (1, 16), (8, 16), (21, 16), (32, 16), (9, 15), (8, 1)] {
+        for (pixels, channels) in [(0, 16), (1, 16), (7, 16), (8, 16), (9, 16), (21, 16), (32, 16), (9, 15), (8, 1)] {
             let pitch = pixels + 3;
             let planes: Vec<T> = (0..channels * pitch).map(|i| T::of(i as f64)).collect();
             let mut lanes = vec![[T::of(-1.0); LANES]; pixels];

@@ -6,7 +6,8 @@ use super::tail::ChannelMap;
 use crate::element::Element;
 use crate::ops::affine::{AffineGradsMut, affine_backward_into};
 use crate::ops::batchnorm::{
-    BatchNorm, ChannelGradient, Channels, Norm, NormGradsMut, gradient_sums, inverse_std, train_backward_into,
+    BatchNorm, ChannelGradient, Channels, Norm, NormGradsMut, gradient_sums, gradient_sums_of, inverse_std,
+    train_backward_into,
 };
 use crate::ops::conv::{self, ConvGradsMut, ConvInput, PlaneRows, conv2d_backward_into};
 use crate::ops::dropout::{DropoutKey, apply_mask};
@@ -178,8 +179,8 @@ impl Block {
     ) {
         let sizes = self.channels(input.images);
         let planes = Planes::new(y, [sizes.images, sizes.channels, sizes.plane]);
-        let (_, scratch) = ws.lend(0, sizes.plane);
         let Some(norm) = self.parts().norm else {
+            let (_, scratch) = ws.lend(0, sizes.plane);
             return for_each_share(planes, |c, mut y| {
                 scratch.with(|dz: &mut [T]| {
                     vectorized!(for n in 0..y.count() {
@@ -190,11 +191,16 @@ impl Block {
             });
         };
         let gamma = input.weights.gamma;
+        let gathers = sizes.gathers();
+        let (_, scratch) = ws.lend(0, if gathers { 2 * sizes.channel_len() } else { sizes.plane });
         for_each_share((planes, Chunks::new(dgamma, 1), Chunks::new(dbeta, 1)), |c, (mut y, dgamma, dbeta)| {
             let statistics = (mean[c], inverse_std(var[c], norm.eps));
             scratch.with(|dz: &mut [T]| {
-                (dgamma[0], dbeta[0]) =
-                    vectorized!(self.norm_gradient(sizes, c, kept, statistics, gamma[c], (&mut y, dz)));
+                (dgamma[0], dbeta[0]) = vectorized!(if gathers {
+                    self.gathered_norm_gradient(sizes, c, kept, statistics, gamma[c], (&mut y, dz))
+                } else {
+                    self.norm_gradient(sizes, c, kept, statistics, gamma[c], (&mut y, dz))
+                });
             });
         });
     }
@@ -202,10 +208,48 @@ impl Block {
     /// Gradient of what batchnorm, activation and pool made of plane `n` of channel `c`, before batchnorm's own.
     #[inline(always)]
     fn dz<T: Element>(&self, c: usize, n: usize, kept: &Kept<'_, T>, y: &[T], dz: &mut [T]) {
+        let (dout, out, cell) = self.kept_of(c, n, kept);
+        self.tail.backward(kept.maps[c], dout, out, cell, y, dz);
+    }
+
+    /// dout, out and cells of plane `n` of channel `c`.
+    #[inline(always)]
+    fn kept_of<'a, T>(&self, c: usize, n: usize, kept: &Kept<'a, T>) -> (&'a [T], &'a [T], &'a [u8]) {
         let start = (n * self.output[0] + c) * self.out_plane();
         let here = start..start + self.out_plane();
         let cell = if self.tail.keeps_cells() { &kept.cell[here.clone()] } else { &[] };
-        self.tail.backward(kept.maps[c], &kept.dout[here.clone()], &kept.out[here], cell, y, dz);
+        (&kept.dout[here.clone()], &kept.out[here], cell)
+    }
+
+    /// [`Block::norm_gradient`] of small planes; `scratch` has room for two channels.
+    #[inline(always)]
+    fn gathered_norm_gradient<T: Element>(
+        &self,
+        sizes: Channels,
+        c: usize,
+        kept: &Kept<'_, T>,
+        (mean, inverse_std): (T, T),
+        gamma: T,
+        (y, scratch): (&mut StridedMut<'_, T>, &mut [T]),
+    ) -> (T, T) {
+        let (channel, dz) = scratch.split_at_mut(sizes.channel_len());
+        for (n, (channel, dz)) in
+            channel.chunks_exact_mut(sizes.plane).zip(dz.chunks_exact_mut(sizes.plane)).enumerate()
+        {
+            channel.copy_from_slice(y.get(n));
+            let (dout, out, cell) = self.kept_of(c, n, kept);
+            self.tail.backward_to_slopes(dout, out, cell, dz);
+        }
+        self.tail.backward_slopes(kept.maps[c], channel, dz);
+        let (total, total_xhat) = gradient_sums_of(dz, channel, mean, inverse_std);
+        let gradient = ChannelGradient::new(sizes, mean, inverse_std, gamma, (total, total_xhat));
+        for (dz, &y) in dz.iter_mut().zip(&*channel) {
+            *dz = gradient.dx(*dz, y);
+        }
+        for (n, dz) in dz.chunks_exact(sizes.plane).enumerate() {
+            y.get(n).copy_from_slice(dz);
+        }
+        (T::of(total_xhat), T::of(total))
     }
 
     /// Turns the planes `y` of channel `c` into their gradient through batchnorm; the gradients of gamma and beta.

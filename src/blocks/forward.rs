@@ -5,7 +5,7 @@ use super::parts::{BlockInput, Pass};
 use super::tail::ChannelMap;
 use crate::element::Element;
 use crate::ops::affine::affine_product_into;
-use crate::ops::batchnorm::{BatchNorm, Channels, batch_statistics, moments};
+use crate::ops::batchnorm::{BatchNorm, Channels, batch_statistics, moments, moments_of};
 use crate::ops::conv::{self, Outputs, conv2d_forward_into};
 use crate::ops::dropout::{apply_mask, draw_mask};
 use crate::ops::pool::max_pool_tiles;
@@ -81,7 +81,7 @@ impl Block {
                 // Test mode: the cells are of no use.
                 Some(pool) => {
                     max_pool_tiles((pool.rows.window, pool.cols.window), pool.cols.input, product, out, cell);
-                    self.tail.map_activate_in_place(maps[filter], out);
+                    self.tail.before_pool(maps[filter], out);
                 }
                 None => self.tail.finish(maps[filter], product, out, cell),
             });
@@ -143,21 +143,32 @@ impl Block {
             Chunks::new(var, 1),
         );
         let weights = &input.weights;
-        let (_, scratch) = ws.lend(0, sizes.plane);
+        let gathers = sizes.gathers();
+        let (_, scratch) = ws.lend(0, if gathers { sizes.channel_len() } else { sizes.plane });
         for_each_share(shares, |c, (mut out, mut cell, map, mean, var)| {
             scratch.with(|z: &mut [T]| {
                 vectorized!({
+                    if gathers {
+                        sizes.gather(c, y, z);
+                    }
                     if let Some(norm) = norm {
-                        (mean[0], var[0]) = moments(sizes, c, y);
+                        (mean[0], var[0]) = if gathers { moments_of(z) } else { moments(sizes, c, y) };
                         map[0] = ChannelMap::batchnorm(mean[0], var[0], weights.gamma[c], weights.beta[c], norm.eps);
                     }
-                    self.finish_channel(sizes, c, y, map[0], (&mut out, &mut cell), z);
+                    if gathers {
+                        self.tail.before_pool(map[0], z);
+                        for (n, z) in z.chunks_exact(sizes.plane).enumerate() {
+                            self.tail.pool(z, out.get(n), cell.get(n));
+                        }
+                    } else {
+                        self.finish_channel(sizes, c, y, map[0], (&mut out, &mut cell), z);
+                    }
                 });
             });
         });
     }
 
-    /// The planes of one channel; `z` is scratch for one of them.
+    /// The planes of one channel, one by one; `z` is scratch for one of them.
     #[inline(always)]
     fn finish_channel<T: Element>(
         &self,

@@ -122,6 +122,13 @@ impl Tail {
         if self.pool.is_none() {
             return self.map_activate(map, z, out);
         }
+        self.before_pool(map, z);
+        self.pool(z, out, cell);
+    }
+
+    /// The first part of [`Tail::finish`], of any number of planes.
+    #[inline(always)]
+    pub(crate) fn before_pool<T: Element>(&self, map: ChannelMap<T>, z: &mut [T]) {
         for z in z.iter_mut() {
             *z = map.z(*z);
         }
@@ -130,14 +137,19 @@ impl Tail {
         {
             activate(activation, z);
         }
+    }
+
+    /// The second part of [`Tail::finish`]; a copy where nothing is pooled.
+    #[inline(always)]
+    pub(crate) fn pool<T: Element>(&self, z: &[T], out: &mut [T], cell: &mut [u8]) {
         match &self.pool {
+            None => out.copy_from_slice(z),
             Some(Pooling::Max(pool)) if pool.tiles() => {
                 max_pool_tiles((pool.rows.window, pool.cols.window), self.cols, z, out, cell);
             }
             Some(Pooling::Max(pool)) => max_pool_plane(pool, z, out, cell),
             Some(Pooling::Avg(pool)) => avg_pool_plane(pool, z, out),
             Some(Pooling::Global) => out[0] = sum(z) / T::of(z.len() as f64),
-            None => unreachable!("handled above"),
         }
         if self.pools_first() {
             for (out, cell) in out.iter_mut().zip(cell) {
@@ -165,17 +177,6 @@ impl Tail {
                     }
                 },
             ),
-        }
-    }
-
-    /// [`Tail::map_activate`] where `y` lies.
-    #[inline(always)]
-    pub(crate) fn map_activate_in_place<T: Element>(&self, map: ChannelMap<T>, y: &mut [T]) {
-        for y in y.iter_mut() {
-            *y = map.z(*y);
-        }
-        if let Some(activation) = self.activation {
-            activate(activation, y);
         }
     }
 
@@ -208,9 +209,15 @@ impl Tail {
         y: &[T],
         dz: &mut [T],
     ) {
+        self.backward_to_slopes(dout, out, cell, dz);
+        self.backward_slopes(map, y, dz);
+    }
+
+    /// The first part of [`Tail::backward`]: pooling, and slopes that the output tells.
+    #[inline(always)]
+    pub(crate) fn backward_to_slopes<T: Element>(&self, dout: &[T], out: &[T], cell: &[u8], dz: &mut [T]) {
         match &self.pool {
             None => match self.activation {
-                None => dz.copy_from_slice(dout),
                 Some(activation) if activation.kinks() => activation.specialised(
                     #[inline(always)]
                     |activation| {
@@ -220,26 +227,31 @@ impl Tail {
                         }
                     },
                 ),
-                Some(activation) => {
-                    dz.copy_from_slice(dout);
-                    multiply_slopes(activation, map, y, dz);
-                }
+                _ => dz.copy_from_slice(dout),
             },
-            Some(pool) => {
-                match pool {
-                    Pooling::Max(pool) if pool.tiles() => {
-                        max_pool_tiles_backward((pool.rows.window, pool.cols.window), self.cols, dout, cell, dz);
-                    }
-                    Pooling::Max(pool) => max_pool_plane_backward(pool, dout, cell, dz),
-                    Pooling::Avg(pool) => avg_pool_plane_backward(pool, dout, dz),
-                    Pooling::Global => dz.fill(dout[0] / T::of(dz.len() as f64)),
-                }
-                if let Some(activation) = self.activation
-                    && !self.pools_first()
-                {
-                    multiply_slopes(activation, map, y, dz);
-                }
+            Some(Pooling::Max(pool)) if pool.tiles() => {
+                max_pool_tiles_backward((pool.rows.window, pool.cols.window), self.cols, dout, cell, dz);
             }
+            Some(Pooling::Max(pool)) => max_pool_plane_backward(pool, dout, cell, dz),
+            Some(Pooling::Avg(pool)) => avg_pool_plane_backward(pool, dout, dz),
+            Some(Pooling::Global) => dz.fill(dout[0] / T::of(dz.len() as f64)),
+        }
+    }
+
+    /// The second part of [`Tail::backward`], of any number of planes: the other slopes.
+    #[inline(always)]
+    pub(crate) fn backward_slopes<T: Element>(&self, map: ChannelMap<T>, y: &[T], dz: &mut [T]) {
+        if let Some(activation) = self.activation
+            && self.backward_needs_y()
+        {
+            activation.specialised(
+                #[inline(always)]
+                |activation| {
+                    for (dz, &y) in dz.iter_mut().zip(y) {
+                        *dz *= activation.slope(map.z(y));
+                    }
+                },
+            );
         }
     }
 }
@@ -251,18 +263,6 @@ fn activate<T: Element>(activation: Activation, z: &mut [T]) {
         |activation| {
             for z in z.iter_mut() {
                 *z = activation.apply(*z);
-            }
-        },
-    );
-}
-
-#[inline(always)]
-fn multiply_slopes<T: Element>(activation: Activation, map: ChannelMap<T>, y: &[T], dz: &mut [T]) {
-    activation.specialised(
-        #[inline(always)]
-        |activation| {
-            for (dz, &y) in dz.iter_mut().zip(y) {
-                *dz *= activation.slope(map.z(y));
             }
         },
     );

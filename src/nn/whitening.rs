@@ -11,13 +11,14 @@
 //! nothing. `eps` is 5e-4, for images normalised to variance 1 (Page 2019, "How to Train Your ResNet"; Jordan 2024, arXiv
 //! 2404.00498). The eigenvectors are LAPACK's, whose signs have no meaning and depend on the library.
 
+use crate::blas::{Accum, Mat, MatMut, gemm};
 use crate::blocks::Core;
 use crate::element::Element;
 use crate::error::{Error, Result, check_shape};
 use crate::nn::network::Network;
 use crate::nn::steps::Kernel;
 use crate::parallel::{for_each_chunk_mut, piece_range};
-use crate::simd::{add_assign, dot, vectorized};
+use crate::simd::{add_assign, vectorized};
 
 /// Against division by the eigenvalues of directions that hardly occur.
 #[cfg(feature = "blas")]
@@ -77,36 +78,37 @@ fn covariance<T: Element>(x: &[T], input: [usize; 3], size: usize) -> Vec<f64> {
     let images = x.len() / image;
     let pieces = images.div_ceil(PIECE);
     let mut sums = vec![0.0; pieces * d * d];
+    let places = (height - size + 1) * (width - size + 1);
     for_each_chunk_mut(&mut sums, d * d, |piece, sums| {
+        let mut patches = vec![0.0; d * places];
         for n in piece_range(images, pieces, piece) {
-            vectorized!(add_products(&x[n * image..][..image], input, size, sums));
+            vectorized!(patches_of(&x[n * image..][..image], input, size, &mut patches));
+            let patches = Mat::new(&patches, d, places, places);
+            gemm(Accum::Add, 1.0, patches, patches.t(), MatMut::new(sums, d, d, d));
         }
     });
     let (total, rest) = sums.split_at_mut(d * d);
     rest.chunks_exact(d * d).for_each(|piece| add_assign(total, piece));
-    let patches = (images * (height - size + 1) * (width - size + 1)) as f64;
-    // It is symmetric, and only one side was summed.
-    (0..d * d).map(|i| total[(i / d).min(i % d) * d + (i / d).max(i % d)] / patches).collect()
+    let count = (images * places) as f64;
+    total.iter_mut().for_each(|sum| *sum /= count);
+    sums.truncate(d * d);
+    sums
 }
 
-/// Adds the upper triangle of `p p^T` of all patches of an image.
+/// The patches of an image at all places, each a column: `(d, places)`.
 #[inline(always)]
-fn add_products<T: Element>(x: &[T], [channels, height, width]: [usize; 3], size: usize, sums: &mut [f64]) {
-    let (rows, cols, d) = (height - size + 1, width - size + 1, channels * size * size);
-    for a in 0..d {
-        for b in a..d {
-            let [from_a, from_b] = [a, b].map(
-                // Where the rows of one of a patch's pixels begin.
-                #[inline(always)]
-                |pixel| (pixel / (size * size) * height + pixel / size % size) * width + pixel % size,
-            );
-            let mut sum = 0.0;
-            for i in 0..rows {
-                sum += dot(&x[from_a + i * width..][..cols], &x[from_b + i * width..][..cols]).f64();
+fn patches_of<T: Element>(x: &[T], [channels, height, width]: [usize; 3], size: usize, patches: &mut [f64]) {
+    let (rows, cols) = (height - size + 1, width - size + 1);
+    for (pixel, patches) in patches.chunks_exact_mut(rows * cols).enumerate() {
+        let (channel, i, j) = (pixel / (size * size), pixel / size % size, pixel % size);
+        let plane = &x[channel * height * width..][..height * width];
+        for (row, to) in plane.chunks_exact(width).skip(i).zip(patches.chunks_exact_mut(cols)) {
+            for (to, &value) in to.iter_mut().zip(&row[j..]) {
+                *to = value.f64();
             }
-            sums[a * d + b] += sum;
         }
     }
+    debug_assert_eq!(patches.len(), channels * size * size * rows * cols, "all places of all of a patch's pixels");
 }
 
 /// The filters that whiten patches of this covariance, `(d, d)`, by rising eigenvalue.

@@ -9,6 +9,12 @@ use crate::ops::Mode;
 use crate::parallel::{Chunks, Grid, Planes, for_each_share};
 use crate::simd::{Write, sum, sum_and_dot_centred, sum_squared_deviations, vectorized};
 
+/// Pixels of a plane below which loops over single planes do not pay: they begin and end more than they run.
+const SMALL_PLANE: usize = 256;
+
+/// Elements that are summed in their own type; such sums are added up in f64.
+const RUN: usize = 1024;
+
 /// Sizes of what is normalised: `[N, C, plane]`; plain batchnorm has planes of one element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Channels {
@@ -37,6 +43,24 @@ impl Channels {
         })
     }
 
+    /// Whether the planes are so small that a channel's are to be worked on in one piece: [`Channels::gather`].
+    pub(crate) fn gathers(self) -> bool {
+        self.plane < SMALL_PLANE
+    }
+
+    /// Elements of a channel.
+    pub(crate) fn channel_len(self) -> usize {
+        self.images * self.plane
+    }
+
+    /// The planes of channel `c`, one after the other.
+    #[inline(always)]
+    pub(crate) fn gather<T: Element>(self, c: usize, x: &[T], to: &mut [T]) {
+        for (plane, to) in self.planes(c).zip(to.chunks_exact_mut(self.plane)) {
+            to.copy_from_slice(&x[plane]);
+        }
+    }
+
     /// Elements that are averaged for one channel.
     pub(crate) fn count(self) -> f64 {
         (self.images * self.plane) as f64
@@ -50,6 +74,22 @@ pub(crate) fn moments<T: Element>(sizes: Channels, c: usize, x: &[T]) -> (T, T) 
     let mean = T::of(total / sizes.count());
     let squares: f64 = sizes.planes(c).map(|plane| sum_squared_deviations(&x[plane], mean).f64()).sum();
     (mean, T::of(squares / sizes.count()))
+}
+
+/// [`moments`] of a channel whose planes lie one after the other.
+#[inline(always)]
+pub(crate) fn moments_of<T: Element>(channel: &[T]) -> (T, T) {
+    let count = channel.len() as f64;
+    let mut total = 0.0;
+    for run in channel.chunks(RUN) {
+        total += sum(run).f64();
+    }
+    let mean = T::of(total / count);
+    let mut squares = 0.0;
+    for run in channel.chunks(RUN) {
+        squares += sum_squared_deviations(run, mean).f64();
+    }
+    (mean, T::of(squares / count))
 }
 
 /// `1 / sqrt(var + eps)`
@@ -76,6 +116,18 @@ pub(crate) fn gradient_sums<T: Element>(dout: &[T], x: &[T], mean: T, inverse_st
     // subtracting the mean first keeps the digits that a large mean would cost
     let (total, centred) = sum_and_dot_centred(dout, x, mean);
     (total.f64(), (centred * inverse_std).f64())
+}
+
+/// [`gradient_sums`] of a channel whose planes lie one after the other.
+#[inline(always)]
+pub(crate) fn gradient_sums_of<T: Element>(dout: &[T], x: &[T], mean: T, inverse_std: T) -> (f64, f64) {
+    let (mut total, mut total_xhat) = (0.0, 0.0);
+    for (dout, x) in dout.chunks(RUN).zip(x.chunks(RUN)) {
+        let sums = gradient_sums(dout, x, mean, inverse_std);
+        total += sums.0;
+        total_xhat += sums.1;
+    }
+    (total, total_xhat)
 }
 
 impl<T: Element> ChannelGradient<T> {

@@ -25,7 +25,8 @@ pub use arrays::{
     spatial_batchnorm_forward,
 };
 pub(crate) use kernels::{
-    ChannelGradient, Channels, batch_statistics, gradient_sums, inverse_std, moments, train_backward_into,
+    ChannelGradient, Channels, batch_statistics, gradient_sums, gradient_sums_of, inverse_std, moments, moments_of,
+    train_backward_into,
 };
 
 use crate::element::Element;

@@ -139,7 +139,7 @@ pub(crate) fn backward<T: Element>(
         [grads.dw, grads.db].into_iter().flatten().for_each(|sums| sums.fill(T::zero()));
         return;
     }
-    let slots = Slots::new::<T>(input.images, input.w.len());
+    let slots = plan.slots(input.images);
     match plan.algorithm {
         _ if !(wanted.dx || wanted.dw || wanted.db) => {}
         Algorithm::Winograd => run(&Winograd::new(plan, slots, wanted), slots, plan, input, &source, grads, ws),

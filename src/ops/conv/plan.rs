@@ -50,6 +50,11 @@ const SLOTS: usize = 16;
 pub(super) const MOST_SLOTS: usize = 32;
 const SLOT_BYTES: usize = 32 << 20;
 
+/// Terms that the sums of a slot's products should have: with fewer, products and their transforms cost more by what they
+/// write than by what they add up. (3x3 pixels of 128 channels, a single tile in each of 125 images, as 32 slots of 4 terms
+/// took 2 to 4 times as long as 4 slots of 31.)
+const SLOT_TERMS: usize = 64;
+
 /// Pieces that the slots of a batch are at least dealt out to.
 const SLOT_PIECES: usize = 4;
 
@@ -139,6 +144,21 @@ impl ConvPlan {
         assert_eq!(x.len(), images * self.image_len(), "x holds {images} images of {:?}", &self.shape.x()[1..]);
     }
 
+    /// Terms that an image adds to an element of the filters' gradient, in the products that make it.
+    fn gradient_terms(&self) -> usize {
+        if self.algorithm == Algorithm::Winograd { winograd::tiles_of(&self.shape) } else { self.shape.out_plane() }
+    }
+
+    /// How a batch is cut for the gradient of the filters.
+    pub(super) fn slots(&self, images: usize) -> Slots {
+        let weights = self.shape.w().iter().product();
+        let count = match self.kind {
+            Kind::F32 => slot_count::<f32>(images, self.gradient_terms(), weights),
+            Kind::F64 => slot_count::<f64>(images, self.gradient_terms(), weights),
+        };
+        Slots::new(images, count)
+    }
+
     /// Elements of an image.
     pub(super) fn image_len(&self) -> usize {
         self.shape.channels * self.shape.in_plane()
@@ -176,10 +196,12 @@ impl ConvPlan {
     }
 }
 
-/// Slots for sums over `images` images of gradients of `weights` elements: a power of two, by sizes alone.
-pub(super) fn slot_count<T>(images: usize, weights: usize) -> usize {
+/// Slots for sums over `images` images, of `terms` terms each, of gradients of `weights` elements: a power of two, by sizes
+/// alone.
+pub(super) fn slot_count<T>(images: usize, terms: usize, weights: usize) -> usize {
     let fitting = SLOT_BYTES / (weights * size_of::<T>()).max(1);
-    let most = fitting.clamp(SLOTS, MOST_SLOTS).min(images).max(1);
+    let long_enough = (images * terms / SLOT_TERMS).max(SLOT_PIECES);
+    let most = fitting.clamp(SLOTS, MOST_SLOTS).min(long_enough).min(images).max(1);
     1 << most.ilog2()
 }
 
@@ -348,8 +370,10 @@ mod tests {
 
     #[test]
     fn slots_are_a_power_of_two_that_no_machine_decides() {
-        let counts = |weights| [0, 1, 3, 15, 16, 31, 32, 100, 1000].map(|images| slot_count::<f32>(images, weights));
-        assert_eq!(counts(9), [1, 1, 2, 8, 16, 16, 32, 32, 32]);
-        assert_eq!(counts(1 << 20), [1, 1, 2, 8, 16, 16, 16, 16, 16]);
+        let images = [0, 1, 3, 15, 16, 31, 32, 100, 1000];
+        let counts = |terms, weights| images.map(|images| slot_count::<f32>(images, terms, weights));
+        assert_eq!(counts(SLOT_TERMS, 9), [1, 1, 2, 8, 16, 16, 32, 32, 32]);
+        assert_eq!(counts(SLOT_TERMS, 1 << 20), [1, 1, 2, 8, 16, 16, 16, 16, 16]);
+        assert_eq!(counts(SLOT_TERMS / 8, 9), [1, 1, 2, 4, 4, 4, 4, 8, 32], "sums of few terms each");
     }
 }

@@ -3,12 +3,12 @@
 //! A gradient of weights adds up terms of every image. A *slot* is one partial sum, of a fixed range of images, in order.
 //! Slots are added up by a balanced binary tree: each with its neighbour, their sums with theirs, and so on. The number of
 //! slots is a power of two that follows from sizes alone. So a batch that is cut in halves, quarters, ... where slots
-//! meet has the same sums as a whole, however many run at once.
+//! meet has the same sums as a whole, however many run at once, if the parts are given the slots that they have in it.
 
 use std::ops::Range;
 
 use crate::element::Element;
-use crate::ops::conv::plan::{MOST_SLOTS, slot_count};
+use crate::ops::conv::plan::MOST_SLOTS;
 use crate::parallel::{Grid, StridedMut, for_each_share, piece_range};
 use crate::simd::{LANES, add_assign, vectorized};
 
@@ -20,9 +20,9 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// For sums of `weights` elements over `images` images.
-    pub(super) fn new<T>(images: usize, weights: usize) -> Self {
-        Slots { images, count: slot_count::<T>(images, weights) }
+    /// `images` images in `count` slots, a power of two.
+    pub(super) fn new(images: usize, count: usize) -> Self {
+        Slots { images, count }
     }
 
     /// Number of slots.

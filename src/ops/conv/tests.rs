@@ -136,7 +136,12 @@ fn an_image_has_the_same_bits_in_every_batch() {
 #[test]
 fn gradients_of_halves_add_up_to_those_of_the_whole() {
     for (why, case) in cases() {
-        for images in [16, 8, 2] {
+        let slots = |images| case.plan.slots(images).count();
+        // Small planes have so few slots that halves do not have half as many.
+        let halved = [32, 16, 8, 4, 2].into_iter().filter(|&images| slots(images) == 2 * slots(images / 2));
+        let halved: Vec<usize> = halved.collect();
+        assert!(halved.ends_with(&[4, 2]), "{why}: {halved:?}");
+        for images in halved {
             let whole = case.backward(0..images);
             let (first, second) = (case.backward(0..images / 2), case.backward(images / 2..images));
             assert_bits(&(&first.dw + &second.dw), &whole.dw, &format!("{why}: dw of {images} images"));

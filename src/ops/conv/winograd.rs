@@ -46,10 +46,10 @@ use crate::ops::conv::rows::{Outputs, PlaneRows};
 use crate::ops::conv::slots::{Slots, spare_len, sum_pairwise};
 use crate::parallel::{Planes, for_each_share, piece_range};
 use crate::shape::Conv2dShape;
-use crate::simd::{LANES, Lanes, lanes_to_planes, planes_to_lanes, sum, vectorized};
+use crate::simd::{LANES, Lanes, sum, vectorized};
 use crate::workspace::Workspace;
 
-use group::Group;
+use group::{Group, planes_to_rows, rows_to_planes};
 use transforms::{Half, SPAN, Stack, filter_1d, filter_adjoint_1d, multiply, multiply_transposed, transform_2d};
 pub(super) use transforms::{PRODUCTS, TILE};
 
@@ -275,9 +275,7 @@ impl Winograd {
                         *db += vectorized!(sum(plane));
                     }
                 }
-                for (i, row) in rows.enumerate() {
-                    planes_to_lanes(&planes[i * size.1..], out_plane, count, row);
-                }
+                planes_to_rows(planes, out_plane, count, size, rows);
             }
             vectorized!(self.group.output_adjoint(images.len(), filter, pixels, dm));
         }
@@ -334,9 +332,7 @@ impl Winograd {
             vectorized!(group.input_adjoint(images.len(), channel, dv, pixels));
             for (image, rows) in images.clone().zip(Group::runs(pixels, group.padded, corner, size)) {
                 let dx = &mut piece.dx.image(image)[channel * plane..][..count * plane];
-                for (y, row) in rows.enumerate() {
-                    lanes_to_planes(row, count, &mut dx[y * size.1..], plane);
-                }
+                rows_to_planes(rows, size, count, dx, plane);
             }
         }
     }

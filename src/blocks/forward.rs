@@ -155,20 +155,13 @@ impl Block {
                         (mean[0], var[0]) = if gathers { moments_of(z) } else { moments(sizes, c, y) };
                         map[0] = ChannelMap::batchnorm(mean[0], var[0], weights.gamma[c], weights.beta[c], norm.eps);
                     }
-                    if gathers {
-                        self.tail.before_pool(map[0], z);
-                        for (n, z) in z.chunks_exact(sizes.plane).enumerate() {
-                            self.tail.pool(z, out.get(n), cell.get(n));
-                        }
-                    } else {
-                        self.finish_channel(sizes, c, y, map[0], (&mut out, &mut cell), z);
-                    }
+                    self.finish_channel(sizes, c, y, map[0], (&mut out, &mut cell), z);
                 });
             });
         });
     }
 
-    /// The planes of one channel, one by one; `z` is scratch for one of them.
+    /// The planes of one channel: all at once where `z` holds them gathered, else one by one, and `z` is scratch for one.
     #[inline(always)]
     fn finish_channel<T: Element>(
         &self,
@@ -179,6 +172,13 @@ impl Block {
         (out, cell): (&mut StridedMut<'_, T>, &mut StridedMut<'_, u8>),
         z: &mut [T],
     ) {
+        if sizes.gathers() {
+            self.tail.before_pool(map, z);
+            for (n, z) in z.chunks_exact(sizes.plane).enumerate() {
+                self.tail.pool(z, out.get(n), cell.get(n));
+            }
+            return;
+        }
         for (n, plane) in sizes.planes(c).enumerate() {
             if self.tail.has_pool() {
                 z.copy_from_slice(&y[plane]);

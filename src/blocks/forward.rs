@@ -152,7 +152,7 @@ impl Block {
                         sizes.gather(c, y, z);
                     }
                     if let Some(norm) = norm {
-                        (mean[0], var[0]) = if gathers { moments_of(z) } else { moments(sizes, c, y) };
+                        (mean[0], var[0]) = channel_moments(sizes, c, y, z);
                         map[0] = ChannelMap::batchnorm(mean[0], var[0], weights.gamma[c], weights.beta[c], norm.eps);
                     }
                     self.finish_channel(sizes, c, y, map[0], (&mut out, &mut cell), z);
@@ -215,4 +215,10 @@ impl Block {
             });
         });
     }
+}
+
+/// Mean and biased variance of channel `c` of `y`; `z` holds its planes if they are so small that they were gathered.
+#[inline(always)]
+fn channel_moments<T: Element>(sizes: Channels, c: usize, y: &[T], z: &[T]) -> (T, T) {
+    if sizes.gathers() { moments_of(z) } else { moments(sizes, c, y) }
 }

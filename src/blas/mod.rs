@@ -13,9 +13,11 @@
 //! # Products of the size of a tile
 //! OpenBLAS copies both matrices into packed panels before it multiplies: for a tile of a convolution that takes a quarter
 //! of the time. Its AVX-512 kernels have a second path, without copies, for small products. [`gemm`] cuts a product whose
-//! operands stay in the cache into blocks for that path (`Blocks`), by shape alone.
+//! operands stay in the cache into blocks for that path (`Blocks`), by shape alone. Where a layout can be chosen to suit
+//! the product, there is one that copies nothing on any processor: [`panels`].
 
 mod library;
+pub(crate) mod panels;
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -59,6 +61,24 @@ impl<'a, T> Mat<'a, T> {
         Mat { transposed: !self.transposed, rows: self.cols, cols: self.rows, ..self }
     }
 
+    /// The same elements, where `T` is `U` under another name.
+    fn cast<U: Element>(self) -> Mat<'a, U>
+    where
+        T: Element,
+    {
+        assert_eq!(T::KIND, U::KIND, "the same type");
+        let Mat { data, rows, cols, ld, transposed } = self;
+        Mat { data: bytemuck::cast_slice(data), rows, cols, ld, transposed }
+    }
+
+    /// Element (i, j).
+    fn element(self, i: usize, j: usize) -> T
+    where
+        T: Copy,
+    {
+        self.data[if self.transposed { j * self.ld + i } else { i * self.ld + j }]
+    }
+
     /// The block of these rows and columns.
     fn block(self, rows: Range<usize>, cols: Range<usize>) -> Self {
         let (i, j) = if self.transposed { (cols.start, rows.start) } else { (rows.start, cols.start) };
@@ -86,6 +106,16 @@ impl<'a, T> MatMut<'a, T> {
     pub fn new(data: &'a mut [T], rows: usize, cols: usize, ld: usize) -> Self {
         assert_fits(data.len(), rows, cols, ld);
         MatMut { pointer: data.as_mut_ptr(), rows, cols, ld, lifetime: PhantomData }
+    }
+
+    /// The same elements, where `T` is `U` under another name.
+    fn cast<U: Element>(self) -> MatMut<'a, U>
+    where
+        T: Element,
+    {
+        assert_eq!(T::KIND, U::KIND, "the same type");
+        let MatMut { pointer, rows, cols, ld, .. } = self;
+        MatMut { pointer: pointer.cast(), rows, cols, ld, lifetime: PhantomData }
     }
 
     /// The matrix whose rows are these runs.
@@ -283,18 +313,8 @@ struct Product<'a, T> {
 impl<'a, T: Element> Product<'a, T> {
     /// The same product, where `T` is `U` under another name.
     fn cast<U: Element>(self) -> Product<'a, U> {
-        assert_eq!(T::KIND, U::KIND, "the same type");
         let Product { alpha, a, b, beta, c } = self;
-        let mat = |m: Mat<'a, T>| Mat {
-            data: bytemuck::cast_slice(m.data),
-            rows: m.rows,
-            cols: m.cols,
-            ld: m.ld,
-            transposed: m.transposed,
-        };
-        let MatMut { pointer, rows, cols, ld, .. } = c;
-        let c = MatMut { pointer: pointer.cast(), rows, cols, ld, lifetime: PhantomData };
-        Product { alpha: U::of(alpha.f64()), a: mat(a), b: mat(b), beta: U::of(beta.f64()), c }
+        Product { alpha: U::of(alpha.f64()), a: a.cast(), b: b.cast(), beta: U::of(beta.f64()), c: c.cast() }
     }
 }
 

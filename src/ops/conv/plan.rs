@@ -26,10 +26,6 @@ const WINOGRAD_CHANNELS: usize = 16;
 /// cache.
 const GROUP_TILES: usize = 64;
 
-/// Terms of a sum in one of Winograd's products. Up to here no BLAS cuts a sum, so its order does not depend on the number
-/// of tiles; and no kernel gains from more.
-pub(super) const SUM_TERMS: usize = 256;
-
 /// Tiles up to which a slot is one group: larger groups than [`GROUP_TILES`] cost less than to keep the products of a slot
 /// from one group to the next.
 const SLOT_TILES: usize = 128;

@@ -9,7 +9,8 @@
 //! y = A^T M A   per tile and filter
 //! ```
 //!
-//! 36 multiplications do the work of 144. Images go through in groups of about 64 tiles: enough rows for the products to be
+//! 36 multiplications do the work of 144. `U` is laid out in the panels that [`crate::blas::panels`] takes, the others are used as
+//! they lie: no product copies an operand. Images go through in groups of about 64 tiles: enough rows for the products to be
 //! efficient, few enough for `V` and `M` to be in a core's share of the caches when they are used. Backward is the adjoint,
 //! step by step, and shares the transform of `dy` between both gradients:
 //!
@@ -39,6 +40,7 @@ mod transforms;
 use std::ops::Range;
 
 use crate::blas::Accum;
+use crate::blas::panels::PANEL;
 use crate::element::Element;
 use crate::ops::conv::backward::{Piece, Steps, Wanted};
 use crate::ops::conv::plan::{ConvPlan, Filters, GRADIENT_BLOCK};
@@ -50,7 +52,9 @@ use crate::simd::{LANES, Lanes, sum, vectorized};
 use crate::workspace::Workspace;
 
 use group::{Group, planes_to_rows, rows_to_planes};
-use transforms::{Half, SPAN, Stack, filter_1d, filter_adjoint_1d, multiply, multiply_transposed, transform_2d};
+use transforms::{
+    FilterPanels, Half, SPAN, Stack, filter_1d, filter_adjoint_1d, multiply, multiply_transposed, transform_2d,
+};
 pub(super) use transforms::{PRODUCTS, TILE};
 
 /// Tiles of an image.
@@ -59,13 +63,13 @@ pub(super) fn tiles_of(shape: &Conv2dShape) -> usize {
 }
 
 /// `U_q` `[C, F]`, as the forward pass needs it.
-fn filters(shape: &Conv2dShape) -> Stack {
-    Stack::new(shape.channels, shape.filters)
+fn filters(shape: &Conv2dShape) -> FilterPanels {
+    FilterPanels { rows: shape.channels, cols: shape.filters }
 }
 
 /// `U_q^T` `[F, C]`, as the backward pass needs it.
-fn filters_transposed(shape: &Conv2dShape) -> Stack {
-    Stack::new(shape.filters, shape.channels)
+fn filters_transposed(shape: &Conv2dShape) -> FilterPanels {
+    FilterPanels { rows: shape.filters, cols: shape.channels }
 }
 
 /// Elements of [`prepare_filters`].
@@ -79,18 +83,19 @@ pub(super) fn prepare_filters<T: Element>(shape: &Conv2dShape, w: &[T], u: &mut 
 }
 
 /// Transforms the filters whose elements begin at `row * steps.0 + col * steps.1` in `w`.
-fn transform_filters<T: Element>(stack: &Stack, steps: (usize, usize), w: &[T], u: &mut [T]) {
-    // a piece has one row of each of the matrices
-    let rows = Planes::new(&mut u[..stack.len()], [PRODUCTS, stack.rows_in_memory(), stack.ld]);
+fn transform_filters<T: Element>(to: &FilterPanels, steps: (usize, usize), w: &[T], u: &mut [T]) {
+    // a piece has one row of each of the panels
+    let panels = to.panels();
+    let rows = Planes::new(&mut u[..to.len()], [PRODUCTS * panels, to.rows_in_memory(), PANEL]);
     for_each_share(rows, |row, mut u| {
-        if row >= stack.rows {
+        if row >= to.rows {
             return;
         }
         vectorized!({
             let mut half = Half::new();
-            for col in (0..stack.cols).step_by(LANES) {
+            for col in (0..to.cols).step_by(LANES) {
                 let mut g = [[T::zero(); LANES]; 9];
-                for lane in 0..LANES.min(stack.cols - col) {
+                for lane in 0..LANES.min(to.cols - col) {
                     let filter = &w[row * steps.0 + (col + lane) * steps.1..][..9];
                     (0..9).for_each(|i| g[i][lane] = filter[i]);
                 }
@@ -100,7 +105,10 @@ fn transform_filters<T: Element>(stack: &Stack, steps: (usize, usize), w: &[T], 
                     |i, j| g[i * 3 + j],
                     filter_1d,
                     #[inline(always)]
-                    |i, j, vector| u.get(i * SPAN + j).as_chunks_mut().0[col / LANES] = vector,
+                    |i, j, vector| {
+                        let panel = u.get((i * SPAN + j) * panels + col / PANEL);
+                        panel.as_chunks_mut().0[col % PANEL / LANES] = vector;
+                    },
                 );
             }
         });
@@ -166,8 +174,8 @@ pub(super) fn forward<T: Element>(
     let group = Group::new(shape, plan.group_images().min(images));
     // a number of groups that several threads can share evenly
     let groups = images.div_ceil(group.images).next_multiple_of(4).min(images);
-    let u_stack = filters(shape);
-    let u_len = if matches!(w, Filters::Plain(_)) { u_stack.len() } else { 0 };
+    let u_panels = filters(shape);
+    let u_len = if matches!(w, Filters::Plain(_)) { u_panels.len() } else { 0 };
     let [v_len, m_len, pixels_len, planes_len] = group.lens();
     let (u, scratch) = ws.lend(u_len, v_len + m_len + pixels_len + planes_len);
     let values = w.values(plan);
@@ -187,7 +195,7 @@ pub(super) fn forward<T: Element>(
             let (pixels, _) = pixels.as_chunks_mut::<LANES>();
             group.transform_images(own.clone(), |image| &x[image * image_len..][..image_len], pixels, v);
             // M_q[tiles, F] = V_q[tiles, C] . U_q[C, F]
-            multiply(group.tiles(own.len()), (&group.v, v), (&u_stack, u), (&group.m, m));
+            multiply(group.tiles(own.len()), (&group.v, v), (&u_panels, u), (&group.m, m));
             group.for_each_plane(own.len(), m, (pixels, planes), |image, filter, product| {
                 let (out, cells) = out.plane(image * shape.filters + filter);
                 finish(filter, product, out, cells);

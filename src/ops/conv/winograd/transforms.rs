@@ -4,9 +4,9 @@
 
 use std::ops::Range;
 
-use crate::blas::{Accum, Mat, MatMut, gemm};
+use crate::blas::panels::{self, PANEL, Panels};
+use crate::blas::{Accum, Mat, MatMut};
 use crate::element::Element;
-use crate::ops::conv::plan::SUM_TERMS;
 use crate::simd::{LANES, Lanes};
 
 /// Side of an output tile, and of the pixels it sees.
@@ -160,15 +160,16 @@ impl Stack {
         PRODUCTS * self.matrix
     }
 
-    /// Rows of a matrix as it lies in memory.
-    pub(super) fn rows_in_memory(&self) -> usize {
-        self.matrix / self.ld
-    }
-
     /// A block of matrix `q`.
     fn block<'a, T>(&self, data: &'a [T], q: usize, rows: Range<usize>, cols: Range<usize>) -> Mat<'a, T> {
         let data = &data[q * self.matrix + rows.start * self.ld + cols.start..];
         Mat::new(data, rows.len(), cols.len(), self.ld)
+    }
+
+    /// Rows of matrix `q`, from a column on, as they lie.
+    fn panels<'a, T>(&self, data: &'a [T], q: usize, rows: Range<usize>, col: usize) -> Panels<'a, T> {
+        let data = &data[q * self.matrix + rows.start * self.ld + col..];
+        Panels { data, rows: rows.len(), row: self.ld, panel: PANEL }
     }
 
     /// The first `rows` rows of matrix `q`.
@@ -183,29 +184,58 @@ impl Stack {
     }
 }
 
-/// `C_q[rows, :] = A_q[rows, :] . B_q` for all `q` and the first `rows` rows, the tiles. Every element is a sum in an order
-/// that depends on its length alone, so a tile has the same bits whatever the number of tiles.
+/// [`PRODUCTS`] matrices of transformed filters, in the panels that the products take: what stays the same over many of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FilterPanels {
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+}
+
+impl FilterPanels {
+    /// Panels of a matrix, as they lie in memory: an odd number of them, and of rows, for the reason that [`Stack`] has.
+    pub(super) fn panels(&self) -> usize {
+        self.cols.div_ceil(PANEL) | 1
+    }
+
+    /// Rows of a panel, as they lie in memory.
+    pub(super) fn rows_in_memory(&self) -> usize {
+        self.rows | 1
+    }
+
+    pub(super) fn len(&self) -> usize {
+        PRODUCTS * self.panels() * self.rows_in_memory() * PANEL
+    }
+
+    /// Rows of matrix `q`.
+    fn matrix<'a, T>(&self, data: &'a [T], q: usize, rows: Range<usize>) -> Panels<'a, T> {
+        let panel = self.rows_in_memory() * PANEL;
+        Panels { data: &data[q * self.panels() * panel + rows.start * PANEL..], rows: rows.len(), row: PANEL, panel }
+    }
+}
+
+/// Terms of the sums that are added up before the next ones: a panel of so many rows stays in the L1 cache.
+const TERMS: usize = 256;
+
+/// `C_q[rows, :] = A_q[rows, :] . B_q` for all `q` and the first `rows` rows, the tiles.
 pub(super) fn multiply<T: Element>(
     rows: usize,
     (a_stack, a): (&Stack, &[T]),
-    (b_stack, b): (&Stack, &[T]),
+    (b_panels, b): (&FilterPanels, &[T]),
     (c_stack, c): (&Stack, &mut [T]),
 ) {
-    // Of as many columns as gemm_in_terms leaves to the library: those beyond the last are there, and of no use.
-    let cols = b_stack.cols.next_multiple_of(4);
+    // Whole vectors: the columns beyond the last are there, and of no use.
+    let cols = b_panels.cols.next_multiple_of(LANES);
     for q in 0..PRODUCTS {
-        for start in (0..a_stack.cols).step_by(SUM_TERMS) {
-            let terms = start..(start + SUM_TERMS).min(a_stack.cols);
+        for start in (0..a_stack.cols).step_by(TERMS) {
+            let terms = start..(start + TERMS).min(a_stack.cols);
             let accum = if start == 0 { Accum::Replace } else { Accum::Add };
             let a = a_stack.block(a, q, 0..rows, terms.clone());
-            let b = b_stack.block(b, q, terms, 0..cols);
-            gemm(accum, T::one(), a, b, c_stack.mat_mut(c, q, rows, cols));
+            panels::multiply(accum, a, b_panels.matrix(b, q, terms), c_stack.mat_mut(c, q, rows, cols));
         }
     }
 }
 
-/// `C_q = A_q[rows, a_cols]^T . B_q[rows, b_cols]`, or added to it, for all `q`: sums over the tiles `rows`, as in
-/// [`multiply`].
+/// `C_q = A_q[rows, a_cols]^T . B_q[rows, b_cols]`, or added to it, for all `q`: sums over the tiles `rows`.
 pub(super) fn multiply_transposed<T: Element>(
     accum: Accum,
     rows: Range<usize>,
@@ -213,13 +243,14 @@ pub(super) fn multiply_transposed<T: Element>(
     (b_stack, b, b_cols): (&Stack, &[T], Range<usize>),
     (c_stack, c): (&Stack, &mut [T]),
 ) {
+    let cols = b_cols.len().next_multiple_of(LANES);
     for q in 0..PRODUCTS {
-        for start in rows.clone().step_by(SUM_TERMS) {
-            let terms = start..(start + SUM_TERMS).min(rows.end);
+        for start in rows.clone().step_by(TERMS) {
+            let terms = start..(start + TERMS).min(rows.end);
             let accum = if start == rows.start { accum } else { Accum::Add };
             let a = a_stack.block(a, q, terms.clone(), a_cols.clone());
-            let b = b_stack.block(b, q, terms, b_cols.clone());
-            gemm(accum, T::one(), a.t(), b, c_stack.mat_mut(c, q, a_cols.len(), b_cols.len()));
+            let b = b_stack.panels(b, q, terms, b_cols.start);
+            panels::multiply(accum, a.t(), b, c_stack.mat_mut(c, q, a_cols.len(), cols));
         }
     }
 }

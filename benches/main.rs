@@ -3,6 +3,7 @@
 //! Every result is compared with its naive twin before anything is timed; a difference ends the run. `cargo bench -- conv`
 //! runs what has `conv` in its name. Where the work is in FLOP, criterion's Gelem/s are GFLOP/s.
 
+mod activation;
 mod batchnorm;
 mod common;
 mod conv;
@@ -19,7 +20,7 @@ fn main() {
     println!("{threads} thread(s); {:?}", blas::setup());
     let benches = || {
         let mut criterion = Criterion::default().nresamples(10_000).configure_from_args();
-        for run in [conv::run, pool::run, batchnorm::run, gemm::run, train_step::run] {
+        for run in [conv::run, pool::run, batchnorm::run, activation::run, gemm::run, train_step::run] {
             run(&mut criterion);
         }
         criterion.final_summary();

@@ -32,7 +32,9 @@ pub enum Activation {
     },
     /// `z * sigmoid(z)` (Elfwing et al. 2017).
     Silu,
-    /// `z * Phi(z)`, in its tanh approximation (Hendrycks & Gimpel 2016).
+    /// `z * Phi(z)`, in its tanh approximation (Hendrycks & Gimpel 2016), which PyTorch calls `approximate="tanh"`. It differs
+    /// from the form with the error function by 4.8e-4 at most, its slope by 8.7e-4. In `f32` the approximation itself is
+    /// computed within 2e-7 `max(1, |z|)`, its slope within 2e-6.
     Gelu,
 }
 
@@ -340,6 +342,18 @@ mod tests {
         ] {
             assert_near(activation.apply(z), want, 1e-14, format!("{activation}({z})"));
             assert_near(activation.apply(z as f32).f64(), want, 3e-7, format!("{activation}({z}) in f32"));
+        }
+    }
+
+    /// The bounds that the docs of GELU state.
+    #[test]
+    fn in_single_precision_gelu_errs_as_little_as_is_said() {
+        for i in -1_200_000..=1_200_000 {
+            let z = i as f32 * 1e-5;
+            let (value, slope) = (Activation::Gelu.apply(f64::from(z)), Activation::Gelu.slope(f64::from(z)));
+            let size = f64::from(z.abs().max(1.0));
+            assert_near(Activation::Gelu.apply(z).f64(), value, 2e-7 * size, format!("gelu({z})"));
+            assert_near(Activation::Gelu.slope(z).f64(), slope, 2e-6, format!("slope of gelu at {z}"));
         }
     }
 

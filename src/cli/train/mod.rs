@@ -58,7 +58,8 @@ pub(super) struct TrainArgs {
     /// Update rule of all parameters: sgd, momentum, nesterov, adagrad, rmsprop, adam or adamw [default: the preset's]
     #[arg(long, value_name = "RULE")]
     optimizer: Option<String>,
-    /// Learning rate that the schedule multiplies, per step [default: the preset's]
+    /// Learning rate that the schedule multiplies, per step; rates of a preset's groups keep their proportion to it [default:
+    /// the preset's]
     #[arg(long, value_name = "RATE")]
     learning_rate: Option<f64>,
     /// Learning rate over time: constant, exp:FACTOR (per epoch), step:EPOCHS:FACTOR, linear[:EPOCHS] (to 0),

@@ -72,9 +72,12 @@ pub(super) fn resumed<T: Element>(from: &Path, args: &TrainArgs, global: &Global
     options.epochs = args.epochs.unwrap_or(options.epochs);
     options.augment = augment(args, options.augment.unwrap_or_default());
     options.verbose = false;
-    let trained = options.groups.iter().find(|group| !group.frozen);
-    let first = trained.map_or(1.0, |group| group.learning_rate.base());
-    options.groups.iter_mut().try_for_each(|group| regroup(group, args, first))?;
+    // The rate that is asked for is that of the weights, or where several groups share them, of the first.
+    let mut trained = options.groups.iter().filter(|group| !group.frozen);
+    let main = trained.clone().find(|group| group.select == Select::WEIGHTS).or_else(|| trained.next());
+    let main = main.map_or(1.0, |group| group.learning_rate.base());
+    let groups = std::mem::take(&mut options.groups).into_iter();
+    options.groups = groups.map(|group| regroup(group, args, main)).collect::<Result<_>>()?;
     let folder = Folder::of_classes(&checkpoint.trained.class_names, global)?;
     // The solver puts the checkpoint's normalisation in the place of this one.
     let (mut data, data_kind) = folder.open(Normalization::MeanImage)?;
@@ -87,27 +90,27 @@ pub(super) fn resumed<T: Element>(from: &Path, args: &TrainArgs, global: &Global
 
 /// The groups that were asked for, then one rule for the rest.
 fn groups(args: &TrainArgs, preset: &Preset) -> Result<Vec<Group>> {
-    let schedule: Schedule = args.schedule.as_deref().unwrap_or(preset.schedule).parse()?;
-    let warmup = args.warmup_epochs.unwrap_or(preset.warmup_epochs);
-    let base = args.learning_rate.unwrap_or(preset.learning_rate);
+    let schedule: Schedule = preset.schedule.parse()?;
+    let rate = LearningRate::new(preset.learning_rate, schedule, preset.warmup_epochs)?;
+    let asked_rate = asked_rate(rate, args, preset.learning_rate)?;
     // A rule or groups of the user's own take the place of the preset's.
-    let own = args.group.iter().map(String::as_str);
-    let texts = if args.group.is_empty() && args.optimizer.is_none() { preset.groups.to_vec() } else { own.collect() };
-    let mut groups = Vec::new();
-    for text in texts {
-        groups.push(group(text, base, schedule, warmup)?);
-    }
+    let mut groups = if args.group.is_empty() && args.optimizer.is_none() {
+        let of_preset = preset.groups.iter().map(|text| regroup(group(text, rate)?, args, preset.learning_rate));
+        of_preset.collect::<Result<Vec<_>>>()?
+    } else {
+        args.group.iter().map(|text| group(text, asked_rate)).collect::<Result<Vec<_>>>()?
+    };
     let rule: UpdateRule = args.optimizer.as_deref().unwrap_or(preset.optimizer).parse()?;
-    let rate = LearningRate::new(base, schedule, warmup)?;
-    let classic = Group::classic(rule, rate, args.l2.unwrap_or(preset.l2));
+    let classic = Group::classic(rule, asked_rate, args.l2.unwrap_or(preset.l2));
     // A group of all weights leaves none to the rest.
     let all_weights = groups.iter().any(|group: &Group| group.select == Select::WEIGHTS);
     groups.extend(classic.into_iter().filter(|rest| !(all_weights && rest.select == Select::WEIGHTS)));
     Ok(groups)
 }
 
-/// `SELECT=RULE[,NAME=VALUE]...` or `SELECT=frozen`; rate and schedule are these where none is given.
-fn group(text: &str, mut base: f64, mut schedule: Schedule, warmup: f64) -> Result<Group> {
+/// `SELECT=RULE[,NAME=VALUE]...` or `SELECT=frozen`; the rate and its schedule are these where none is given.
+fn group(text: &str, rate: LearningRate) -> Result<Group> {
+    let (mut base, mut schedule, warmup) = (rate.base(), rate.schedule(), rate.warmup_epochs());
     let fault = |problem: String| {
         let fix = "write SELECT=RULE[,NAME=VALUE]..., such as conv*.weight=momentum,lr=0.05,momentum=0.8";
         Error::invalid("group", problem, fix)
@@ -138,21 +141,22 @@ fn group(text: &str, mut base: f64, mut schedule: Schedule, warmup: f64) -> Resu
     Ok(Group { l2, ..Group::new(select, rule, rate) })
 }
 
-/// Gives a group of a checkpoint the rate and decay that were given again: the rate is that of the first group, of base
-/// `first`, and the others keep their proportion to it.
-fn regroup(group: &mut Group, args: &TrainArgs, first: f64) -> Result<()> {
-    let base = group.learning_rate.base();
-    let proportional = |rate: f64| if base == first { rate } else { base / first * rate };
-    if group.select == Select::WEIGHTS {
-        group.l2 = args.l2.unwrap_or(group.l2);
-    }
-    let schedule = args.schedule.as_deref().map_or(Ok(group.learning_rate.schedule()), str::parse)?;
-    group.learning_rate = LearningRate::new(
+/// A group of a checkpoint or a preset with the rate and decay that were asked for.
+fn regroup(group: Group, args: &TrainArgs, main: f64) -> Result<Group> {
+    let l2 = args.l2.filter(|_| group.select == Select::WEIGHTS).unwrap_or(group.l2);
+    Ok(Group { l2, learning_rate: asked_rate(group.learning_rate, args, main)?, ..group })
+}
+
+/// A rate with what was asked for in its place: the rate that was asked for is that of groups of base `main`, and others
+/// keep their proportion to it.
+fn asked_rate(rate: LearningRate, args: &TrainArgs, main: f64) -> Result<LearningRate> {
+    let base = rate.base();
+    let proportional = |asked: f64| if base == main { asked } else { base / main * asked };
+    LearningRate::new(
         args.learning_rate.map_or(base, proportional),
-        schedule,
-        args.warmup_epochs.unwrap_or(group.learning_rate.warmup_epochs()),
-    )?;
-    Ok(())
+        args.schedule.as_deref().map_or(Ok(rate.schedule()), str::parse)?,
+        args.warmup_epochs.unwrap_or(rate.warmup_epochs()),
+    )
 }
 
 fn augment(args: &TrainArgs, base: Augment) -> Option<Augment> {
@@ -172,4 +176,43 @@ fn augment(args: &TrainArgs, base: Augment) -> Option<Augment> {
         cutout: args.cutout.unwrap_or(base.cutout),
     };
     (augment != Augment::default()).then_some(augment)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: TrainArgs,
+    }
+
+    fn groups_of(line: &str) -> Vec<Group> {
+        let Line { args } = Line::parse_from(format!("train {line}").split(' '));
+        groups(&args, args.preset().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_rate_that_is_asked_for_changes_those_of_a_presets_groups_in_proportion() {
+        let preset = groups_of("--preset record");
+        let asked = groups_of("--preset record --learning-rate 0.48 --schedule constant --l2 0.5");
+        assert_eq!(asked.len(), preset.len());
+        for (asked, preset) in asked.iter().zip(&preset) {
+            let [new, old] = [asked, preset].map(|group| group.learning_rate.base());
+            assert!((new - 2.0 * old).abs() <= 1e-12, "{:?}: {new}, not twice {old}", asked.select);
+            assert_eq!(asked.learning_rate.schedule(), Schedule::Constant);
+            let l2 = if asked.select == Select::WEIGHTS { 0.5 } else { preset.l2 };
+            assert_eq!(asked.l2, l2, "{:?}", asked.select);
+        }
+    }
+
+    #[test]
+    fn groups_of_ones_own_keep_the_rates_that_they_name() {
+        let own = groups_of("--preset record --group conv*.weight=sgd,lr=0.1 --group bias=sgd --learning-rate 0.5");
+        let rates = own.iter().map(|group| group.learning_rate.base());
+        assert_eq!(rates.collect::<Vec<_>>()[..3], [0.1, 0.5, 0.5]);
+    }
 }

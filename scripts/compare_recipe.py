@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares gemmnet with PyTorch on whole trainings: presets by the record recipe, the same on both, in one sitting.
 
-    scripts/compare_recipe.py DATA_DIR [--presets sprint record] [--seeds 0 1 2] [--threads 2] [--json FILE]
+    scripts/compare_recipe.py DATA_DIR [--presets sprint sprint-75 ...] [--seeds 0 1 2] [--threads 2] [--json FILE]
                               [--plot FILE.svg]
     scripts/compare_recipe.py DATA_DIR --epochs-limit 1 ...
 
@@ -327,8 +327,8 @@ def main():
     parser = argparse.ArgumentParser(description="Compares gemmnet with PyTorch on whole trainings by the record recipe.")
     option = parser.add_argument
     option("data", metavar="DATA_DIR", help="CIFAR-10's binary batches")
-    option("--presets", nargs="+", metavar="NAME", default=["sprint", "record"],
-           help="of gemmnet (sprint record)")
+    option("--presets", nargs="+", metavar="NAME", default=["sprint", "sprint-75", "sprint-85", "record"],
+           help="of gemmnet (sprint sprint-75 sprint-85 record)")
     option("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of each preset (0 1 2)")
     option("--threads", type=int, default=2, help="of each side (2)")
     option("--epochs-limit", type=float, metavar="E", help="only the first E epochs, for speed alone")

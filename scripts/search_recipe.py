@@ -4,7 +4,7 @@
     scripts/search_recipe.py DATA_DIR --target 0.65 --budget MINUTES [--on validation] [--seeds 3] [--table FILE]
 
 DATA_DIR holds CIFAR-10's binary batches, or other images of ten classes in that format. A candidate is drawn by
-choosing each of the values in SPACE: half of them at random, half as neighbours of the best so far. It is trained
+choosing each of the values in SPACE: a fifth of them at random, the others as neighbours of the best so far. It is trained
 with one seed; of those that reach the target with all their seeds so far, the cheapest are trained with more, up to
 --seeds (successive halving: what is behind half of those with as many seeds waits). A draw is left out that is
 predicted to take longer than the best by far; time is nearly proportional to epochs x multiply-adds, and the table
@@ -45,9 +45,9 @@ SPACE = {
     "shift": [0, 1, 2, 3, 4],
     "cutout": [0, 4, 8, 12],
 }
-FIRST = {"width1": 16, "width2": 64, "width3": 128, "whiten": "whiten2", "pool": "pool", "batch": 250, "epochs": 0.5,
+FIRST = {"width1": 0, "width2": 64, "width3": 128, "whiten": "whiten3s2", "pool": "pool", "batch": 250, "epochs": 1,
          "muon_rate": 0.24, "muon_momentum": 0.6, "bias_rate": 0.053, "head_rate": 0.67, "momentum": 0.85,
-         "smoothing": 0.2, "whiten_bias": "linear:3", "shift": 2, "cutout": 0}
+         "smoothing": 0.2, "whiten_bias": "frozen", "shift": 0, "cutout": 0}
 DECAY = 2e-6  # L2 strength times rate of biases and head, per image of a batch
 BY_FAR = 1.3  # times the best's time; what is predicted to take longer is left out
 SHARE = 0.2  # of the budget that one training may take while nothing reaches the target
@@ -167,7 +167,7 @@ class Search:
             return FIRST
         rng, limit = random.Random(f"{self.args.seed} {len(self.trials)}"), self.limit(results)
         tried = [trial["candidate"] for trial in self.trials]
-        near = rng.random() < 0.5 and results
+        near = rng.random() < 0.8 and results
         for _ in range(10_000):
             if near:
                 candidate = dict(rng.choice(results[:5]).candidate)

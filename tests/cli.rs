@@ -607,7 +607,7 @@ fn summary_and_presets_describe_networks() {
 
     let presets = room.json("train --list-presets")["presets"].as_array().unwrap().clone();
     let names: Vec<_> = presets.iter().map(|preset| preset["name"].as_str().unwrap()).collect();
-    let all = ["sprint", "record", "three-layer", "three-layer-65", "deep", "resnet20"];
+    let all = ["sprint", "sprint-75", "sprint-85", "record", "three-layer", "three-layer-65", "deep", "resnet20"];
     assert_eq!(names, all);
     // What the list says a preset is, the program takes as its options, and both mean the same.
     for preset in presets {

@@ -26,17 +26,12 @@ import argparse
 import importlib.util
 import json
 import os
-import re
 import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parent.parent
-TURN_MS = 300  # how long one side computes before the other has its turn, about
-WARM_MS = 30  # how much of a turn is not timed, about: threads wake up, caches fill
-PAUSE_S = 0.05  # between turns: threads that wait for more work spin for some milliseconds
+from lib.networks import THREE_LAYER, VGG, torch_network
+from lib.turns import CHECKOUT, Side, alternate, build, serve
 
 
 def conv(dtype, x, w, stride=1):
@@ -55,8 +50,6 @@ def step(network, batch, **more):
     return {"op": "step", "network": network, "batch": batch, **more}
 
 
-THREE_LAYER = "conv64-relu-pool-affine500-relu-affine10"
-VGG = "-".join(f"conv{f}-bn-relu-conv{f}-bn-relu-pool" for f in (64, 128, 256)) + "-affine10"
 VGG_STEP = "step, VGG-like 64-64-128-128-256-256 with batchnorm, batch 128"
 
 # Name, what is computed, and for each direction the ratio that we promise. Networks are for (3, 32, 32) images.
@@ -84,28 +77,6 @@ CASES = [
 # PyTorch's side: a process that answers the same requests as benches/compare.rs.
 
 
-def torch_network(notation):
-    """The network of our notation; convolutions before batchnorm have no bias, as in ours."""
-    from torch import nn
-
-    layers, channels, side, features = [], 3, 32, None
-    words = notation.split("-")
-    for word, following in zip(words, words[1:] + [""]):
-        kind, size = re.fullmatch(r"([a-z]+)(\d*)", word).groups()
-        if kind == "conv":
-            layers.append(nn.Conv2d(channels, int(size), 3, padding=1, bias=following != "bn"))
-            channels = int(size)
-        elif kind == "affine":
-            if features is None:
-                layers.append(nn.Flatten())
-            layers.append(nn.Linear(features or channels * side * side, int(size)))
-            features = int(size)
-        else:
-            layers.append({"bn": nn.BatchNorm2d(channels), "relu": nn.ReLU(), "pool": nn.MaxPool2d(2)}[kind])
-            side //= 2 if kind == "pool" else 1
-    return nn.Sequential(*layers)
-
-
 def torch_call(case):
     """A function that runs the case once."""
     import torch
@@ -114,7 +85,7 @@ def torch_call(case):
     aten, op, forward = torch.ops.aten, case["op"], case["direction"] == "forward"
     dtype = torch.float64 if case.get("dtype") == "f64" else torch.float32
     if op in ("step", "inference"):
-        net, batch = torch_network(case["network"]), case["batch"]
+        (net, _), batch = torch_network(case["network"]), case["batch"]
         x, y = torch.randn(batch, 3, 32, 32), torch.arange(batch) % 10
         if op == "inference":
             return torch.inference_mode()(lambda net=net.eval(): net(x))
@@ -154,64 +125,10 @@ def serve_torch(threads):
 
     torch.manual_seed(0)
     torch.set_num_threads(threads)
-    print(json.dumps({"about": f"PyTorch {torch.__version__}, {threads} thread(s)"}), flush=True)
-    ready = call = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        if request["case"] != ready:
-            call = None  # frees what it holds
-            ready, call = request["case"], torch_call(request["case"])
-        times = []
-        for _ in range(request["warmups"] + request["runs"]):
-            start = time.perf_counter()
-            call()
-            times.append((time.perf_counter() - start) * 1e3)
-        print(json.dumps({"times_ms": times[request["warmups"]:]}), flush=True)
+    serve(f"PyTorch {torch.__version__}, {threads} thread(s)", torch_call)
 
 
 # The referee.
-
-
-class Side:
-    """A process that waits until it is asked."""
-
-    def __init__(self, *command):
-        command = list(map(str, command))
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
-        self.about = self.answer()["about"]
-
-    def answer(self):
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else sys.exit("one side ended early; its message is above")
-
-    def ask(self, case, warmups, runs):
-        self.process.stdin.write(json.dumps({"case": case, "warmups": warmups, "runs": runs}) + "\n")
-        answer = self.answer()
-        time.sleep(PAUSE_S)
-        return answer
-
-
-def alternate(turns, rounds):
-    """The median of each of `turns`, pairs of a side and a case, in milliseconds, and the FLOP of the first."""
-    first = [side.ask(case, 2, 1) for side, case in turns]
-    # at least 2 calls to warm up and 3 that count
-    calls = lambda ms, least: [min(max(int(ms / answer["times_ms"][0]), least), 300) for answer in first]
-    warmups, runs = calls(WARM_MS, 2), calls(TURN_MS, 3)
-    times = [[] for _ in turns]
-    for _ in range(rounds):
-        for (side, case), warmup, count, into in zip(turns, warmups, runs, times):
-            into += side.ask(case, warmup, count)["times_ms"]
-    return [statistics.median(of_side) for of_side in times], first[0]["flop"]
-
-
-def build(checkout):
-    """The executable of a checkout's bench."""
-    command = ["cargo", "bench", "--locked", "--bench", "compare", "--no-run", "--message-format=json-render-diagnostics"]
-    result = subprocess.run(command, cwd=checkout, stdout=subprocess.PIPE, text=True)
-    if result.returncode != 0:
-        sys.exit(f"cannot build in {checkout}: {' '.join(command)}")
-    messages = map(json.loads, result.stdout.splitlines())
-    return next(m["executable"] for m in messages if m.get("executable") and m["target"]["name"] == "compare")
 
 
 def commands(against):

@@ -4,65 +4,22 @@ import json
 import re
 import subprocess
 from pathlib import Path
-from typing import NamedTuple
+
+from lib import networks
+from lib.networks import Problem
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 CIFAR = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
 
 
-class Problem(Exception):
-    """What is wrong and how to mend it, in one line."""
-
-
-class Layer(NamedTuple):
-    """A layer of a notation; `channels` and `side` are those of its input, `options` the letters with their numbers."""
-
-    kind: str
-    number: float
-    options: dict
-    channels: int
-    side: int
-
-
-# The kinds of layers that the recipe's networks are made of, and the letters of their options.
-KINDS = {"whiten": "s", "conv": "kspb", "bn": "ge", "gelu": "", "relu": "", "silu": "", "pool": "sp", "avgpool": "sp",
-         "gap": "", "affine": "b", "div": "", "softmax": ""}
-
-
 def layers(notation, channels=3, side=32):
-    """The layers of a notation, as README.md explains them, without residuals."""
-    repeated = r"(?<!res)\[([^\[\]]*)\](?:\s*[x×*]\s*(\d+))?"
-    while group := re.search(repeated, notation):
-        notation = notation.replace(group[0], "-".join([group[1]] * int(group[2] or 1)), 1)
-    words = [word.strip().lower() for word in notation.split("-")]
-    if not re.fullmatch(r"softmax(sum|[\d.]+sum)", words[-1]):
-        raise Problem(f"the loss `{words[-1]}` is not softmax cross-entropy, summed: end the network with softmax0.2sum")
-    words[-1] = words[-1].removesuffix("sum")
-    for word in words:
-        kind, number, rest = re.fullmatch(r"([a-z]*)([\d.]*)(.*)", word).groups()
-        options = dict(re.findall(r"([a-z])([\d.]+)", rest))
-        known = kind in KINDS and set(options) <= set(KINDS[kind])
-        if not known or rest != "".join(map("".join, options.items())):
-            raise Problem(f"the layer `{word}` is none of the record recipe's, or has options that are not")
-        options = {letter: float(value) for letter, value in options.items()}
-        number = float(number or {"pool": 2, "avgpool": 2}.get(kind, 0))
-        if kind == "conv" and "p" not in options:
-            options["p"] = same_padding(word, side, options.get("k", 3), options.get("s", 1))
-        yield Layer(kind, number, options, channels, side)
-        window = {"whiten": number, "conv": options.get("k", 3), "pool": number, "avgpool": number, "gap": side}.get(kind)
-        if window:
-            stride = options.get("s", window if "pool" in kind else 1)
-            side = int((side + 2 * options.get("p", 0) - window) // stride + 1)
-        channels = int({"whiten": 2 * channels * number**2, "conv": number, "affine": number}.get(kind, channels))
-        side = 1 if kind == "affine" else side
-
-
-def same_padding(word, side, kernel, stride):
-    """Of a convolution that keeps the size, or the size / stride rounded up."""
-    both = max(0, (-(-side // stride) - 1) * stride + kernel - side)
-    if both % 2:
-        raise Problem(f"`{word}` on {side} pixels pads one side more than the other: give a padding, such as p1")
-    return both / 2
+    """The layers of a notation of the recipe: it has no residuals, and softmax cross-entropy, summed, at its end."""
+    *body, loss = networks.words(notation)
+    if not re.fullmatch(r"softmax(sum|[\d.]+sum)", loss):
+        raise Problem(f"the loss `{loss}` is not softmax cross-entropy, summed: end the network with softmax0.2sum")
+    if "res(" in body:
+        raise Problem("the record recipe's networks have no residuals")
+    return networks.layers(notation, channels, side)
 
 
 def notation(widths, norm, smoothing=0.2, whiten="whiten2", pool="pool", classes=10):

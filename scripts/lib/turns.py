@@ -1,0 +1,83 @@
+"""Processes that take turns at computing: one is at work while the others wait for input. Ours is benches/compare.rs,
+which describes requests and answers; others `serve`."""
+
+import contextlib
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+TURN_MS = 300  # how long one side computes before the other has its turn, about
+WARM_MS = 30  # how much of a turn is not timed, about: threads wake up, caches fill
+PAUSE_S = 0.05  # between turns: threads that wait for more work spin for some milliseconds
+
+
+def build(checkout=CHECKOUT):
+    """The executable of a checkout's bench."""
+    command = ["cargo", "bench", "--locked", "--bench", "compare", "--no-run"]
+    command.append("--message-format=json-render-diagnostics")
+    result = subprocess.run(command, cwd=checkout, stdout=subprocess.PIPE, text=True)
+    if result.returncode != 0:
+        sys.exit(f"cannot build in {checkout}: {' '.join(command)}")
+    messages = map(json.loads, result.stdout.splitlines())
+    return next(m["executable"] for m in messages if m.get("executable") and m["target"]["name"] == "compare")
+
+
+class Side:
+    """A process that waits until it is asked."""
+
+    def __init__(self, *command):
+        command = list(map(str, command))
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.about = self.answer()["about"]
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else sys.exit("one side ended early; its message is above")
+
+    def ask(self, case, warmups=0, runs=0):
+        with contextlib.suppress(BrokenPipeError):  # answer() says so
+            self.process.stdin.write(json.dumps({"case": case, "warmups": warmups, "runs": runs}) + "\n")
+        answer = self.answer()
+        time.sleep(PAUSE_S)
+        return answer
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def alternate(turns, rounds):
+    """The median of each of `turns`, pairs of a side and a case, in milliseconds, and the FLOP of the first."""
+    first = [side.ask(case, 2, 1) for side, case in turns]
+    # at least 2 calls to warm up and 3 that count
+    calls = lambda ms, least: [min(max(int(ms / answer["times_ms"][0]), least), 300) for answer in first]
+    warmups, runs = calls(WARM_MS, 2), calls(TURN_MS, 3)
+    times = [[] for _ in turns]
+    for _ in range(rounds):
+        for (side, case), warmup, count, into in zip(turns, warmups, runs, times):
+            into += side.ask(case, warmup, count)["times_ms"]
+    return [statistics.median(of_side) for of_side in times], first[0].get("flop")
+
+
+def serve(about, prepare):
+    """Answers requests until there are no more. `prepare` makes of a case the function that runs it once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends without a traceback: who asks says what there is to say
+    print(json.dumps({"about": about}), flush=True)
+    ready = call = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["case"] != ready:
+            call = None  # frees what it holds
+            with contextlib.redirect_stdout(sys.stderr):  # stdout has answers only
+                ready, call = request["case"], prepare(request["case"])
+        times = []
+        for _ in range(request["warmups"] + request["runs"]):
+            start = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - start) * 1e3)
+        print(json.dumps({"times_ms": times[request["warmups"]:]}), flush=True)

@@ -335,6 +335,8 @@ fn serve() {
 
 /// `--threads N` serves; without, as `cargo bench` and `cargo test` start it, it does nothing.
 fn main() {
+    // SAFETY: the program has one thread, this one, and has done nothing yet.
+    unsafe { blas::choose_kernels() };
     let mut args = std::env::args().skip_while(|arg| arg != "--threads").skip(1);
     let Some(threads) = args.next() else {
         println!("compare: the side-by-side comparison with PyTorch is `scripts/compare_torch.py`");

@@ -1,5 +1,5 @@
-//! Our side of `scripts/compare_torch.py`: a process that measures what it is asked for, so that the script can let it
-//! take turns with PyTorch, or with the same process of another checkout.
+//! Our side of `scripts/compare_torch.py` and `scripts/compare_inference.py`: a process that measures what it is asked
+//! for, so that they can let it take turns with other libraries, or with the same process of another checkout.
 //!
 //! One request per line of standard input, one answer per line of standard output:
 //!
@@ -15,6 +15,8 @@
 mod common;
 
 use std::io::{BufRead, Write};
+use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use gemmnet::blas::{self, Accum, Mat, MatMut, gemm};
@@ -31,6 +33,7 @@ use gemmnet::ops::conv::{
 };
 use gemmnet::ops::pool::{max_pool2d_backward, max_pool2d_backward_into, max_pool2d_forward, max_pool2d_forward_into};
 use gemmnet::optim::{Group, LearningRate, Optimizer, Progress};
+use gemmnet::params::{ParamKind, Params};
 use gemmnet::shape::{Conv2d, Conv2dShape, Padding, Pool2d, Pool2dShape};
 use gemmnet::workspace::{Buffer, Workspace};
 use gemmnet::{Element, naive, parallel};
@@ -61,8 +64,12 @@ enum Case {
     /// Forward, backward and Adam, in f32 on 32x32 images in 3 channels. With `weight_scale`, every step begins with
     /// the initial weights times that.
     Step { network: String, batch: usize, weight_scale: Option<f32> },
-    /// Scores, in f32 on 32x32 images in 3 channels.
-    Inference { network: String, batch: usize },
+    /// Scores, in f32 on images of this size, by default 32x32 in 3 channels. With `folder`, files are left there that
+    /// tell others what to compute: the network, the images and the scores.
+    Inference { network: String, batch: usize, image: Option<[usize; 3]>, folder: Option<PathBuf> },
+    /// Scores of single images for as many threads as there are `callers`, which share a session, and the calls among
+    /// themselves.
+    Shared { network: String, image: [usize; 3], callers: usize },
     /// The product of two square matrices, in as many blocks of rows as there are threads.
     Gemm { dtype: Dtype, size: usize },
 }
@@ -85,19 +92,25 @@ enum Direction {
 struct Work {
     /// Floating-point operations of the products, where there are some.
     flop: Option<usize>,
-    /// Runs it once; the time it took.
-    run: Box<dyn FnMut() -> Duration>,
+    /// Runs it as often as it is told; the time that each call took.
+    run: Box<dyn FnMut(usize) -> Vec<Duration>>,
 }
 
 impl Work {
     fn new(flop: Option<usize>, mut run: impl FnMut() + 'static) -> Self {
-        let timed = move || {
-            let start = Instant::now();
-            run();
-            start.elapsed()
-        };
-        Work { flop, run: Box::new(timed) }
+        Self::timed(flop, move || time(&mut run))
     }
+
+    /// `run` runs it once and says how long it took.
+    fn timed(flop: Option<usize>, mut run: impl FnMut() -> Duration + 'static) -> Self {
+        Work { flop, run: Box::new(move |calls| (0..calls).map(|_| run()).collect()) }
+    }
+}
+
+fn time(run: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    run();
+    start.elapsed()
 }
 
 fn prepare(case: &Case) -> Work {
@@ -109,7 +122,10 @@ fn prepare(case: &Case) -> Work {
         Case::Pool { dtype: F64, x, direction } => pool::<f64>(x, direction),
         Case::Batchnorm { x, direction } => batchnorm(x, direction),
         Case::Step { ref network, batch, weight_scale } => step(network, batch, weight_scale),
-        Case::Inference { ref network, batch } => inference(network, batch),
+        Case::Inference { ref network, batch, image, ref folder } => {
+            inference(network, batch, image.unwrap_or(IMAGE), folder.as_deref())
+        }
+        Case::Shared { ref network, image, callers } => shared(network, image, callers),
         Case::Gemm { dtype: F32, size } => product::<f32>(size),
         Case::Gemm { dtype: F64, size } => product::<f64>(size),
     }
@@ -232,9 +248,29 @@ fn batchnorm(shape: [usize; 4], direction: Direction) -> Work {
 
 const IMAGE: [usize; 3] = [3, 32, 32];
 
-fn network<T: Element>(notation: &str) -> Network<T> {
+fn network<T: Element>(notation: &str, image: [usize; 3]) -> Network<T> {
     let spec = NetworkSpec::parse(notation).unwrap_or_else(|e| panic!("{e}"));
-    Network::new(&spec, IMAGE, Init::He, 0).unwrap_or_else(|e| panic!("{e}"))
+    Network::new(&spec, image, Init::He, 0).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// A network in which no bias is 0, no scale 1, and no running statistic as it began: whoever leaves one out, or folds
+/// one wrongly, has other scores.
+fn network_as_trained(notation: &str, image: [usize; 3]) -> Network<f32> {
+    /// Moves all but the weights up, so that scales and variances stay positive.
+    fn move_up(params: &mut Params<f32>) {
+        let count = params.iter().len();
+        for index in 0..count {
+            if params.param(index).kind != ParamKind::Weight {
+                let values = params.slice_mut(index);
+                let by = normal::<f32, _>(values.len(), index as u64);
+                values.iter_mut().zip(&by).for_each(|(value, by)| *value += 0.25 * by.abs());
+            }
+        }
+    }
+    let mut network = network(notation, image);
+    move_up(network.params_mut());
+    move_up(network.statistics_mut());
+    network
 }
 
 fn images<T: Element>(count: usize) -> (Buffer<T>, Vec<usize>) {
@@ -249,7 +285,7 @@ fn multiply_adds(network: &Network<f32>) -> usize {
 
 fn step(notation: &str, batch: usize, weight_scale: Option<f32>) -> Work {
     fn loss_and_gradient<T: Element>(notation: &str) -> (f64, Vec<f64>) {
-        let ((x, y), mut network) = (images(8), network::<T>(notation));
+        let ((x, y), mut network) = (images(8), network::<T>(notation, IMAGE));
         let loss = network.loss(&x, &y, StepKey::default()).expect("images and labels fit");
         (loss.f64(), network.grads().values().iter().map(|g| g.f64()).collect())
     }
@@ -260,7 +296,7 @@ fn step(notation: &str, batch: usize, weight_scale: Option<f32>) -> Work {
     // Where two maxima of a window, or an activation and 0, are equal but for rounding, a gradient takes another way.
     assert!(error <= 1e-2, "{notation}: the gradients in f32 and f64 differ by {error:.1e}");
 
-    let (mut network, (x, y)) = (network::<f32>(notation), images(batch));
+    let (mut network, (x, y)) = (network::<f32>(notation, IMAGE), images(batch));
     let (rule, rate) = ("adam".parse().expect("Adam is a rule"), LearningRate::constant(1e-3).expect("1e-3 is a rate"));
     let groups = Group::classic(rule, rate, 0.0);
     let mut optimizer = Optimizer::new(groups, network.params()).expect("the defaults are sound");
@@ -275,31 +311,51 @@ fn step(notation: &str, batch: usize, weight_scale: Option<f32>) -> Work {
     let Some(scale) = weight_scale else { return Work::new(flop, move || step(&mut network)) };
     let mut scaled = network.params().clone();
     scaled.values_mut().iter_mut().for_each(|weight| *weight *= scale);
-    let run = move || {
+    Work::timed(flop, move || {
         network.params_mut().copy_from(&scaled);
-        let start = Instant::now();
-        step(&mut network);
-        start.elapsed()
-    };
-    Work { flop, run: Box::new(run) }
+        time(|| step(&mut network))
+    })
 }
 
-fn inference(notation: &str, batch: usize) -> Work {
-    let (mut network, (x, y)) = (network::<f32>(notation), images(batch.max(8)));
-    // Gives batchnorm statistics to fold.
-    network.loss(&x, &y, StepKey::default()).expect("images and labels fit");
-    let x = &x[..x.len() / y.len() * batch];
+fn inference(notation: &str, batch: usize, [c, h, w]: [usize; 3], folder: Option<&Path>) -> Work {
+    let mut network = network_as_trained(notation, [c, h, w]);
+    let x = values(&[batch, c, h, w], 0);
     let (mut want, mut scores) = (zeros(&[batch, network.classes()]), zeros(&[batch, network.classes()]));
-    network.scores(x, &mut want).expect("one row of scores per image");
+    network.scores(&x, &mut want).expect("one row of scores per image");
     let session = Session::new(&network, batch).expect("not an empty batch");
     let mut scratch = session.scratch();
-    session.run(x, &mut scores, &mut scratch).expect("one row of scores per image");
+    session.run(&x, &mut scores, &mut scratch).expect("one row of scores per image");
     assert_same(&ArrayView1::from(&*want), &ArrayView1::from(&*scores), notation);
-
-    let x = x.to_vec();
+    if let Some(folder) = folder {
+        network.save(&folder.join("network.safetensors")).unwrap_or_else(|e| panic!("{e}"));
+        for (name, values) in [("images.f32", &x), ("gemmnet.f32", &scores)] {
+            std::fs::write(folder.join(name), bytemuck::cast_slice(values)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+    }
     Work::new(Some(2 * batch * multiply_adds(&network)), move || {
         session.run(&x, &mut scores, &mut scratch).expect("as before");
     })
+}
+
+fn shared(notation: &str, [c, h, w]: [usize; 3], callers: usize) -> Work {
+    let network = network_as_trained(notation, [c, h, w]);
+    let (session, x) = (Session::new(&network, 1).expect("not an empty batch"), values(&[c, h, w], 0));
+    // The present pool has a thread less while that waits for the callers.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(rayon::current_num_threads()).build();
+    let pool = pool.expect("the system has threads to give");
+    let scratch = || (pool.install(|| session.scratch()), zeros(&[network.classes()]));
+    let mut scratches: Vec<(_, Buffer<f32>)> = (0..callers).map(|_| scratch()).collect();
+    let run = move |calls: usize| {
+        let caller = |(scratch, scores): &mut (_, Buffer<f32>)| -> Vec<Duration> {
+            let mut call = || pool.install(|| session.run(&x, scores, scratch).expect("one row of scores"));
+            (0..calls / callers).map(|_| time(&mut call)).collect()
+        };
+        thread::scope(|scope| {
+            let started: Vec<_> = scratches.iter_mut().map(|own| scope.spawn(move || caller(own))).collect();
+            started.into_iter().flat_map(|caller| caller.join().expect("callers do not panic")).collect()
+        })
+    };
+    Work { flop: None, run: Box::new(run) }
 }
 
 fn product<T: Element>(size: usize) -> Work {
@@ -326,8 +382,8 @@ fn serve() {
             drop(ready.take());
         }
         let (_, work) = ready.get_or_insert_with(|| (case.clone(), prepare(&case)));
-        let times = (0..warmups + runs).map(|_| (work.run)().as_secs_f64() * 1e3);
-        let times: Vec<f64> = times.skip(warmups).collect();
+        (work.run)(warmups);
+        let times: Vec<f64> = (work.run)(runs).iter().map(|time| time.as_secs_f64() * 1e3).collect();
         println!("{}", json!({ "flop": work.flop, "times_ms": times }));
         std::io::stdout().flush().expect("somebody reads the answers");
     }
@@ -339,7 +395,7 @@ fn main() {
     unsafe { blas::choose_kernels() };
     let mut args = std::env::args().skip_while(|arg| arg != "--threads").skip(1);
     let Some(threads) = args.next() else {
-        println!("compare: the side-by-side comparison with PyTorch is `scripts/compare_torch.py`");
+        println!("compare: `scripts/compare_torch.py` and `scripts/compare_inference.py` run it, beside others");
         return;
     };
     let threads = threads.parse().expect("--threads takes a number");

@@ -13,7 +13,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 TURN_MS = 300  # how long one side computes before the other has its turn, about
 WARM_MS = 30  # how much of a turn is not timed, about: threads wake up, caches fill
-PAUSE_S = 0.05  # between turns: threads that wait for more work spin for some milliseconds
+PAUSE_S = 0.1  # between turns: threads that wait for more work spin, those of ONNX Runtime for 30 ms and more
 
 
 def build(checkout=CHECKOUT):

@@ -13,7 +13,13 @@ GFLOP/s count a convolution's multiplications by its definition, so algorithms t
 
 Each side runs as its users get it. PyTorch: eager, f32 (f64 where the case says so), contiguous (N, C, H, W) tensors,
 results allocated by every call, fused Adam; inference in eval mode under torch.inference_mode, without torch.compile.
-Ours: results into buffers that are kept. --json writes rows of case, direction, ours_ms, torch_ms, ratio, target.
+Ours: results into buffers that are kept.
+
+PyTorch runs networks in further ways too, each in a process of its own: with network and images in channels_last
+order, and, where Linux says that the processor multiplies bf16 numbers, that under bf16 autocast. The ratio and its
+target are against plain PyTorch, `best` is the ratio against the faster of the two in f32. --json writes rows of case,
+direction, ours_ms, torch_ms, ratio, target, channels_last_ms, bf16_ms, best_ratio; the last three are null where there
+is nothing to say.
 
 --against DIR puts the checkout of gemmnet in DIR, a `git worktree` of an older commit for instance, in PyTorch's place,
 which is then not needed. Both are built, each in its own target directory, and take the same turns on the same cases.
@@ -26,6 +32,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -77,8 +84,8 @@ CASES = [
 # PyTorch's side: a process that answers the same requests as benches/compare.rs.
 
 
-def torch_call(case):
-    """A function that runs the case once."""
+def torch_call(case, variant):
+    """A function that runs the case once. Networks run in a variant: `plain`, `channels_last` or `bf16`."""
     import torch
     from torch.nn import functional as F
 
@@ -87,12 +94,16 @@ def torch_call(case):
     if op in ("step", "inference"):
         (net, _), batch = torch_network(case["network"]), case["batch"]
         x, y = torch.randn(batch, 3, 32, 32), torch.arange(batch) % 10
+        if variant != "plain":
+            net, x = net.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=variant == "bf16")
         if op == "inference":
-            return torch.inference_mode()(lambda net=net.eval(): net(x))
+            return torch.inference_mode()(autocast(lambda net=net.eval(): net(x)))
         adam = torch.optim.Adam(net.parameters(), 1e-3, fused=True)
 
         def train():
-            loss = F.cross_entropy(net(x), y)
+            with autocast:
+                loss = F.cross_entropy(net(x), y)
             adam.zero_grad()
             loss.backward()
             adam.step()
@@ -120,15 +131,22 @@ def torch_call(case):
     return normalize if forward else lambda: aten.native_batch_norm_backward(dout, x, gamma, *saved, [True] * 3)
 
 
-def serve_torch(threads):
+def serve_torch(variant, threads):
     import torch
 
     torch.manual_seed(0)
     torch.set_num_threads(threads)
-    serve(f"PyTorch {torch.__version__}, {threads} thread(s)", torch_call)
+    serve(f"PyTorch {torch.__version__}, {threads} thread(s)", lambda case: torch_call(case, variant))
 
 
 # The referee.
+
+
+def variants():
+    """In which ways PyTorch runs networks, besides plainly."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    return ["channels_last", "bf16"] if re.search(r"\b(avx512_bf16|amx_bf16)\b", flags) else ["channels_last"]
 
 
 def commands(against):
@@ -136,7 +154,7 @@ def commands(against):
     if not against:
         if importlib.util.find_spec("torch") is None:
             sys.exit(f"PyTorch is missing: {sys.executable} -m pip install torch")
-        return [build(CHECKOUT)], [sys.executable, __file__, "--serve-torch"]
+        return [build(CHECKOUT)], [sys.executable, __file__, "--serve-torch", "plain"]
     if not (against / "Cargo.toml").is_file():
         sys.exit(f"--against: there is no checkout of gemmnet in {against}")
     ours, other = build(CHECKOUT), build(against)
@@ -165,16 +183,18 @@ def main():
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side on each case (5)")
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="cases with this in their name or direction")
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
-    parser.add_argument("--serve-torch", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--serve-torch", metavar="VARIANT", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve_torch:
-        return serve_torch(args.threads)
+        return serve_torch(args.serve_torch, args.threads)
     if args.threads < 1 or args.rounds < 1:
         parser.error("--threads and --rounds start at 1")
 
     programs = commands(args.against)
     sides = [Side(*program, "--threads", args.threads) for program in programs]
     print(" against ".join(side.about for side in sides) + (f" in {args.against.resolve()}" if args.against else ""))
+    further = {} if args.against else {variant: Side(*programs[1][:-1], variant, "--threads", args.threads)
+                                       for variant in variants()}
     if (load := os.getloadavg()[0]) > 1:
         skew = "of little worth" if args.against else "flattering: busy cores slow PyTorch down more than us"
         print(f"warning: the load is {load:.1f}, and these ratios are {skew}")
@@ -186,35 +206,43 @@ def main():
         print(f"gemm peak {dtype}: {peak[dtype]:.0f} GFLOP/s")
 
     opponent = "other" if args.against else "torch"
-    targets_too = "" if args.against else " {:>6} | {:6} |"
-    line = ("| {:62} | {:9} | {:>8} | {:>8} | {:>6} |" + targets_too + " {:>7} | {:>6} |").format
-    promise = [] if args.against else ["target", ""]
-    heads = ["case", "direction", "ours ms", f"{opponent} ms", "ratio", *promise, "GFLOP/s", "share"]
+    torch_too = "" if args.against else " {:>6} | {:6} | " + "{:>16} | " * len(further) + "{:>6} |"
+    line = ("| {:62} | {:9} | {:>8} | {:>8} | {:>6} |" + torch_too + " {:>7} | {:>6} |").format
+    heads_too = [] if args.against else ["target", "", *(f"{variant} ms" for variant in further), "best"]
+    heads = ["case", "direction", "ours ms", f"{opponent} ms", "ratio", *heads_too, "GFLOP/s", "share"]
     print("\n" + line(*heads))
     print(line(*["---"] * len(heads)), flush=True)
     rows = []
 
-    def report(name, direction, case, ours, other, target, flop):
+    def report(name, direction, case, medians, target, flop):
+        ours, other, *others = medians
         ratio, rate = other / ours, flop and flop / ours / 1e6
         row = {"case": name, "direction": direction, "ours_ms": ours, f"{opponent}_ms": other, "ratio": ratio}
-        rows.append(row if args.against else {**row, "target": target})
-        missed = "missed" if target and ratio < target else ""
-        promise = [] if args.against else [f"{target:.1f}" if target else "", missed]
+        cells = []
+        if not args.against:
+            ms = dict(zip(further, others))
+            best = min(other, ms["channels_last"]) / ours if ms else None
+            row |= {"target": target, "channels_last_ms": ms.get("channels_last"), "bf16_ms": ms.get("bf16"),
+                    "best_ratio": best}
+            cells = [f"{target:.1f}" if target else "", "missed" if target and ratio < target else "",
+                     *(f"{ms[variant]:.3f}" if ms else "" for variant in further), f"{best:.2f}" if best else ""]
+        rows.append(row)
         speed = (f"{rate:.0f}", f"{rate / peak[case.get('dtype', 'f32')]:.0%}") if flop else ("", "")
-        print(line(name, direction, f"{ours:.3f}", f"{other:.3f}", f"{ratio:.2f}", *promise, *speed), flush=True)
+        print(line(name, direction, f"{ours:.3f}", f"{other:.3f}", f"{ratio:.2f}", *cells, *speed), flush=True)
 
     for name, case, targets in CASES:
         for direction, target in targets.items():
             if args.only in f"{name} {direction}":
                 case = {**case, "direction": direction}
-                (ours, other), flop = alternate([(side, case) for side in sides], args.rounds)
-                report(name, direction, case, ours, other, target, flop)
+                asked = [*sides, *(further.values() if "network" in case else [])]
+                medians, flop = alternate([(side, case) for side in asked], args.rounds)
+                report(name, direction, case, medians, target, flop)
 
     if args.threads > 1 and args.only in "thread scaling":
         case = {**step(VGG, 128), "direction": "step"}
         single = [Side(*program, "--threads", 1) for program in programs]
         medians, flop = alternate([(side, case) for side in single + sides], args.rounds)
-        report(f"{VGG_STEP}, 1 thread", "step", case, *medians[:2], None, flop)
+        report(f"{VGG_STEP}, 1 thread", "step", case, medians[:2], None, flop)
         ours, other = (medians[i] / medians[i + 2] for i in (0, 1))
         them = "the other checkout" if args.against else "PyTorch"
         print(f"\nthread scaling, 1 to {args.threads} threads: gemmnet {ours:.2f} times faster, {them} {other:.2f}")

@@ -637,6 +637,29 @@ fn doctor_describes_the_machine() {
 }
 
 #[test]
+fn vector_instructions_are_limited_by_a_variable() {
+    let room = Room::new();
+    let doctor = |isa| room.std_command("doctor --json").env("GEMMNET_MAX_ISA", isa).output().unwrap();
+    for isa in ["baseline", "avx2", "avx512"] {
+        let answer: Value = serde_json::from_slice(&doctor(isa).stdout).unwrap();
+        let used = answer["isa"].as_str().unwrap();
+        let place = |isa| ["baseline", "avx2", "avx512"].iter().position(|&name| name == isa);
+        assert!(
+            place(used).is_some() && place(used) <= place(isa) && answer["problems"] == Value::Array(Vec::new()),
+            "{answer}"
+        );
+        let core = answer["blas_core"].as_str().unwrap();
+        assert!(isa == "avx512" || !["SkylakeX", "Cooperlake", "SapphireRapids"].contains(&core), "{isa}: {core}");
+    }
+    let refused = doctor("avx1024");
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        !refused.status.success() && said.contains("avx1024") && said.contains("baseline, avx2 or avx512"),
+        "{said}"
+    );
+}
+
+#[test]
 fn help_has_examples_and_the_version_is_the_crates() {
     let room = Room::new();
     for command in ["", "train", "eval", "predict", "gradcheck", "bench", "summary", "data", "doctor"] {

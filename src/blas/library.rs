@@ -12,6 +12,7 @@ mod openblas {
     use std::sync::OnceLock;
 
     use crate::blas::{BackendInfo, Product};
+    use crate::simd::Isa;
     // Names the crate, so that the linker is told about the library.
     use openblas_src as _;
 
@@ -52,29 +53,24 @@ mod openblas {
         "Bobcat",
     ];
 
-    /// The kernels for the instructions that this processor has, if they are better than `chosen`.
-    #[cfg(target_arch = "x86_64")]
-    fn better_than(chosen: &str) -> Option<&'static str> {
-        if !BASELINE.iter().any(|b| b.eq_ignore_ascii_case(chosen)) {
-            return None;
-        }
-        if is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512dq")
-        {
-            Some("SkylakeX")
-        } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            Some("Haswell")
-        } else if is_x86_feature_detected!("avx") {
-            Some("Sandybridge")
-        } else {
-            None
-        }
+    /// Kernels with AVX-512.
+    const AVX512: [&str; 3] = ["SkylakeX", "Cooperlake", "SapphireRapids"];
+
+    fn is_one_of(names: &[&str], core: &str) -> bool {
+        names.iter().any(|name| name.eq_ignore_ascii_case(core))
     }
 
-    #[cfg(not(target_arch = "x86_64"))]
-    fn better_than(_chosen: &str) -> Option<&'static str> {
-        None
+    /// The kernels for these instructions, if they are better than `chosen`.
+    fn better_than(chosen: &str, isa: Isa) -> Option<&'static str> {
+        let best = [None, Some("Haswell"), Some("SkylakeX")][isa as usize];
+        best.filter(|_| is_one_of(&BASELINE, chosen))
+    }
+
+    /// The best kernels within these instructions, if `chosen` go beyond.
+    fn within(chosen: &str, isa: Isa) -> Option<&'static str> {
+        let best = if isa == Isa::Baseline { "Nehalem" } else { "Haswell" };
+        let too_much = is_one_of(&AVX512, chosen) || isa == Isa::Baseline && !is_one_of(&BASELINE, chosen);
+        Some(best).filter(|_| isa < Isa::Avx512 && too_much)
     }
 
     /// The variable that names the kernels OpenBLAS shall use.
@@ -105,7 +101,11 @@ mod openblas {
     }
 
     pub(in crate::blas) unsafe fn choose_kernels() {
-        let Some(core) = better_than(&corename()).filter(|_| std::env::var_os(CORETYPE).is_none()) else { return };
+        // Whoever asks for instructions that there are not gets an error later.
+        let Ok(limit) = Isa::limit() else { return };
+        let (chosen, isa) = (corename(), Isa::of_processor().min(limit));
+        let other = within(&chosen, isa).filter(|_| cfg!(target_arch = "x86_64")).or(better_than(&chosen, isa));
+        let Some(core) = other.filter(|_| std::env::var_os(CORETYPE).is_none()) else { return };
         // `void f(void)` in OpenBLAS' driver/others/dynamic.c, where they exist at all.
         let (quit, init) = (own_function(c"gotoblas_dynamic_quit"), own_function(c"gotoblas_dynamic_init"));
         let (Some(quit), Some(init)) = (quit, init) else { return };
@@ -122,7 +122,7 @@ mod openblas {
         static INFO: OnceLock<BackendInfo> = OnceLock::new();
         INFO.get_or_init(|| {
             let core = corename();
-            let note = better_than(&core).map(|better| match std::env::var_os(CORETYPE) {
+            let note = better_than(&core, Isa::used()).map(|better| match std::env::var_os(CORETYPE) {
                 Some(_) => format!("{CORETYPE} asks for the slow {core} kernels; unset it to let gemmnet choose"),
                 None => format!(
                     "OpenBLAS does not know this processor and uses its slow {core} kernels; call \
@@ -139,8 +139,7 @@ mod openblas {
                 1 => "pthreads build",
                 _ => "OpenMP build",
             };
-            let avx512 =
-                ["SkylakeX", "Cooperlake", "SapphireRapids"].iter().any(|name| core.eq_ignore_ascii_case(name));
+            let avx512 = is_one_of(&AVX512, &core);
             BackendInfo {
                 name: "OpenBLAS",
                 config: format!("{config} ({build})"),

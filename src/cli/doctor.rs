@@ -1,5 +1,7 @@
 //! Level 7. `gemmnet doctor`: what this machine offers, and what is wrong.
 
+use std::env::consts::ARCH;
+
 use clap::Args;
 use serde_json::json;
 
@@ -9,6 +11,7 @@ use crate::blas::{self, Accum, Mat, MatMut, gemm};
 use crate::data::cifar10;
 use crate::data::places::{default_data_dir, find_cifar10};
 use crate::element::Element;
+use crate::simd::Isa;
 
 /// What gemmnet runs on: BLAS library, processor, threads, data
 ///
@@ -53,7 +56,7 @@ pub(super) fn run(_: &DoctorArgs, global: &Global, out: &Output) -> Result<(), S
     if let Some(note) = &blas.note {
         row("", note.clone());
     }
-    row("processor", format!("{} cores, {} {}", cores, std::env::consts::ARCH, features.join(" ")));
+    row("processor", format!("{cores} cores, {ARCH} {}; vectors: {}", features.join(" "), Isa::used()));
     row("threads", rayon::current_num_threads().to_string());
     row("CIFAR-10", data);
     out.line(table)?;
@@ -67,8 +70,9 @@ pub(super) fn run(_: &DoctorArgs, global: &Global, out: &Output) -> Result<(), S
         "blas_core": blas.core,
         "blas_threads": blas.threads,
         "blas_note": blas.note,
-        "arch": std::env::consts::ARCH,
+        "arch": ARCH,
         "cpu_features": features,
+        "isa": Isa::used().to_string(),
         "cores": cores,
         "threads": rayon::current_num_threads(),
         "data_dir": data_dir,

@@ -28,6 +28,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::error::Error;
+use crate::simd::Isa;
 use crate::{blas, parallel};
 use output::Output;
 
@@ -136,6 +137,7 @@ const BROKEN_PIPE: u8 = 141;
 
 fn run(cli: &Cli, out: &Output) -> Result<(), Stop> {
     let global = &cli.global;
+    Isa::limit()?;
     let threads = parallel::thread_count(global.threads)?;
     parallel::with_threads(threads, || match &cli.command {
         Command::Train(args) => train::run(args, global, out),

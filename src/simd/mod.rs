@@ -1,15 +1,19 @@
 //! Level 1. Plain loops, compiled for the vector instructions that the processor turns out to have.
 //!
 //! The crate is built for the baseline of its target, so that a binary runs everywhere. [`vectorized!`] compiles the
-//! loops inside it again for AVX2 and AVX-512 and chooses at run time. The loops are ordinary Rust; sums that should be
+//! loops inside it again for AVX2 and AVX-512 and chooses at run time ([`Isa`]). The loops are ordinary Rust; sums that should be
 //! vectorised say their order of addition ([`sum`], [`dot`]), so the bits do not depend on which version runs.
 //!
 //! Three things are written by hand, because the compiler does not make them of loops: transposing planes, dealing out
 //! pairs, and outputs that bypass the cache. They move bits and calculate nothing.
 
+mod isa;
+
 use crate::element::{Element, Kind};
 
-/// The value of an expression, compiled for the widest vectors that this processor has.
+pub(crate) use isa::{Isa, arch};
+
+/// The value of an expression, compiled for the widest vectors that this processor has and [`Isa::limit`] allows.
 ///
 /// All that the expression calls must be inlined into it (`#[inline(always)]`, on closures given to iterators too): what is
 /// not stays as it was compiled, for the baseline.
@@ -26,7 +30,7 @@ pub(crate) use vectorized;
 /// For [`vectorized!`] alone, which sees to it that `work` is inlined where it is compiled again.
 #[inline(always)]
 pub(crate) fn dispatch<R>(work: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(work)
+    arch().dispatch(work)
 }
 
 /// Numbers worked on side by side: one AVX-512 vector of `f32`, two of `f64`.
@@ -256,7 +260,7 @@ pub(crate) fn lanes_to_planes<T: Element>(from: &[Lanes<T>], channels: usize, pl
 #[inline(always)]
 pub(crate) fn deal_two<T: Element>(from: &[T; 2 * LANES], even: &mut Lanes<T>, odd: &mut Lanes<T>) {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
+    if Isa::used() >= Isa::Avx2 {
         let (from, even, odd) = (from.as_ptr(), even.as_mut_ptr(), odd.as_mut_ptr());
         // SAFETY: AVX2 is there; the references are to as many elements, of the type that `KIND` names.
         unsafe {
@@ -276,7 +280,7 @@ pub(crate) fn deal_two<T: Element>(from: &[T; 2 * LANES], even: &mut Lanes<T>, o
 #[inline(always)]
 pub(crate) fn gather_two<T: Element>(even: &Lanes<T>, odd: &Lanes<T>, to: &mut [T; 2 * LANES]) {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
+    if Isa::used() >= Isa::Avx2 {
         let (even, odd, to) = (even.as_ptr(), odd.as_ptr(), to.as_mut_ptr());
         // SAFETY: as in `deal_two`.
         unsafe {
@@ -384,7 +388,7 @@ fn transposable<T: Element>(planes: &[T], pitch: usize, channels: usize, pixels:
     );
     #[cfg(target_arch = "x86_64")]
     if channels == LANES && pixels >= TOGETHER && T::KIND == Kind::F32 {
-        return is_x86_feature_detected!("avx");
+        return Isa::used() >= Isa::Avx2;
     }
     false
 }

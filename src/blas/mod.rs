@@ -8,7 +8,7 @@
 //! OpenBLAS picks its kernels from a list of processors. One that is newer than the library falls through to 20-year-old
 //! SSE kernels, five times slower (seen with 0.3.21 on Intel's fifth-generation Xeon). [`setup`] notices and says so;
 //! [`choose_kernels`], which a program calls first thing, makes it choose again, by the instructions the processor has.
-//! `OPENBLAS_CORETYPE`, if set, is left alone.
+//! It also keeps OpenBLAS within the instructions that `GEMMNET_MAX_ISA` allows. `OPENBLAS_CORETYPE`, if set, is left alone.
 //!
 //! # Products of the size of a tile
 //! OpenBLAS copies both matrices into packed panels before it multiplies: for a tile of a convolution that takes a quarter
@@ -69,14 +69,6 @@ impl<'a, T> Mat<'a, T> {
         assert_eq!(T::KIND, U::KIND, "the same type");
         let Mat { data, rows, cols, ld, transposed } = self;
         Mat { data: bytemuck::cast_slice(data), rows, cols, ld, transposed }
-    }
-
-    /// Element (i, j).
-    fn element(self, i: usize, j: usize) -> T
-    where
-        T: Copy,
-    {
-        self.data[if self.transposed { j * self.ld + i } else { i * self.ld + j }]
     }
 
     /// The block of these rows and columns.
@@ -350,8 +342,9 @@ pub fn setup() -> &'static BackendInfo {
     library::setup()
 }
 
-/// Makes OpenBLAS use the kernels for the instructions that this processor has, where it has fallen back to its oldest
-/// ones (see the [module's documentation](self)); does nothing otherwise. [`setup`] says which kernels it uses.
+/// Makes OpenBLAS use the kernels for the instructions that this processor has and `GEMMNET_MAX_ISA` allows, where it has
+/// fallen back to its oldest ones or goes beyond (see the [module's documentation](self)); does nothing otherwise.
+/// [`setup`] says which kernels it uses.
 ///
 /// # Safety
 /// To be called first thing in a program: it changes the environment for a moment and exchanges OpenBLAS' table of

@@ -8,6 +8,7 @@
 
 use std::ops::Range;
 
+use crate::blas::panels::PANEL;
 use crate::element::{Element, Kind};
 use crate::error::{Error, Result};
 use crate::ops::conv::slots::Slots;
@@ -36,6 +37,9 @@ pub(super) const GRADIENT_BLOCK: (usize, usize) = (24, 128);
 
 /// Images from which on there are enough of them for all threads: below, each is cut into several pieces.
 const MANY_IMAGES: usize = 16;
+
+/// What the number of groups of images is a multiple of, so that several threads share them evenly.
+const GROUPS: usize = 4;
 
 /// Pieces of a single image's channels in the depthwise algorithm.
 const CHANNEL_PIECES: usize = 16;
@@ -71,6 +75,8 @@ pub struct ConvPlan {
     /// The elements it is for.
     pub(super) kind: Kind,
     pub(super) tiling: Tiling,
+    /// Rows of the output at whose multiples its parts begin.
+    pub(super) band: usize,
 }
 
 impl ConvPlan {
@@ -82,7 +88,7 @@ impl ConvPlan {
     pub fn new<T: Element>(shape: &Conv2dShape) -> Result<Self> {
         let shape = shape.with_images(1);
         let tiling = Tiling::new::<T>(&shape, 1);
-        Ok(ConvPlan { shape, algorithm: resolve::<T>(&shape)?, kind: T::KIND, tiling })
+        Ok(ConvPlan { shape, algorithm: resolve::<T>(&shape)?, kind: T::KIND, tiling, band: 1 })
     }
 
     /// The same with tiles that begin at multiples of `rows` output rows: the height of a pooling window that is fused with
@@ -92,7 +98,7 @@ impl ConvPlan {
             Kind::F32 => Tiling::new::<f32>(&self.shape, rows),
             Kind::F64 => Tiling::new::<f64>(&self.shape, rows),
         };
-        ConvPlan { tiling, ..self }
+        ConvPlan { tiling, band: rows, ..self }
     }
 
     /// The algorithm that runs.
@@ -155,6 +161,11 @@ impl ConvPlan {
         Slots::new(images, count)
     }
 
+    /// Image `image` of x.
+    pub(super) fn image<'a, T>(&self, x: &'a [T], image: usize) -> &'a [T] {
+        &x[image * self.image_len()..][..self.image_len()]
+    }
+
     /// Elements of an image.
     pub(super) fn image_len(&self) -> usize {
         self.shape.channels * self.shape.in_plane()
@@ -172,11 +183,43 @@ impl ConvPlan {
     }
 }
 
+/// What a piece of Winograd's forward pass computes: all rows of tiles of some images and filters, or some of one image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) images: usize,
+    pub(super) filters: usize,
+    pub(super) tile_rows: usize,
+}
+
 /// How Winograd's algorithm takes images together.
 impl ConvPlan {
     /// Images of about [`GROUP_TILES`] tiles.
     pub(super) fn group_images(&self) -> usize {
         (GROUP_TILES / winograd::tiles_of(&self.shape)).max(1)
+    }
+
+    /// What a piece of the forward pass is, for so many images: some images, or where one has many tiles, a band of it. Where
+    /// there are fewer images than threads, bands get narrower, or the filters are dealt out, whichever reads less memory
+    /// again. No bit of the output depends on it.
+    pub(super) fn winograd_part(&self, images: usize) -> Part {
+        let (shape, (rows, cols)) = (&self.shape, winograd::tiles(&self.shape));
+        let threads = rayon::current_num_threads();
+        // so many that threads share them evenly
+        let pieces = if images < threads { (2 * threads).div_ceil(images) } else { 1 };
+        if pieces > 1 && shape.filters > images * rows * cols {
+            let filters = shape.filters.div_ceil(pieces).next_multiple_of(PANEL).min(shape.filters);
+            return Part { images, filters, tile_rows: rows };
+        }
+        let bands = (rows * cols / GROUP_TILES).max(pieces).clamp(1, (rows / 2).max(1));
+        if bands > 1 {
+            // a band begins where a window of the pool begins
+            let step =
+                (1..).find(|rows| (rows * winograd::TILE).is_multiple_of(self.band)).expect("the band itself is one");
+            let tile_rows = rows.div_ceil(bands).next_multiple_of(step).min(rows);
+            return Part { images: 1, filters: shape.filters, tile_rows };
+        }
+        let groups = images.div_ceil(self.group_images().min(images)).next_multiple_of(GROUPS).min(images);
+        Part { images: images.div_ceil(groups), filters: shape.filters, tile_rows: rows }
     }
 
     /// Images of a group backward, for pieces of `images` images at most: all of them if they have few tiles.

@@ -67,6 +67,34 @@ impl<'a, T: Send> Outputs<'a, T> {
         for_each_share(shares, |index, (out, cells)| piece(index, OutputPlanes { out, cells, plane }));
     }
 
+    /// Runs `piece(index, part)` where a part is `images` images of `filters` filters each, or bands of `rows` rows of the
+    /// product of one image and all filters; those at the end may have fewer. Part `i` counts bands or filters first.
+    pub(super) fn for_each_part(
+        self,
+        shape: &Conv2dShape,
+        (images, filters, rows): (usize, usize, usize),
+        piece: impl Fn(usize, OutputPart<'_, T>) + Sync + Send,
+    ) {
+        let Outputs { out, cells, out_plane, out_cols, band } = self;
+        let planes = out.len() / out_plane;
+        let bands = rows < shape.rows.output;
+        assert!(!bands || (images, filters) == (1, shape.filters), "bands are of one image and all filters");
+        let (all, part, plane) = if bands {
+            ((planes, out_plane), (filters, rows / band * out_cols), None)
+        } else {
+            let filters_plane = shape.filters * out_plane;
+            ((planes / shape.filters, filters_plane), (images, filters * out_plane), Some(out_plane))
+        };
+        let (with_cells, out) = (!cells.is_empty(), Grid::new(out, all, part));
+        if with_cells {
+            for_each_share((out, Grid::new(cells, all, part)), |index, (out, cells)| {
+                piece(index, OutputPart { out, cells: Some(cells), plane });
+            });
+        } else {
+            for_each_share(out, |index, out| piece(index, OutputPart { out, cells: None, plane }));
+        }
+    }
+
     /// Runs `piece(index, block)` where blocks of `planes` planes are cut every `rows` rows of the product.
     pub(super) fn for_each_block(
         self,
@@ -101,6 +129,28 @@ impl<T> OutputPlanes<'_, T> {
         let range = index * self.plane..(index + 1) * self.plane;
         let cells = if self.cells.is_empty() { &mut *self.cells } else { &mut self.cells[range.clone()] };
         (&mut self.out[range], cells)
+    }
+}
+
+/// Whole planes of some filters of some images, or the same rows of all planes of one image.
+#[derive(Debug)]
+pub(super) struct OutputPart<'a, T> {
+    /// A run for each image, or for each filter.
+    out: StridedMut<'a, T>,
+    cells: Option<StridedMut<'a, u8>>,
+    /// Values of a plane, where a run is an image.
+    plane: Option<usize>,
+}
+
+impl<T> OutputPart<'_, T> {
+    /// Values and cells of a plane, by the numbers of its image and filter within the part.
+    pub(super) fn plane(&mut self, image: usize, filter: usize) -> (&mut [T], &mut [u8]) {
+        let (run, range) = match self.plane {
+            Some(plane) => (image, filter * plane..(filter + 1) * plane),
+            None => (filter, 0..self.out.run()),
+        };
+        let cells = self.cells.as_mut().map_or(&mut [][..], |cells| &mut cells.get(run)[range.clone()]);
+        (&mut self.out.get(run)[range], cells)
     }
 }
 

@@ -43,23 +43,29 @@ use crate::blas::Accum;
 use crate::blas::panels::PANEL;
 use crate::element::Element;
 use crate::ops::conv::backward::{Piece, Steps, Wanted};
-use crate::ops::conv::plan::{ConvPlan, Filters, GRADIENT_BLOCK};
+use crate::ops::conv::plan::{ConvPlan, Filters, GRADIENT_BLOCK, Part};
 use crate::ops::conv::rows::{Outputs, PlaneRows};
 use crate::ops::conv::slots::{Slots, spare_len, sum_pairwise};
-use crate::parallel::{Planes, for_each_share, piece_range};
+use crate::parallel::{Grid, for_each_share, piece_range};
 use crate::shape::Conv2dShape;
-use crate::simd::{LANES, Lanes, sum, vectorized};
+use crate::simd::{LANES, Lanes, planes_to_lanes, sum, vectorized};
 use crate::workspace::Workspace;
 
-use group::{Group, planes_to_rows, rows_to_planes};
+use group::{Group, Place, planes_to_rows, rows_to_planes};
 use transforms::{
     FilterPanels, Half, SPAN, Stack, filter_1d, filter_adjoint_1d, multiply, multiply_transposed, transform_2d,
 };
 pub(super) use transforms::{PRODUCTS, TILE};
 
+/// Rows and columns of tiles of an image.
+pub(super) fn tiles(shape: &Conv2dShape) -> (usize, usize) {
+    (shape.rows.output.div_ceil(TILE), shape.cols.output.div_ceil(TILE))
+}
+
 /// Tiles of an image.
 pub(super) fn tiles_of(shape: &Conv2dShape) -> usize {
-    shape.rows.output.div_ceil(TILE) * shape.cols.output.div_ceil(TILE)
+    let (rows, cols) = tiles(shape);
+    rows * cols
 }
 
 /// `U_q` `[C, F]`, as the forward pass needs it.
@@ -82,37 +88,49 @@ pub(super) fn prepare_filters<T: Element>(shape: &Conv2dShape, w: &[T], u: &mut 
     transform_filters(&filters(shape), (9, shape.channels * 9), w, u);
 }
 
+/// Rows of transformed filters that a piece makes.
+const FILTER_ROWS: usize = 16;
+
 /// Transforms the filters whose elements begin at `row * steps.0 + col * steps.1` in `w`.
 fn transform_filters<T: Element>(to: &FilterPanels, steps: (usize, usize), w: &[T], u: &mut [T]) {
-    // a piece has one row of each of the panels
-    let panels = to.panels();
-    let rows = Planes::new(&mut u[..to.len()], [PRODUCTS * panels, to.rows_in_memory(), PANEL]);
-    for_each_share(rows, |row, mut u| {
-        if row >= to.rows {
-            return;
-        }
-        vectorized!({
-            let mut half = Half::new();
-            for col in (0..to.cols).step_by(LANES) {
-                let mut g = [[T::zero(); LANES]; 9];
-                for lane in 0..LANES.min(to.cols - col) {
-                    let filter = &w[row * steps.0 + (col + lane) * steps.1..][..9];
-                    (0..9).for_each(|i| g[i][lane] = filter[i]);
-                }
-                transform_2d(
-                    &mut half,
-                    #[inline(always)]
-                    |i, j| g[i * 3 + j],
-                    filter_1d,
-                    #[inline(always)]
-                    |i, j, vector| {
-                        let panel = u.get((i * SPAN + j) * panels + col / PANEL);
-                        panel.as_chunks_mut().0[col % PANEL / LANES] = vector;
-                    },
-                );
+    // a piece has the same rows of each of the panels
+    let (panels, panel) = (PRODUCTS * to.panels(), to.rows_in_memory() * PANEL);
+    let rows = Grid::new(&mut u[..to.len()], (panels, panel), (panels, FILTER_ROWS * PANEL));
+    for_each_share(rows, |piece, mut u| {
+        let first = piece * FILTER_ROWS;
+        let count = FILTER_ROWS.min(to.rows.saturating_sub(first));
+        let mut filters = [[[T::zero(); LANES]; 9]; FILTER_ROWS];
+        for col in (0..to.cols).step_by(LANES) {
+            for (row, filters) in filters.iter_mut().enumerate().take(count) {
+                let w = &w[(first + row) * steps.0 + col * steps.1..];
+                planes_to_lanes(w, steps.1, LANES.min(to.cols - col), filters);
             }
-        });
+            vectorized!(transform_filter_rows(
+                &filters[..count],
+                #[inline(always)]
+                |i, j, row, vector| {
+                    let panel = u.get((i * SPAN + j) * to.panels() + col / PANEL);
+                    panel[row * PANEL..].as_chunks_mut().0[col % PANEL / LANES] = vector;
+                },
+            ));
+        }
     });
+}
+
+/// `U = G g G^T` of several vectors of filters: calls `store(i, j, row, vector)`.
+#[inline(always)]
+fn transform_filter_rows<T: Element>(filters: &[[Lanes<T>; 9]], mut store: impl FnMut(usize, usize, usize, Lanes<T>)) {
+    let mut half = Half::new();
+    for (row, g) in filters.iter().enumerate() {
+        transform_2d(
+            &mut half,
+            #[inline(always)]
+            |i, j| g[i * 3 + j],
+            filter_1d,
+            #[inline(always)]
+            |i, j, vector| store(i, j, row, vector),
+        );
+    }
 }
 
 /// `dg = G^T dU G` of the first `channels` channels and `filters` filters of dU, the adjoint of [`transform_filters`]: set
@@ -160,7 +178,7 @@ fn store<T: Element>(to: &mut [T], add: bool, vector: &Lanes<T>) {
     }
 }
 
-/// As [`crate::ops::conv::forward`], with whole planes for `finish`.
+/// As [`crate::ops::conv::forward`].
 pub(super) fn forward<T: Element>(
     plan: &ConvPlan,
     images: usize,
@@ -170,14 +188,18 @@ pub(super) fn forward<T: Element>(
     finish: impl Fn(usize, &mut [T], &mut [T], &mut [u8]) + Sync + Send,
     ws: &mut Workspace,
 ) {
-    let (shape, image_len) = (&plan.shape, plan.image_len());
-    let group = Group::new(shape, plan.group_images().min(images));
-    // a number of groups that several threads can share evenly
-    let groups = images.div_ceil(group.images).next_multiple_of(4).min(images);
+    let (shape, part) = (&plan.shape, plan.winograd_part(images));
+    // Where the filters are dealt out, several pieces need the same V, which is made before.
+    let shares_v = part.filters < shape.filters;
+    let group = Group::new(shape, part);
+    let all = Group::new(shape, Part { images, ..part });
     let u_panels = filters(shape);
     let u_len = if matches!(w, Filters::Plain(_)) { u_panels.len() } else { 0 };
-    let [v_len, m_len, pixels_len, planes_len] = group.lens();
-    let (u, scratch) = ws.lend(u_len, v_len + m_len + pixels_len + planes_len);
+    let ([v_len, m_len, pixels_len, planes_len], [all_v_len, _, all_pixels_len, _]) = (group.lens(), all.lens());
+    let own_lens = if shares_v { 0 } else { v_len } + m_len + pixels_len + planes_len;
+    let (common, scratch) =
+        if shares_v { ws.lend(u_len + all_v_len, own_lens.max(all_pixels_len)) } else { ws.lend(u_len, own_lens) };
+    let (u, all_v) = common.split_at_mut(u_len);
     let values = w.values(plan);
     let u = match w {
         Filters::Prepared(_) => values,
@@ -186,19 +208,29 @@ pub(super) fn forward<T: Element>(
             u
         }
     };
-    outputs.for_each_run(images, groups, |index, mut out| {
-        let own = piece_range(images, groups, index);
+    if shares_v {
+        all.transform_channels(x, &scratch, all_v);
+    }
+    let all_v = &*all_v;
+    outputs.for_each_part(shape, (part.images, part.filters, part.tile_rows * TILE), |index, mut out| {
+        let (place, filters) = Place::of(shape, part, images, index);
         scratch.with(|scratch: &mut [T]| {
-            let (v, scratch) = scratch.split_at_mut(v_len);
             let (m, scratch) = scratch.split_at_mut(m_len);
-            let (pixels, planes) = scratch.split_at_mut(pixels_len);
+            let (pixels, scratch) = scratch.split_at_mut(pixels_len);
+            let (planes, v) = scratch.split_at_mut(planes_len);
             let (pixels, _) = pixels.as_chunks_mut::<LANES>();
-            group.transform_images(own.clone(), |image| &x[image * image_len..][..image_len], pixels, v);
+            let (first, v) = if shares_v {
+                (group.tiles(place.images.start), (&all.v, all_v))
+            } else {
+                group.transform_images(&place, |image| plan.image(x, image), pixels, v);
+                (0, (&group.v, &*v))
+            };
             // M_q[tiles, F] = V_q[tiles, C] . U_q[C, F]
-            multiply(group.tiles(own.len()), (&group.v, v), (&u_panels, u), (&group.m, m));
-            group.for_each_plane(own.len(), m, (pixels, planes), |image, filter, product| {
-                let (out, cells) = out.plane(image * shape.filters + filter);
-                finish(filter, product, out, cells);
+            let tiles = first..first + group.tiles_of(&place);
+            multiply(tiles, v, (&u_panels, u, filters.clone()), (&group.m, m));
+            group.for_each_plane(&place, filters.len(), m, (pixels, planes), |image, filter, product| {
+                let (out, cells) = out.plane(image, filter);
+                finish(filters.start + filter, product, out, cells);
             });
         });
     });
@@ -239,7 +271,8 @@ impl Winograd {
         } else {
             Stack::new(channels, filters)
         };
-        Winograd { group: Group::new(&plan.shape, images), slots_per_piece, du, wanted }
+        let part = Part { images, filters, tile_rows: tiles(&plan.shape).0 };
+        Winograd { group: Group::new(&plan.shape, part), slots_per_piece, du, wanted }
     }
 
     /// Elements of [`Parts::du`], [`Parts::spare`] and [`Parts::db`].
@@ -299,7 +332,7 @@ impl Winograd {
     ) {
         let Winograd { group, du: stack, .. } = self;
         let Parts { v, dm, pixels, du, spare, .. } = parts;
-        group.transform_images(images.clone(), |image| piece.x(image), pixels, v);
+        group.transform_images(&group.place(images.clone()), |image| piece.x(image), pixels, v);
         let accum = if first { Accum::Replace } else { Accum::Add };
         let (channels, filters, part) = (group.shape.channels, group.shape.filters, piece.part);
         // where a slot's tiles lie among those of the group
@@ -332,8 +365,8 @@ impl Winograd {
         let (group, Parts { v: dv, dm, pixels, .. }) = (&self.group, parts);
         let Conv2dShape { channels, rows, cols, .. } = group.shape;
         let (plane, corner, [size, _]) = (group.shape.in_plane(), (rows.before, cols.before), group.sizes());
-        let u = (&filters_transposed(&group.shape), piece.filters);
-        multiply(group.tiles(images.len()), (&group.m, &**dm), u, (&group.v, &mut **dv));
+        let u = (&filters_transposed(&group.shape), piece.filters, 0..channels);
+        multiply(0..group.tiles(images.len()), (&group.m, &**dm), u, (&group.v, &mut **dv));
         for channel in (0..channels).step_by(LANES) {
             let count = LANES.min(channels - channel);
             pixels.fill([T::zero(); LANES]);

@@ -2,24 +2,28 @@
 
 use std::ops::Range;
 
+use super::tiles;
 use super::transforms::{
     Half, SPAN, Stack, TILE, input_1d, input_adjoint_1d, output_1d, output_adjoint_1d, transform_2d,
 };
 use crate::element::Element;
+use crate::ops::conv::plan::Part;
+use crate::parallel::{Grid, for_each_share};
 use crate::shape::Conv2dShape;
 use crate::simd::{LANES, Lanes, lanes_to_planes, planes_to_lanes, vectorized};
+use crate::workspace::Scratch;
 
-/// Images that go through together, and the tiles that they are cut into.
+/// What goes through together, and the tiles that it is cut into.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Group {
     pub(super) shape: Conv2dShape,
-    /// Tiles of an image, vertically and horizontally.
+    /// Rows and columns of tiles of an image, or of a band of it.
     tiles: (usize, usize),
     /// Images, at most.
     pub(super) images: usize,
     /// `V` and `dV`: tiles x channels.
     pub(super) v: Stack,
-    /// `M` and `dM`: tiles x filters.
+    /// `M` and `dM`: tiles x filters, all of them or some.
     pub(super) m: Stack,
     /// Rows and columns of an image with its padding, filled up to whole tiles.
     pub(super) padded: (usize, usize),
@@ -27,25 +31,56 @@ pub(super) struct Group {
     pub(super) whole: (usize, usize),
 }
 
+/// Which tiles go through together: rows of them, of some images.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) images: Range<usize>,
+    rows: Range<usize>,
+}
+
+impl Place {
+    /// That of piece `index`, and its filters, where `images` images are cut into parts.
+    pub(super) fn of(shape: &Conv2dShape, part: Part, images: usize, index: usize) -> (Self, Range<usize>) {
+        let tile_rows = tiles(shape).0;
+        let (bands, across) = (tile_rows.div_ceil(part.tile_rows), shape.filters.div_ceil(part.filters));
+        let range = |index: usize, len: usize, all: usize| index * len..((index + 1) * len).min(all);
+        let place = Place {
+            images: range(index / across / bands, part.images, images),
+            rows: range(index / across % bands, part.tile_rows, tile_rows),
+        };
+        (place, range(index % across, part.filters, shape.filters))
+    }
+}
+
 impl Group {
-    pub(super) fn new(shape: &Conv2dShape, images: usize) -> Self {
-        let tiles = (shape.rows.output.div_ceil(TILE), shape.cols.output.div_ceil(TILE));
+    pub(super) fn new(shape: &Conv2dShape, part: Part) -> Self {
+        let tiles = (part.tile_rows, tiles(shape).1);
         let whole = (tiles.0 * TILE, tiles.1 * TILE);
-        let rows = images * tiles.0 * tiles.1;
+        let rows = part.images * tiles.0 * tiles.1;
         Group {
             shape: *shape,
             tiles,
-            images,
+            images: part.images,
             v: Stack::new(rows, shape.channels),
-            m: Stack::new(rows, shape.filters),
+            m: Stack::new(rows, part.filters),
             padded: (whole.0 + SPAN - TILE, whole.1 + SPAN - TILE),
             whole,
         }
     }
 
+    /// All tiles of these images.
+    pub(super) fn place(&self, images: Range<usize>) -> Place {
+        Place { images, rows: 0..self.tiles.0 }
+    }
+
     /// Tiles of so many images.
     pub(super) fn tiles(&self, images: usize) -> usize {
         images * self.tiles.0 * self.tiles.1
+    }
+
+    /// Tiles of a place.
+    pub(super) fn tiles_of(&self, place: &Place) -> usize {
+        place.images.len() * place.rows.len() * self.tiles.1
     }
 
     /// Rows and columns of an input image, and of the output.
@@ -60,13 +95,13 @@ impl Group {
         [self.v.len(), self.m.len(), pixels, LANES * self.shape.out_plane()]
     }
 
-    /// Calls `tile(index, first)` for every tile of `images` images, with the index of its first pixel where images have
-    /// `size` rows and columns.
+    /// Calls `tile(index, first)` for every tile of `images` images with `rows` rows of tiles, with the index of its first
+    /// pixel where images have `size` rows and columns.
     #[inline(always)]
-    fn for_each_tile(&self, images: usize, size: (usize, usize), mut tile: impl FnMut(usize, usize)) {
+    fn for_each_tile(&self, (images, rows): (usize, usize), size: (usize, usize), mut tile: impl FnMut(usize, usize)) {
         let mut index = 0;
         for image in 0..images {
-            for i in 0..self.tiles.0 {
+            for i in 0..rows {
                 for j in 0..self.tiles.1 {
                     tile(index, (image * size.0 + i * TILE) * size.1 + j * TILE);
                     index += 1;
@@ -75,13 +110,17 @@ impl Group {
         }
     }
 
-    /// `V = B^T d B` of the channels from `channel` on: `pixels` holds their padded images.
+    /// `V = B^T d B` of a block of channels, whose padded images `pixels` holds: calls `store(i, j, tile, vector)`.
     #[inline(always)]
-    fn input<T: Element>(&self, images: usize, channel: usize, pixels: &[Lanes<T>], v: &mut [T]) {
-        let (v, _) = v.as_chunks_mut::<LANES>();
+    fn input<T: Element>(
+        &self,
+        place: &Place,
+        pixels: &[Lanes<T>],
+        mut store: impl FnMut(usize, usize, usize, Lanes<T>),
+    ) {
         let mut half = Half::new();
         self.for_each_tile(
-            images,
+            (place.images.len(), place.rows.len()),
             self.padded,
             #[inline(always)]
             |tile, first| {
@@ -91,7 +130,7 @@ impl Group {
                     |i, j| pixels[first + i * self.padded.1 + j],
                     input_1d,
                     #[inline(always)]
-                    |i, j, vector| v[self.v.at(i, j, tile, channel)] = vector,
+                    |i, j, vector| store(i, j, tile, vector),
                 );
             },
         );
@@ -103,7 +142,7 @@ impl Group {
         let (dv, _) = dv.as_chunks::<LANES>();
         let mut half = Half::new();
         self.for_each_tile(
-            images,
+            (images, self.tiles.0),
             self.padded,
             #[inline(always)]
             |tile, first| {
@@ -126,11 +165,11 @@ impl Group {
 
     /// `y = A^T M A` of the filters from `filter` on, into the pixels of whole tiles.
     #[inline(always)]
-    fn output<T: Element>(&self, images: usize, filter: usize, m: &[T], pixels: &mut [Lanes<T>]) {
+    fn output<T: Element>(&self, place: &Place, filter: usize, m: &[T], pixels: &mut [Lanes<T>]) {
         let (m, _) = m.as_chunks::<LANES>();
         let mut half = Half::new();
         self.for_each_tile(
-            images,
+            (place.images.len(), place.rows.len()),
             self.whole,
             #[inline(always)]
             |tile, first| {
@@ -152,7 +191,7 @@ impl Group {
         let (dm, _) = dm.as_chunks_mut::<LANES>();
         let mut half = Half::new();
         self.for_each_tile(
-            images,
+            (images, self.tiles.0),
             self.whole,
             #[inline(always)]
             |tile, first| {
@@ -180,44 +219,89 @@ impl Group {
         })
     }
 
-    /// `V` of `images`, of which `x(image)` holds the channels. `pixels` is scratch.
+    /// Deals out the channels from `channel` on of what tiles at `place` see; `x(image)` holds all channels. The padding stays
+    /// as it is.
+    fn load_pixels<'a, T: Element>(
+        &self,
+        place: &Place,
+        channel: usize,
+        x: impl Fn(usize) -> &'a [T],
+        pixels: &mut [Lanes<T>],
+    ) {
+        let Conv2dShape { channels, rows, cols, .. } = self.shape;
+        let (plane, count) = (self.shape.in_plane(), LANES.min(channels - channel));
+        // The first row that the tiles see, and the one after the last, counted from the first row of padding.
+        let [top, bottom] = [place.rows.start * TILE, place.rows.end * TILE + SPAN - TILE];
+        let [first, end] = [top, bottom].map(|row| row.clamp(rows.before, rows.before + rows.input));
+        let (corner, size) = ((first - top, cols.before), (end - first, cols.input));
+        for (image, runs) in place.images.clone().zip(Self::runs(pixels, self.padded, corner, size)) {
+            let x = &x(image)[channel * plane + (first - rows.before) * cols.input..];
+            planes_to_rows(x, plane, count, size, runs);
+        }
+    }
+
+    /// `V` of the tiles at `place`; `x(image)` holds all channels. `pixels` is scratch.
     pub(super) fn transform_images<'a, T: Element>(
         &self,
-        images: Range<usize>,
+        place: &Place,
         x: impl Fn(usize) -> &'a [T],
         pixels: &mut [Lanes<T>],
         v: &mut [T],
     ) {
-        let Conv2dShape { channels, rows, cols, .. } = self.shape;
-        let (plane, corner, [size, _]) = (self.shape.in_plane(), (rows.before, cols.before), self.sizes());
-        // the padding, which stays as it is
+        let (v, _) = v.as_chunks_mut::<LANES>();
         pixels.fill([T::zero(); LANES]);
-        for channel in (0..channels).step_by(LANES) {
-            let count = LANES.min(channels - channel);
-            for (image, rows) in images.clone().zip(Self::runs(pixels, self.padded, corner, size)) {
-                let x = &x(image)[channel * plane..];
-                planes_to_rows(x, plane, count, size, rows);
-            }
-            vectorized!(self.input(images.len(), channel, pixels, v));
+        for channel in (0..self.shape.channels).step_by(LANES) {
+            self.load_pixels(place, channel, &x, pixels);
+            vectorized!(self.input(
+                place,
+                pixels,
+                #[inline(always)]
+                |i, j, tile, vector| v[self.v.at(i, j, tile, channel)] = vector,
+            ));
         }
     }
 
-    /// Calls `plane(image, filter, product)` for every plane of `images` images whose products are in `m`. `pixels` and
-    /// `planes` are scratch.
+    /// `V` of all of the group's images x `[N, C, H, W]`, the channels dealt out to the threads. `scratch` is for the pixels.
+    pub(super) fn transform_channels<T: Element>(&self, x: &[T], scratch: &Scratch<'_, T>, v: &mut [T]) {
+        let (rows, len, place) = (self.v.all_rows(), x.len() / self.images, self.place(0..self.images));
+        for_each_share(Grid::new(v, (rows, self.v.ld), (rows, LANES)), |block, mut v| {
+            let channel = block * LANES;
+            if channel >= self.shape.channels {
+                return;
+            }
+            scratch.with(|scratch: &mut [T]| {
+                let (pixels, _) = scratch[..self.lens()[2]].as_chunks_mut();
+                pixels.fill([T::zero(); LANES]);
+                self.load_pixels(&place, channel, |image| &x[image * len..][..len], pixels);
+                vectorized!(self.input(
+                    &place,
+                    pixels,
+                    #[inline(always)]
+                    |i, j, tile, vector| v.get(self.v.row(i, j, tile)).as_chunks_mut().0[0] = vector,
+                ));
+            });
+        });
+    }
+
+    /// Calls `plane(image, filter, product)` for the planes at `place` of `filters` filters whose products are in `m`, with
+    /// the rows of them that its tiles cover. `pixels` and `planes` are scratch.
     pub(super) fn for_each_plane<T: Element>(
         &self,
-        images: usize,
+        place: &Place,
+        filters: usize,
         m: &[T],
         (pixels, planes): (&mut [Lanes<T>], &mut [T]),
         mut plane: impl FnMut(usize, usize, &mut [T]),
     ) {
-        let (filters, out_plane, [_, size]) = (self.shape.filters, self.shape.out_plane(), self.sizes());
+        let Conv2dShape { rows, cols, .. } = self.shape;
+        let size = ((place.rows.end * TILE).min(rows.output) - place.rows.start * TILE, cols.output);
+        let pitch = size.0 * size.1;
         for filter in (0..filters).step_by(LANES) {
             let count = LANES.min(filters - filter);
-            vectorized!(self.output(images, filter, m, pixels));
-            for (image, rows) in (0..images).zip(Self::runs(pixels, self.whole, (0, 0), size)) {
-                rows_to_planes(rows, size, count, planes, out_plane);
-                for (f, product) in planes.chunks_exact_mut(out_plane).enumerate().take(count) {
+            vectorized!(self.output(place, filter, m, pixels));
+            for (image, runs) in Self::runs(pixels, self.whole, (0, 0), size).enumerate().take(place.images.len()) {
+                rows_to_planes(runs, size, count, planes, pitch);
+                for (f, product) in planes.chunks_exact_mut(pitch).enumerate().take(count) {
                     plane(image, filter + f, product);
                 }
             }

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use crate::blas::panels::{self, PANEL, Panels};
-use crate::blas::{Accum, Mat, MatMut};
+use crate::blas::{Accum, Mat, MatMut, gemm};
 use crate::element::Element;
 use crate::simd::{LANES, Lanes};
 
@@ -146,41 +146,46 @@ pub(super) struct Stack {
     /// Elements from one row to the next: an odd number of vectors, lest the rows of a matrix, a power of two apart,
     /// share a few sets of the L1 cache.
     pub(super) ld: usize,
-    /// Elements from one matrix to the next: an odd number of rows, so not a multiple of 4 KiB either.
-    matrix: usize,
+    /// Rows of a matrix, as they lie in memory: an odd number, lest matrices are a multiple of 4 KiB apart.
+    rows_in_memory: usize,
 }
 
 impl Stack {
     pub(super) fn new(rows: usize, cols: usize) -> Self {
         let ld = (cols.div_ceil(LANES) | 1) * LANES;
-        Stack { rows, cols, ld, matrix: (rows | 1) * ld }
+        Stack { rows, cols, ld, rows_in_memory: rows | 1 }
     }
 
     pub(super) fn len(&self) -> usize {
-        PRODUCTS * self.matrix
+        self.all_rows() * self.ld
     }
 
     /// A block of matrix `q`.
     fn block<'a, T>(&self, data: &'a [T], q: usize, rows: Range<usize>, cols: Range<usize>) -> Mat<'a, T> {
-        let data = &data[q * self.matrix + rows.start * self.ld + cols.start..];
+        let data = &data[(q * self.rows_in_memory + rows.start) * self.ld + cols.start..];
         Mat::new(data, rows.len(), cols.len(), self.ld)
     }
 
-    /// Rows of matrix `q`, from a column on, as they lie.
-    fn panels<'a, T>(&self, data: &'a [T], q: usize, rows: Range<usize>, col: usize) -> Panels<'a, T> {
-        let data = &data[q * self.matrix + rows.start * self.ld + col..];
-        Panels { data, rows: rows.len(), row: self.ld, panel: PANEL }
+    /// Rows of all matrices together, as they lie in memory.
+    pub(super) fn all_rows(&self) -> usize {
+        PRODUCTS * self.rows_in_memory
+    }
+
+    /// Which of them is row `row` of matrix (i, j).
+    #[inline(always)]
+    pub(super) fn row(&self, i: usize, j: usize, row: usize) -> usize {
+        (i * SPAN + j) * self.rows_in_memory + row
     }
 
     /// The first `rows` rows of matrix `q`.
     fn mat_mut<'a, T>(&self, data: &'a mut [T], q: usize, rows: usize, cols: usize) -> MatMut<'a, T> {
-        MatMut::new(&mut data[q * self.matrix..], rows, cols, self.ld)
+        MatMut::new(&mut data[q * self.rows_in_memory * self.ld..], rows, cols, self.ld)
     }
 
     /// Which of the data's vectors begins at column `col`, a multiple of [`LANES`], of row `row` in matrix (i, j).
     #[inline(always)]
     pub(super) fn at(&self, i: usize, j: usize, row: usize, col: usize) -> usize {
-        (i * SPAN + j) * (self.matrix / LANES) + row * (self.ld / LANES) + col / LANES
+        self.row(i, j, row) * (self.ld / LANES) + col / LANES
     }
 }
 
@@ -206,36 +211,31 @@ impl FilterPanels {
         PRODUCTS * self.panels() * self.rows_in_memory() * PANEL
     }
 
-    /// Rows of matrix `q`.
-    fn matrix<'a, T>(&self, data: &'a [T], q: usize, rows: Range<usize>) -> Panels<'a, T> {
+    /// Matrix `q` from a column on, the first of a panel.
+    fn matrix<'a, T>(&self, data: &'a [T], q: usize, col: usize) -> Panels<'a, T> {
+        debug_assert!(col.is_multiple_of(PANEL), "column {col} is the first of a panel");
         let panel = self.rows_in_memory() * PANEL;
-        Panels { data: &data[q * self.panels() * panel + rows.start * PANEL..], rows: rows.len(), row: PANEL, panel }
+        Panels { data: &data[(q * self.panels() + col / PANEL) * panel..], rows: self.rows, panel }
     }
 }
 
-/// Terms of the sums that are added up before the next ones: a panel of so many rows stays in the L1 cache.
-const TERMS: usize = 256;
-
-/// `C_q[rows, :] = A_q[rows, :] . B_q` for all `q` and the first `rows` rows, the tiles.
+/// `C_q[0.., :] = A_q[rows, :] . B_q[:, cols]` for all `q`: the rows are tiles; `cols` begin with a panel.
 pub(super) fn multiply<T: Element>(
-    rows: usize,
+    rows: Range<usize>,
     (a_stack, a): (&Stack, &[T]),
-    (b_panels, b): (&FilterPanels, &[T]),
+    (b_panels, b, cols): (&FilterPanels, &[T], Range<usize>),
     (c_stack, c): (&Stack, &mut [T]),
 ) {
     // Whole vectors: the columns beyond the last are there, and of no use.
-    let cols = b_panels.cols.next_multiple_of(LANES);
+    let width = cols.len().next_multiple_of(LANES);
     for q in 0..PRODUCTS {
-        for start in (0..a_stack.cols).step_by(TERMS) {
-            let terms = start..(start + TERMS).min(a_stack.cols);
-            let accum = if start == 0 { Accum::Replace } else { Accum::Add };
-            let a = a_stack.block(a, q, 0..rows, terms.clone());
-            panels::multiply(accum, a, b_panels.matrix(b, q, terms), c_stack.mat_mut(c, q, rows, cols));
-        }
+        let (a, b) = (a_stack.block(a, q, rows.clone(), 0..a_stack.cols), b_panels.matrix(b, q, cols.start));
+        panels::multiply(a, b, c_stack.mat_mut(c, q, rows.len(), width));
     }
 }
 
-/// `C_q = A_q[rows, a_cols]^T . B_q[rows, b_cols]`, or added to it, for all `q`: sums over the tiles `rows`.
+/// `C_q = A_q[rows, a_cols]^T . B_q[rows, b_cols]`, or added to it, for all `q`: sums over the tiles `rows`. Neither operand is
+/// used again, so there is nothing to prepare.
 pub(super) fn multiply_transposed<T: Element>(
     accum: Accum,
     rows: Range<usize>,
@@ -243,14 +243,9 @@ pub(super) fn multiply_transposed<T: Element>(
     (b_stack, b, b_cols): (&Stack, &[T], Range<usize>),
     (c_stack, c): (&Stack, &mut [T]),
 ) {
-    let cols = b_cols.len().next_multiple_of(LANES);
     for q in 0..PRODUCTS {
-        for start in rows.clone().step_by(TERMS) {
-            let terms = start..(start + TERMS).min(rows.end);
-            let accum = if start == rows.start { accum } else { Accum::Add };
-            let a = a_stack.block(a, q, terms.clone(), a_cols.clone());
-            let b = b_stack.panels(b, q, terms, b_cols.start);
-            panels::multiply(accum, a.t(), b, c_stack.mat_mut(c, q, a_cols.len(), cols));
-        }
+        let a = a_stack.block(a, q, rows.clone(), a_cols.clone());
+        let b = b_stack.block(b, q, rows.clone(), b_cols.clone());
+        gemm(accum, T::one(), a.t(), b, c_stack.mat_mut(c, q, a_cols.len(), b_cols.len()));
     }
 }

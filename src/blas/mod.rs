@@ -14,7 +14,7 @@
 //! OpenBLAS copies both matrices into packed panels before it multiplies: for a tile of a convolution that takes a quarter
 //! of the time. Its AVX-512 kernels have a second path, without copies, for small products. [`gemm`] cuts a product whose
 //! operands stay in the cache into blocks for that path (`Blocks`), by shape alone. Where a layout can be chosen to suit
-//! the product, there is one that copies nothing on any processor: [`panels`].
+//! the product, there is one that copies nothing on any processor: `panels`.
 
 mod library;
 pub(crate) mod panels;

@@ -21,7 +21,7 @@ pub(super) struct SummaryArgs {
     /// Network in notation, such as [conv32-relu-pool]x2-affine10 [default: the preset's]
     #[arg(long, value_name = "NOTATION")]
     net: Option<String>,
-    /// Recipe whose network to show: three-layer, three-layer-65, deep or resnet20
+    /// Recipe whose network to show; `gemmnet train --list-presets` lists them
     #[arg(long, value_name = "NAME", default_value = presets::DEFAULT)]
     preset: String,
 }

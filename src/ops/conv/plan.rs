@@ -2,7 +2,7 @@
 //! that was measured stands here.
 //!
 //! # What may depend on the number of images
-//! How the work is dealt out to threads may; a bit of the result may not. An image has the same output alone and in any
+//! How the work is dealt out to threads may, and on the number of threads too; a bit of the result may not. An image has the same output alone and in any
 //! batch: the algorithm and the tiles follow from the sizes of one image, and no sum runs over more than one. Gradients of
 //! weights are sums over the images; their order is that of [`Slots`].
 

@@ -9,8 +9,8 @@
 //! y = A^T M A   per tile and filter
 //! ```
 //!
-//! 36 multiplications do the work of 144. `U` is laid out in the panels that [`crate::blas::panels`] takes, the others are used as
-//! they lie: no product copies an operand. Images go through in groups of about 64 tiles: enough rows for the products to be
+//! 36 multiplications do the work of 144. `U` is laid out in the panels that `blas::panels` takes, `V` is used as it lies:
+//! these products copy no operand. Images go through in groups of about 64 tiles: enough rows for the products to be
 //! efficient, few enough for `V` and `M` to be in a core's share of the caches when they are used. Backward is the adjoint,
 //! step by step, and shares the transform of `dy` between both gradients:
 //!

@@ -104,7 +104,7 @@ mod openblas {
         // Whoever asks for instructions that there are not gets an error later.
         let Ok(limit) = Isa::limit() else { return };
         let (chosen, isa) = (corename(), Isa::of_processor().min(limit));
-        let other = within(&chosen, isa).filter(|_| cfg!(target_arch = "x86_64")).or(better_than(&chosen, isa));
+        let other = within(&chosen, limit).filter(|_| cfg!(target_arch = "x86_64")).or(better_than(&chosen, isa));
         let Some(core) = other.filter(|_| std::env::var_os(CORETYPE).is_none()) else { return };
         // `void f(void)` in OpenBLAS' driver/others/dynamic.c, where they exist at all.
         let (quit, init) = (own_function(c"gotoblas_dynamic_quit"), own_function(c"gotoblas_dynamic_init"));

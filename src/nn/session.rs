@@ -87,7 +87,10 @@ impl<T: Element> Session<T> {
         let steps = self.folded.steps();
         let mut scratch = SessionScratch(Memory::new(steps, for_inference(steps)));
         let image: usize = self.folded.input().iter().product();
-        self.forward(self.batch, &vec![T::zero(); self.batch * image], &mut scratch);
+        // Images that are fewer than the threads are cut in other ways, which take other memory.
+        let few = 1..self.batch.min(rayon::current_num_threads());
+        let x = vec![T::zero(); self.batch * image];
+        few.chain([self.batch]).for_each(|images| self.forward(images, &x[..images * image], &mut scratch));
         scratch
     }
 

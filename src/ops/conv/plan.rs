@@ -1,10 +1,9 @@
 //! Level 3. What is decided about a convolution before it runs: the algorithm, and how the work is cut. Every threshold
 //! that was measured stands here.
 //!
-//! # What may depend on the number of images
-//! How the work is dealt out to threads may, and on the number of threads too; a bit of the result may not. An image has the same output alone and in any
-//! batch: the algorithm and the tiles follow from the sizes of one image, and no sum runs over more than one. Gradients of
-//! weights are sums over the images; their order is that of [`Slots`].
+//! # What may depend on the number of images and of threads
+//! How the work is dealt out to threads may; a bit of the result may not. An image has the same output alone and in any batch: the algorithm and the tiles follow from the sizes of one image, and no sum runs over
+//! more than one. Gradients of weights are sums over the images; their order is that of [`Slots`].
 
 use std::ops::Range;
 
@@ -38,7 +37,7 @@ pub(super) const GRADIENT_BLOCK: (usize, usize) = (24, 128);
 /// Images from which on there are enough of them for all threads: below, each is cut into several pieces.
 const MANY_IMAGES: usize = 16;
 
-/// What the number of groups of images is a multiple of, so that several threads share them evenly.
+/// What the number of groups of images is about a multiple of, so that several threads share them evenly.
 const GROUPS: usize = 4;
 
 /// Pieces of a single image's channels in the depthwise algorithm.
@@ -91,7 +90,7 @@ impl ConvPlan {
         Ok(ConvPlan { shape, algorithm: resolve::<T>(&shape)?, kind: T::KIND, tiling, band: 1 })
     }
 
-    /// The same with tiles that begin at multiples of `rows` output rows: the height of a pooling window that is fused with
+    /// The same with tiles, or bands of Winograd's tiles, that begin at multiples of `rows` output rows: the height of a pooling window that is fused with
     /// the product.
     pub(crate) fn with_bands(self, rows: usize) -> Self {
         let tiling = match self.kind {
@@ -185,7 +184,7 @@ impl ConvPlan {
 
 /// What a piece of Winograd's forward pass computes: all rows of tiles of some images and filters, or some of one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Part {
+pub(super) struct WinogradPart {
     pub(super) images: usize,
     pub(super) filters: usize,
     pub(super) tile_rows: usize,
@@ -201,14 +200,14 @@ impl ConvPlan {
     /// What a piece of the forward pass is, for so many images: some images, or where one has many tiles, a band of it. Where
     /// there are fewer images than threads, bands get narrower, or the filters are dealt out, whichever reads less memory
     /// again. No bit of the output depends on it.
-    pub(super) fn winograd_part(&self, images: usize) -> Part {
+    pub(super) fn winograd_part(&self, images: usize) -> WinogradPart {
         let (shape, (rows, cols)) = (&self.shape, winograd::tiles(&self.shape));
         let threads = rayon::current_num_threads();
         // so many that threads share them evenly
         let pieces = if images < threads { (2 * threads).div_ceil(images) } else { 1 };
-        if pieces > 1 && shape.filters > images * rows * cols {
+        if pieces > 1 && shape.filters > images * rows * cols && shape.filters.div_ceil(PANEL) > images {
             let filters = shape.filters.div_ceil(pieces).next_multiple_of(PANEL).min(shape.filters);
-            return Part { images, filters, tile_rows: rows };
+            return WinogradPart { images, filters, tile_rows: rows };
         }
         let bands = (rows * cols / GROUP_TILES).max(pieces).clamp(1, (rows / 2).max(1));
         if bands > 1 {
@@ -216,10 +215,10 @@ impl ConvPlan {
             let step =
                 (1..).find(|rows| (rows * winograd::TILE).is_multiple_of(self.band)).expect("the band itself is one");
             let tile_rows = rows.div_ceil(bands).next_multiple_of(step).min(rows);
-            return Part { images: 1, filters: shape.filters, tile_rows };
+            return WinogradPart { images: 1, filters: shape.filters, tile_rows };
         }
         let groups = images.div_ceil(self.group_images().min(images)).next_multiple_of(GROUPS).min(images);
-        Part { images: images.div_ceil(groups), filters: shape.filters, tile_rows: rows }
+        WinogradPart { images: images.div_ceil(groups), filters: shape.filters, tile_rows: rows }
     }
 
     /// Images of a group backward, for pieces of `images` images at most: all of them if they have few tiles.

@@ -155,6 +155,14 @@ fn threads_change_no_bit() {
     for (why, case) in cases() {
         let run = |threads| with_threads(threads, || (case.forward(0..37), case.backward(0..37))).unwrap();
         let (want, want_grads) = run(1);
+        for images in 1..4 {
+            let out = with_threads(5, || case.forward(0..images)).unwrap();
+            assert_bits(
+                &out,
+                &want.slice_axis(Axis(0), (0..images).into()).to_owned(),
+                &format!("{why}: {images} images"),
+            );
+        }
         for threads in [2, 5] {
             let (out, grads) = run(threads);
             assert_bits(&out, &want, &format!("{why}: out with {threads} threads"));
@@ -211,34 +219,44 @@ fn prepared_filters_give_the_same_bits() {
 }
 
 /// Rows of the product, finished into smaller planes with cells: the largest of two rows and two columns.
+/// Finishes the product in bands of two rows, which leave one over where their number is odd.
+fn check_bands(why: &str, case: &Case<f32>, threads: usize) {
+    let [_, filters, rows, cols] = case.plan.shape.out();
+    let (images, plane) = (3, rows / 2 * (cols / 2));
+    let (mut out, mut cells) = (vec![f32::NAN; images * filters * plane], vec![9; images * filters * plane]);
+    let outputs = Outputs { out: &mut out, cells: &mut cells, out_plane: plane, out_cols: cols / 2, band: 2 };
+    let largest = |filter: usize, product: &mut [f32], out: &mut [f32], cells: &mut [u8]| {
+        assert!(product.len() / cols / 2 * (cols / 2) == out.len() && out.len() == cells.len());
+        for (i, (out, cell)) in out.iter_mut().zip(cells).enumerate() {
+            let corner = i / (cols / 2) * 2 * cols + i % (cols / 2) * 2;
+            let window = [0, 1, cols, cols + 1].map(|offset| product[corner + offset]);
+            *out = window.into_iter().fold(f32::MIN, f32::max) + filter as f32;
+            *cell = window.iter().position(|&v| v + filter as f32 == *out).unwrap() as u8;
+        }
+    };
+    let x = &case.x.as_slice().unwrap()[..images * case.plan.image_len()];
+    let (plan, w) = (&case.plan, Filters::Plain(case.w.as_slice().unwrap()));
+    with_threads(threads, || forward(plan, images, x, w, outputs, largest, &mut poisoned::<f32>())).unwrap();
+    let product = case.forward(0..images);
+    for (i, (&got, &cell)) in out.iter().zip(&cells).enumerate() {
+        let (n, f, row, col) = (i / plane / filters, i / plane % filters, i % plane / (cols / 2), i % (cols / 2));
+        let (at_row, at_col) = (2 * row + cell as usize / 2, 2 * col + cell as usize % 2);
+        assert_eq!(got, product[[n, f, at_row, at_col]] + f as f32, "{why}: {n}, {f}, {row}, {col}");
+    }
+}
+
 #[test]
 fn bands_are_finished_whole() {
-    for (why, case) in cases() {
-        let [_, filters, rows, cols] = case.plan.shape.out();
-        if rows % 2 + cols % 2 > 0 {
-            continue;
-        }
-        let (images, plane) = (3, rows / 2 * (cols / 2));
-        let (mut out, mut cells) = (vec![f32::NAN; images * filters * plane], vec![9; images * filters * plane]);
-        let outputs = Outputs { out: &mut out, cells: &mut cells, out_plane: plane, out_cols: cols / 2, band: 2 };
-        let largest = |filter: usize, product: &mut [f32], out: &mut [f32], cells: &mut [u8]| {
-            assert!(product.len() == 4 * out.len() && out.len() == cells.len());
-            for (i, (out, cell)) in out.iter_mut().zip(cells).enumerate() {
-                let corner = i / (cols / 2) * 2 * cols + i % (cols / 2) * 2;
-                let window = [0, 1, cols, cols + 1].map(|offset| product[corner + offset]);
-                *out = window.into_iter().fold(f32::MIN, f32::max) + filter as f32;
-                *cell = window.iter().position(|&v| v + filter as f32 == *out).unwrap() as u8;
-            }
-        };
-        let x = &case.x.as_slice().unwrap()[..images * case.plan.image_len()];
-        let (plan, w) = (case.plan.with_bands(2), Filters::Plain(case.w.as_slice().unwrap()));
-        forward(&plan, images, x, w, outputs, largest, &mut poisoned::<f32>());
-        let product = case.forward(0..images);
-        for (i, (&got, &cell)) in out.iter().zip(&cells).enumerate() {
-            let (n, f, row, col) = (i / plane / filters, i / plane % filters, i % plane / (cols / 2), i % (cols / 2));
-            let (at_row, at_col) = (2 * row + cell as usize / 2, 2 * col + cell as usize % 2);
-            assert_eq!(got, product[[n, f, at_row, at_col]] + f as f32, "{why}: {n}, {f}, {row}, {col}");
-        }
+    let same = |x, w| Case::new(x, w, Conv2d { padding: Padding::Same, ..Conv2d::default() });
+    // where the last band has no more than the row that is left over
+    let rests = [
+        ("Winograd, many tiles", same([3, 16, 97, 97], [16, 16, 3, 3])),
+        ("Winograd, fewer images than threads", same([3, 16, 25, 25], [16, 16, 3, 3])),
+        ("tiles of two rows", same([3, 256, 31, 31], [256, 256, 5, 5])),
+    ];
+    for (why, mut case) in cases().into_iter().chain(rests) {
+        case.plan = case.plan.with_bands(2);
+        [1, 2, 5].into_iter().for_each(|threads| check_bands(why, &case, threads));
     }
 }
 

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! 36 multiplications do the work of 144. `U` is laid out in the panels that `blas::panels` takes, `V` is used as it lies:
-//! these products copy no operand. Images go through in groups of about 64 tiles: enough rows for the products to be
+//! these products copy no operand. Those of `dU`, whose operands are used once, are OpenBLAS'. Images go through in groups of about 64 tiles: enough rows for the products to be
 //! efficient, few enough for `V` and `M` to be in a core's share of the caches when they are used. Backward is the adjoint,
 //! step by step, and shares the transform of `dy` between both gradients:
 //!
@@ -43,7 +43,7 @@ use crate::blas::Accum;
 use crate::blas::panels::PANEL;
 use crate::element::Element;
 use crate::ops::conv::backward::{Piece, Steps, Wanted};
-use crate::ops::conv::plan::{ConvPlan, Filters, GRADIENT_BLOCK, Part};
+use crate::ops::conv::plan::{ConvPlan, Filters, GRADIENT_BLOCK, WinogradPart};
 use crate::ops::conv::rows::{Outputs, PlaneRows};
 use crate::ops::conv::slots::{Slots, spare_len, sum_pairwise};
 use crate::parallel::{Grid, for_each_share, piece_range};
@@ -191,15 +191,12 @@ pub(super) fn forward<T: Element>(
     let (shape, part) = (&plan.shape, plan.winograd_part(images));
     // Where the filters are dealt out, several pieces need the same V, which is made before.
     let shares_v = part.filters < shape.filters;
-    let group = Group::new(shape, part);
-    let all = Group::new(shape, Part { images, ..part });
-    let u_panels = filters(shape);
+    let (group, u_panels, band) = (Group::new(shape, part), filters(shape), outputs.band);
     let u_len = if matches!(w, Filters::Plain(_)) { u_panels.len() } else { 0 };
-    let ([v_len, m_len, pixels_len, planes_len], [all_v_len, _, all_pixels_len, _]) = (group.lens(), all.lens());
-    let own_lens = if shares_v { 0 } else { v_len } + m_len + pixels_len + planes_len;
-    let (common, scratch) =
-        if shares_v { ws.lend(u_len + all_v_len, own_lens.max(all_pixels_len)) } else { ws.lend(u_len, own_lens) };
-    let (u, all_v) = common.split_at_mut(u_len);
+    let [v_len, m_len, pixels_len, planes_len] = group.lens();
+    let [shared_v_len, own_v_len] = if shares_v { [v_len, 0] } else { [0, v_len] };
+    let (common, scratch) = ws.lend(u_len + shared_v_len, own_v_len + m_len + pixels_len + planes_len);
+    let (u, shared_v) = common.split_at_mut(u_len);
     let values = w.values(plan);
     let u = match w {
         Filters::Prepared(_) => values,
@@ -209,25 +206,24 @@ pub(super) fn forward<T: Element>(
         }
     };
     if shares_v {
-        all.transform_channels(x, &scratch, all_v);
+        group.transform_channels(x, &scratch, shared_v);
     }
-    let all_v = &*all_v;
+    let shared_v = &*shared_v;
     outputs.for_each_part(shape, (part.images, part.filters, part.tile_rows * TILE), |index, mut out| {
-        let (place, filters) = Place::of(shape, part, images, index);
+        let (place, filters) = Place::of(shape, part, images, (index, band));
         scratch.with(|scratch: &mut [T]| {
             let (m, scratch) = scratch.split_at_mut(m_len);
             let (pixels, scratch) = scratch.split_at_mut(pixels_len);
             let (planes, v) = scratch.split_at_mut(planes_len);
             let (pixels, _) = pixels.as_chunks_mut::<LANES>();
-            let (first, v) = if shares_v {
-                (group.tiles(place.images.start), (&all.v, all_v))
+            let v = if shares_v {
+                shared_v
             } else {
                 group.transform_images(&place, |image| plan.image(x, image), pixels, v);
-                (0, (&group.v, &*v))
+                &*v
             };
             // M_q[tiles, F] = V_q[tiles, C] . U_q[C, F]
-            let tiles = first..first + group.tiles_of(&place);
-            multiply(tiles, v, (&u_panels, u, filters.clone()), (&group.m, m));
+            multiply(group.tiles_of(&place), (&group.v, v), (&u_panels, u, filters.clone()), (&group.m, m));
             group.for_each_plane(&place, filters.len(), m, (pixels, planes), |image, filter, product| {
                 let (out, cells) = out.plane(image, filter);
                 finish(filters.start + filter, product, out, cells);
@@ -271,7 +267,7 @@ impl Winograd {
         } else {
             Stack::new(channels, filters)
         };
-        let part = Part { images, filters, tile_rows: tiles(&plan.shape).0 };
+        let part = WinogradPart { images, filters, tile_rows: tiles(&plan.shape).0 };
         Winograd { group: Group::new(&plan.shape, part), slots_per_piece, du, wanted }
     }
 
@@ -366,7 +362,7 @@ impl Winograd {
         let Conv2dShape { channels, rows, cols, .. } = group.shape;
         let (plane, corner, [size, _]) = (group.shape.in_plane(), (rows.before, cols.before), group.sizes());
         let u = (&filters_transposed(&group.shape), piece.filters, 0..channels);
-        multiply(0..group.tiles(images.len()), (&group.m, &**dm), u, (&group.v, &mut **dv));
+        multiply(group.tiles(images.len()), (&group.m, &**dm), u, (&group.v, &mut **dv));
         for channel in (0..channels).step_by(LANES) {
             let count = LANES.min(channels - channel);
             pixels.fill([T::zero(); LANES]);

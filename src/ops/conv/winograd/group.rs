@@ -7,7 +7,7 @@ use super::transforms::{
     Half, SPAN, Stack, TILE, input_1d, input_adjoint_1d, output_1d, output_adjoint_1d, transform_2d,
 };
 use crate::element::Element;
-use crate::ops::conv::plan::Part;
+use crate::ops::conv::plan::WinogradPart;
 use crate::parallel::{Grid, for_each_share};
 use crate::shape::Conv2dShape;
 use crate::simd::{LANES, Lanes, lanes_to_planes, planes_to_lanes, vectorized};
@@ -39,10 +39,16 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// That of piece `index`, and its filters, where `images` images are cut into parts.
-    pub(super) fn of(shape: &Conv2dShape, part: Part, images: usize, index: usize) -> (Self, Range<usize>) {
-        let tile_rows = tiles(shape).0;
-        let (bands, across) = (tile_rows.div_ceil(part.tile_rows), shape.filters.div_ceil(part.filters));
+    /// That of piece `index`, and its filters, where `images` images are cut into parts. A band without a row of the output,
+    /// for which `band` rows of the product are needed, is no piece.
+    pub(super) fn of(
+        shape: &Conv2dShape,
+        part: WinogradPart,
+        images: usize,
+        (index, band): (usize, usize),
+    ) -> (Self, Range<usize>) {
+        let (tile_rows, needed) = (tiles(shape).0, shape.rows.output / band * band);
+        let (bands, across) = (needed.div_ceil(part.tile_rows * TILE).max(1), shape.filters.div_ceil(part.filters));
         let range = |index: usize, len: usize, all: usize| index * len..((index + 1) * len).min(all);
         let place = Place {
             images: range(index / across / bands, part.images, images),
@@ -53,7 +59,7 @@ impl Place {
 }
 
 impl Group {
-    pub(super) fn new(shape: &Conv2dShape, part: Part) -> Self {
+    pub(super) fn new(shape: &Conv2dShape, part: WinogradPart) -> Self {
         let tiles = (part.tile_rows, tiles(shape).1);
         let whole = (tiles.0 * TILE, tiles.1 * TILE);
         let rows = part.images * tiles.0 * tiles.1;
@@ -233,7 +239,7 @@ impl Group {
         // The first row that the tiles see, and the one after the last, counted from the first row of padding.
         let [top, bottom] = [place.rows.start * TILE, place.rows.end * TILE + SPAN - TILE];
         let [first, end] = [top, bottom].map(|row| row.clamp(rows.before, rows.before + rows.input));
-        let (corner, size) = ((first - top, cols.before), (end - first, cols.input));
+        let (corner, size) = ((first.saturating_sub(top), cols.before), (end - first, cols.input));
         for (image, runs) in place.images.clone().zip(Self::runs(pixels, self.padded, corner, size)) {
             let x = &x(image)[channel * plane + (first - rows.before) * cols.input..];
             planes_to_rows(x, plane, count, size, runs);

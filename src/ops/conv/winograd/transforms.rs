@@ -219,9 +219,9 @@ impl FilterPanels {
     }
 }
 
-/// `C_q[0.., :] = A_q[rows, :] . B_q[:, cols]` for all `q`: the rows are tiles; `cols` begin with a panel.
+/// `C_q = A_q . B_q[:, cols]` for all `q` and the first `rows` rows, the tiles; `cols` begin with a panel.
 pub(super) fn multiply<T: Element>(
-    rows: Range<usize>,
+    rows: usize,
     (a_stack, a): (&Stack, &[T]),
     (b_panels, b, cols): (&FilterPanels, &[T], Range<usize>),
     (c_stack, c): (&Stack, &mut [T]),
@@ -229,8 +229,8 @@ pub(super) fn multiply<T: Element>(
     // Whole vectors: the columns beyond the last are there, and of no use.
     let width = cols.len().next_multiple_of(LANES);
     for q in 0..PRODUCTS {
-        let (a, b) = (a_stack.block(a, q, rows.clone(), 0..a_stack.cols), b_panels.matrix(b, q, cols.start));
-        panels::multiply(a, b, c_stack.mat_mut(c, q, rows.len(), width));
+        let (a, b) = (a_stack.block(a, q, 0..rows, 0..a_stack.cols), b_panels.matrix(b, q, cols.start));
+        panels::multiply(a, b, c_stack.mat_mut(c, q, rows, width));
     }
 }
 

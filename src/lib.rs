@@ -50,9 +50,10 @@
 //! # What it promises
 //! - *Every operation has a twin.* The fast one agrees with the naive one, with numeric gradients and with numbers from
 //!   PyTorch, and tests hold it to that.
-//! - *The same seed gives the same bits*, on one machine and one build, at any number of threads: work is cut into pieces
-//!   by its shape alone, sums are added in a fixed order, and every use of randomness has a stream of its own. Another
-//!   processor or another BLAS library rounds differently.
+//! - *The same seed gives the same bits*, on one machine and one build, at any number of threads: sums are cut
+//!   into pieces by their shape alone and added in a fixed order, and every use of randomness has a stream of its own.
+//!   Another processor or another BLAS library rounds differently. (`GEMMNET_MAX_ISA`, set to something that is no set of
+//!   instructions, makes the first operation panic: the program checks it, a host that sets it should.)
 //! - *Scores of an image do not depend on the others* in its batch: what decides how a layer runs is its size alone. To the
 //!   bit with OpenBLAS' AVX-512 kernels, but for rounding with its AVX2 ones ([`blas::BackendInfo::rows_alike`]).
 //! - *A training step allocates nothing* after the first (with OpenBLAS), and nothing is cached that is cheaper to compute

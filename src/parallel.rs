@@ -1,8 +1,8 @@
 //! Level 1. The one thread policy.
 //!
 //! Work is cut into pieces, and a piece runs on one thread from start to end; BLAS inside it is single-threaded. Pieces
-//! that add up write to slots of their own, whose number depends on shapes alone, and which are summed in order afterwards.
-//! So the same input gives the same bits at any number of threads.
+//! that add up write to slots of their own, whose number depends on shapes alone, and which are summed in order afterwards;
+//! how other work is cut may follow the number of threads. So the same input gives the same bits at any number of threads.
 //!
 //! What the pieces write is shared out before they start: `for_each_share` gives every piece its own part of an array,
 //! be it a run of elements (`Chunks`, `Runs`, `Even`), the planes of a channel (`Planes`) or a block of a matrix (`Grid`).

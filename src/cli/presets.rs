@@ -75,7 +75,7 @@ pub(super) const DEFAULT: &str = if cfg!(feature = "blas") { "sprint" } else { P
 /// What a network of the user's own is trained with if no preset is asked for.
 pub(super) const PLAIN: &str = "three-layer-65";
 
-/// Jordan's recipe for CIFAR-10 (2024, arXiv 2404.00498, in its version with Muon), of which the sprint is a small size: a
+/// Jordan's recipe for CIFAR-10 (2024, arXiv 2404.00498, in its version with Muon), of which the sprints are small sizes: a
 /// whitening layer, batchnorm whose scale stays 1, filters that begin as the identity and are trained by Muon, a loss that is
 /// summed, and rates that fall to 0. Decay is 2e-6 times the batch over the rate.
 const RECORD: Preset = Preset {

@@ -81,7 +81,8 @@ pub(super) struct TrainArgs {
     /// Measure and keep a moving average of the weights with this decay, such as 0.999 [default: the weights themselves]
     #[arg(long, value_name = "DECAY")]
     ema: Option<f64>,
-    /// L2 regularisation: the loss has this / 2 times the sum of squared weights added [default: the preset's]
+    /// L2 regularisation: the loss has this / 2 times the sum of squared weights added; groups of a preset with a decay of
+    /// their own keep it [default: the preset's]
     #[arg(long, value_name = "STRENGTH")]
     l2: Option<f64>,
     /// How the images of an epoch are drawn [default: the preset's]

@@ -10,7 +10,7 @@
 //! | algorithm | file | with |
 //! | --- | --- | --- |
 //! | im2col | `tiles`: products of columns and filters | [`im2col`]: the columns |
-//! | Winograd | [`winograd`]: groups of images | `winograd/transforms`: the maps and the 36 products |
+//! | Winograd | [`winograd`]: groups of images | `winograd/group`: tiles and pixels; `winograd/transforms`: the maps and the 36 products |
 //! | depthwise | [`depthwise`]: plane by plane | [`im2col`]: strides undone |
 //!
 //! `rows` is where products come out and `dout` comes in, so that blocks can fuse what follows; `slots` adds up the

@@ -10,9 +10,11 @@
 //! ```
 //!
 //! 36 multiplications do the work of 144. `U` is laid out in the panels that `blas::panels` takes, `V` is used as it lies:
-//! these products copy no operand. Those of `dU`, whose operands are used once, are OpenBLAS'. Images go through in groups of about 64 tiles: enough rows for the products to be
-//! efficient, few enough for `V` and `M` to be in a core's share of the caches when they are used. Backward is the adjoint,
-//! step by step, and shares the transform of `dy` between both gradients:
+//! these products copy no operand. Those of `dU`, whose operands are used once, are OpenBLAS'. Images go through in groups of
+//! about 64 tiles: enough rows for the products to be efficient, few enough for `V` and `M` to be in a core's share of the
+//! caches when they are used. An image with many tiles goes forward in bands; where there are fewer images than threads, bands
+//! are narrower, or panels of filters are dealt out, which share one `V`. Backward is the adjoint, step by step, and shares the
+//! transform of `dy` between both gradients:
 //!
 //! ```text
 //! dM = A dy A^T       dU_q[C, F] = V_q^T[C, tiles] . dM_q[tiles, F]        dg = G^T dU G

@@ -67,13 +67,14 @@ impl<'a, T: Send> Outputs<'a, T> {
         for_each_share(shares, |index, (out, cells)| piece(index, OutputPlanes { out, cells, plane }));
     }
 
-    /// Runs `piece(index, part)` where a part is `images` images of `filters` filters each, or bands of `rows` rows of the
-    /// product of one image and all filters; those at the end may have fewer. Part `i` counts bands or filters first.
+    /// Runs `piece((i, j), part)` where a part is `images` images of `filters` filters each, or bands of `rows` rows of the
+    /// product of one image and all filters; those at the end may have fewer. Part (i, j) is the i-th of the images, and the j-th band of them or of their filters. A band
+    /// without a row of the output is none.
     pub(super) fn for_each_part(
         self,
         shape: &Conv2dShape,
         (images, filters, rows): (usize, usize, usize),
-        piece: impl Fn(usize, OutputPart<'_, T>) + Sync + Send,
+        piece: impl Fn((usize, usize), OutputPart<'_, T>) + Sync + Send,
     ) {
         let Outputs { out, cells, out_plane, out_cols, band } = self;
         let planes = out.len() / out_plane;
@@ -85,33 +86,40 @@ impl<'a, T: Send> Outputs<'a, T> {
             let filters_plane = shape.filters * out_plane;
             ((planes / shape.filters, filters_plane), (images, filters * out_plane), Some(out_plane))
         };
-        let (with_cells, out) = (!cells.is_empty(), Grid::new(out, all, part));
-        if with_cells {
-            for_each_share((out, Grid::new(cells, all, part)), |index, (out, cells)| {
-                piece(index, OutputPart { out, cells: Some(cells), plane });
-            });
-        } else {
-            for_each_share(out, |index, out| piece(index, OutputPart { out, cells: None, plane }));
-        }
+        for_each_block_of(out, cells, (all, part), |at, out, cells| piece(at, OutputPart { out, cells, plane }));
     }
 
-    /// Runs `piece(index, block)` where blocks of `planes` planes are cut every `rows` rows of the product.
+    /// Runs `piece((i, j), block)` where blocks of `planes` planes are cut every `rows` rows of the product: block (i, j) is the
+    /// j-th of its planes. One without a row of the output is none.
     pub(super) fn for_each_block(
         self,
         planes: usize,
         rows: usize,
-        piece: impl Fn(usize, OutputBlock<'_, T>) + Sync + Send,
+        piece: impl Fn((usize, usize), OutputBlock<'_, T>) + Sync + Send,
     ) {
         let Outputs { out, cells, out_plane, out_cols, band } = self;
         let (all, block) = ((out.len() / out_plane, out_plane), (planes, rows / band * out_cols));
-        let (with_cells, out) = (!cells.is_empty(), Grid::new(out, all, block));
-        if with_cells {
-            for_each_share((out, Grid::new(cells, all, block)), |index, (out, cells)| {
-                piece(index, OutputBlock { out, cells: Some(cells), out_cols, band });
-            });
-        } else {
-            for_each_share(out, |index, out| piece(index, OutputBlock { out, cells: None, out_cols, band }));
-        }
+        for_each_block_of(out, cells, (all, block), |at, out, cells| {
+            piece(at, OutputBlock { out, cells, out_cols, band });
+        });
+    }
+}
+
+/// Runs `piece((i, j), block, cells)` for every block of the output seen as a matrix, and of the cells, if there are any: block
+/// (i, j) is the i-th from above and the j-th from the left.
+fn for_each_block_of<T: Send>(
+    out: &mut [T],
+    cells: &mut [u8],
+    (all, block): ((usize, usize), (usize, usize)),
+    piece: impl Fn((usize, usize), StridedMut<'_, T>, Option<StridedMut<'_, u8>>) + Sync + Send,
+) {
+    let out = Grid::new(out, all, block);
+    let across = out.across();
+    let at = |index| (index / across, index % across);
+    if cells.is_empty() {
+        for_each_share(out, |index, out| piece(at(index), out, None));
+    } else {
+        for_each_share((out, Grid::new(cells, all, block)), |index, (out, cells)| piece(at(index), out, Some(cells)));
     }
 }
 

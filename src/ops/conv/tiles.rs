@@ -99,14 +99,9 @@ impl Tiles {
         Mat::new(cols, k, width, self.tiling.ld)
     }
 
-    /// The tiles of piece `index`, where a piece has `tiles` of them. A tile without a row of the output, for which `band` rows
-    /// of the product are needed, is no piece.
-    fn place(&self, index: usize, tiles: usize, band: usize) -> Place {
-        let needed = self.shape.rows.output / band * band;
-        let per_group = needed.div_ceil(tiles * self.tiling.rows).max(1);
-        let (image, group) = (index / per_group / self.shape.groups, index / per_group % self.shape.groups);
-        let first = index % per_group * tiles;
-        Place { image, group, tiles: first..first + tiles }
+    /// The `j`-th run of `tiles` tiles of the `i`-th group, over all images.
+    fn place(&self, (i, j): (usize, usize), tiles: usize) -> Place {
+        Place { image: i / self.shape.groups, group: i % self.shape.groups, tiles: j * tiles..(j + 1) * tiles }
     }
 
     /// Calls `tile(rows, columns)` for every tile of a place.
@@ -145,11 +140,11 @@ pub(super) fn forward<T: Element>(
 ) {
     let tiles = Tiles::new(plan, Wanted { dx: false, dw: false, db: false });
     let ((channels, filters), Tiling { ld, rows, .. }) = (tiles.of_group(), plan.tiling);
-    let (per_piece, band) = (plan.tiles_per_piece(images), outputs.band);
+    let per_piece = plan.tiles_per_piece(images);
     let columns_len = channels * tiles.phases_len() + tiles.columns_len();
     let (_, scratch) = ws.lend(0, columns_len + filters * ld);
-    outputs.for_each_block(filters, per_piece * rows, |index, mut block| {
-        let place = tiles.place(index, per_piece, band);
+    outputs.for_each_block(filters, per_piece * rows, |at, mut block| {
+        let place = tiles.place(at, per_piece);
         let first = place.tiles.start * rows;
         scratch.with(|scratch: &mut [T]| {
             let (columns, product) = scratch.split_at_mut(columns_len);
@@ -186,8 +181,9 @@ pub(super) fn forward_in_place<T: Element>(
     let width = plan.tiling.rows * plan.shape.cols.output;
     let (_, scratch) = ws.lend(0, channels * tiles.phases_len() + tiles.columns_len());
     let blocks = Grid::new(out, (out.len() / plane, plane), (filters, width));
+    let across = blocks.across();
     for_each_share(blocks, |index, mut out| {
-        let place = tiles.place(index, 1, 1);
+        let place = tiles.place((index / across, index % across), 1);
         scratch.with(|scratch: &mut [T]| {
             tiles.for_each_tile(&place, x, scratch, |_, cols| {
                 // out_g[F/G, tile] = w_g[F/G, K] . cols_g[K, tile]

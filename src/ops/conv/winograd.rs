@@ -193,7 +193,7 @@ pub(super) fn forward<T: Element>(
     let (shape, part) = (&plan.shape, plan.winograd_part(images));
     // Where the filters are dealt out, several pieces need the same V, which is made before.
     let shares_v = part.filters < shape.filters;
-    let (group, u_panels, band) = (Group::new(shape, part), filters(shape), outputs.band);
+    let (group, u_panels) = (Group::new(shape, part), filters(shape));
     let u_len = if matches!(w, Filters::Plain(_)) { u_panels.len() } else { 0 };
     let [v_len, m_len, pixels_len, planes_len] = group.lens();
     let [shared_v_len, own_v_len] = if shares_v { [v_len, 0] } else { [0, v_len] };
@@ -208,11 +208,11 @@ pub(super) fn forward<T: Element>(
         }
     };
     if shares_v {
-        group.transform_channels(x, &scratch, shared_v);
+        group.transform_channels(|image| plan.image(x, image), &scratch, shared_v);
     }
     let shared_v = &*shared_v;
-    outputs.for_each_part(shape, (part.images, part.filters, part.tile_rows * TILE), |index, mut out| {
-        let (place, filters) = Place::of(shape, part, images, (index, band));
+    outputs.for_each_part(shape, (part.images, part.filters, part.tile_rows * TILE), |at, mut out| {
+        let (place, filters) = Place::of(shape, part, images, at);
         scratch.with(|scratch: &mut [T]| {
             let (m, scratch) = scratch.split_at_mut(m_len);
             let (pixels, scratch) = scratch.split_at_mut(pixels_len);

@@ -39,22 +39,18 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// That of piece `index`, and its filters, where `images` images are cut into parts. A band without a row of the output,
-    /// for which `band` rows of the product are needed, is no piece.
+    /// That of part (i, j), and its filters, where `images` images are cut into parts.
     pub(super) fn of(
         shape: &Conv2dShape,
         part: WinogradPart,
         images: usize,
-        (index, band): (usize, usize),
+        (i, j): (usize, usize),
     ) -> (Self, Range<usize>) {
-        let (tile_rows, needed) = (tiles(shape).0, shape.rows.output / band * band);
-        let (bands, across) = (needed.div_ceil(part.tile_rows * TILE).max(1), shape.filters.div_ceil(part.filters));
+        let tile_rows = tiles(shape).0;
+        let (band, filters) = if part.tile_rows < tile_rows { (j, 0) } else { (0, j) };
         let range = |index: usize, len: usize, all: usize| index * len..((index + 1) * len).min(all);
-        let place = Place {
-            images: range(index / across / bands, part.images, images),
-            rows: range(index / across % bands, part.tile_rows, tile_rows),
-        };
-        (place, range(index % across, part.filters, shape.filters))
+        let place = Place { images: range(i, part.images, images), rows: range(band, part.tile_rows, tile_rows) };
+        (place, range(filters, part.filters, shape.filters))
     }
 }
 
@@ -267,9 +263,15 @@ impl Group {
         }
     }
 
-    /// `V` of all of the group's images x `[N, C, H, W]`, the channels dealt out to the threads. `scratch` is for the pixels.
-    pub(super) fn transform_channels<T: Element>(&self, x: &[T], scratch: &Scratch<'_, T>, v: &mut [T]) {
-        let (rows, len, place) = (self.v.all_rows(), x.len() / self.images, self.place(0..self.images));
+    /// `V` of all of the group's images, the channels dealt out to the threads; `x(image)` holds all channels. `scratch` is for
+    /// the pixels.
+    pub(super) fn transform_channels<'a, T: Element>(
+        &self,
+        x: impl Fn(usize) -> &'a [T] + Sync + Send,
+        scratch: &Scratch<'_, T>,
+        v: &mut [T],
+    ) {
+        let (rows, place) = (self.v.all_rows(), self.place(0..self.images));
         for_each_share(Grid::new(v, (rows, self.v.ld), (rows, LANES)), |block, mut v| {
             let channel = block * LANES;
             if channel >= self.shape.channels {
@@ -278,7 +280,7 @@ impl Group {
             scratch.with(|scratch: &mut [T]| {
                 let (pixels, _) = scratch[..self.lens()[2]].as_chunks_mut();
                 pixels.fill([T::zero(); LANES]);
-                self.load_pixels(&place, channel, |image| &x[image * len..][..len], pixels);
+                self.load_pixels(&place, channel, &x, pixels);
                 vectorized!(self.input(
                     &place,
                     pixels,

@@ -16,6 +16,8 @@ use gemmnet::{blas, parallel};
 
 /// Everything runs as in the library: inside one pool, of `GEMMNET_NUM_THREADS` threads or one per core.
 fn main() {
+    // SAFETY: the program has one thread, this one, and has done nothing yet.
+    unsafe { blas::choose_kernels() };
     let threads = parallel::thread_count(None).expect("GEMMNET_NUM_THREADS, if set, is a number of threads");
     println!("{threads} thread(s); {:?}", blas::setup());
     let benches = || {

@@ -65,7 +65,7 @@ fn main() -> gemmnet::Result<()> {
         }
         ControlFlow::Continue(())
     })?;
-    println!("best: {:.3} after epoch {}", report.best_val_accuracy, report.best_epoch);
+    println!("kept: {:.3} after epoch {}", report.kept_val_accuracy, report.kept_epoch);
 
     let path = std::env::temp_dir().join("gemmnet-example.safetensors");
     solver.checkpoint().save(&path)?;

@@ -1,6 +1,6 @@
 //! Level 2. Named parameters in one flat vector.
 //!
-//! One vector, so that the optimizer is one pass, the best parameters are one copy, and gradients and optimizer state
+//! One vector, so that the optimizer is one pass, keeping parameters is one copy, and gradients and optimizer state
 //! are vectors of the same layout.
 
 use std::ops::Range;

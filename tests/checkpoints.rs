@@ -67,7 +67,7 @@ fn checkpoints_of_format_1_load_and_resume() {
     let data = images();
     let mut solver = Solver::resume(checkpoint, data.clone()).unwrap();
     let report = solver.train(|_| ControlFlow::Continue(())).unwrap();
-    assert_eq!((report.steps, report.best_epoch), (12, reached.best_epoch));
+    assert_eq!((report.steps, report.kept_epoch), (12, reached.best_epoch));
     let history = solver.history();
     assert_close(&history.loss, &reached.history.loss, "loss");
     assert_close(&history.train_accuracy, &reached.history.train_accuracy, "training accuracy");

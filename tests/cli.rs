@@ -256,7 +256,7 @@ fn write_png(path: &Path, (width, height): (u32, u32), color: png::ColorType) {
 fn train_reports_as_json() {
     let room = Room::new();
     let report = room.train("--epochs 3 --seed 5 --threads 2");
-    for key in ["best_val_accuracy", "final_val_accuracy", "test_accuracy", "test_1000_accuracy"] {
+    for key in ["kept_val_accuracy", "final_val_accuracy", "test_accuracy", "test_1000_accuracy"] {
         let accuracy = report[key].as_f64().unwrap_or(f64::NAN);
         assert!((0.0..=1.0).contains(&accuracy), "{key}: {}", report[key]);
     }
@@ -365,7 +365,7 @@ fn train_prints_lines_where_nobody_watches() {
         "(Iteration 4 / 4) loss: ",
         "(Epoch 1 / 1) train acc: ",
         "validation accuracy: ",
-        "test accuracy of the best: ",
+        "test accuracy: ",
     ]) {
         assert!(line.starts_with(start), "{line} does not start with {start}");
     }
@@ -465,7 +465,7 @@ fn eval_and_predict_use_the_saved_network() {
     let room = Room::new();
     let report = room.train("--epochs 10");
     for (split, key, images) in
-        [("validation", "best_val_accuracy", 2), ("test", "test_1000_accuracy", 20), ("test-full", "test_accuracy", 20)]
+        [("validation", "kept_val_accuracy", 2), ("test", "test_1000_accuracy", 20), ("test-full", "test_accuracy", 20)]
     {
         let eval = room.json(&format!("eval --data-dir pics --split {split}"));
         assert_eq!((&eval["accuracy"], &eval["images"]), (&report[key], &images.into()), "{split}");

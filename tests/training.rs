@@ -14,7 +14,7 @@ use gemmnet::parallel::with_threads;
 use gemmnet::params::Params;
 use gemmnet::random::{Purpose, stream};
 use gemmnet::train::{
-    Checkpoint, Event, History, Report, Solver, SolverOptions, Trained, accuracy, load_network, predict,
+    Checkpoint, Event, History, Keep, Report, Solver, SolverOptions, Trained, accuracy, load_network, predict,
 };
 use gemmnet::{Element, Error};
 use ndarray::Array4;
@@ -179,7 +179,7 @@ fn a_solver_does_what_its_parts_do() {
                 "{what}"
             );
         }
-        let [params, statistics] = &of_epoch[report.best_epoch];
+        let [params, statistics] = &of_epoch[report.kept_epoch];
         assert_eq!(solver.network_mut().params().values(), params.values(), "{ema:?}");
         assert_eq!(solver.network_mut().statistics().values(), statistics.values(), "{ema:?}");
     }
@@ -304,6 +304,22 @@ fn a_checkpoint_that_does_not_fit_is_refused() {
     }
 }
 
+/// The last network is kept where that is asked for, though an earlier one is better, and by a checkpoint as well.
+#[test]
+fn the_last_network_is_kept_where_that_is_asked_for() {
+    let data = images();
+    let options =
+        SolverOptions { epochs: 3.0, groups: classic("adam", rate(2e-3, "step:2:1e6")), keep: Keep::Last, ..options() };
+    let mut solver = Solver::<f32>::new(network(NOTATION), data.clone(), options).unwrap();
+    let report = to_the_end(&mut solver);
+    assert!(report.final_val_accuracy < solver.history().best().unwrap().1, "the rate ruins the network: {report:?}");
+    assert_eq!((report.kept_epoch, report.kept_val_accuracy), (3, report.final_val_accuracy));
+    let mut kept: Trained<f32> = save_and_load(&solver).trained;
+    for network in [solver.network_mut(), &mut kept.network] {
+        assert_eq!(accuracy(network, &data, Split::Validation, 7, Views::One).unwrap(), report.kept_val_accuracy);
+    }
+}
+
 /// In the last epoch the learning rate is a million times what it was, which ruins the network: what came before counts.
 #[test]
 fn the_best_network_is_kept_with_its_statistics() {
@@ -319,11 +335,11 @@ fn the_best_network_is_kept_with_its_statistics() {
     let report = to_the_end(&mut solver);
     let history = solver.history().clone();
     let best = history.val_accuracy.iter().copied().fold(0.0, f64::max);
-    assert_eq!(report.best_val_accuracy, best);
-    assert_eq!(history.best(), Some((report.best_epoch, best)));
+    assert_eq!(report.kept_val_accuracy, best);
+    assert_eq!(history.best(), Some((report.kept_epoch, best)));
     assert_eq!(report.final_val_accuracy, history.val_accuracy[13]);
     assert_eq!(report.final_train_accuracy, history.train_accuracy[13]);
-    assert!(best >= 0.5 && report.best_epoch <= 12, "{report:?}");
+    assert!(best >= 0.5 && report.kept_epoch <= 12, "{report:?}");
     assert!(report.final_val_accuracy < best, "the rate ruins the network: {report:?}");
 
     assert_eq!(accuracy(solver.network_mut(), &data, Split::Validation, 7, Views::One).unwrap(), best);
@@ -356,11 +372,11 @@ fn events_and_history_tell_the_same_story() {
                 assert!(images_per_second > 0.0);
                 story.push(format!("step {step}"));
             }
-            Event::Epoch { epoch, epochs, train_accuracy, val_accuracy, best } => {
+            Event::Epoch { epoch, epochs, train_accuracy, val_accuracy, kept } => {
                 assert_eq!(epochs, 2.0);
                 assert_eq!(train_accuracy, history.train_accuracy[epoch]);
                 assert_eq!(val_accuracy, history.val_accuracy[epoch]);
-                assert_eq!(best, history.val_accuracy[..epoch].iter().all(|&before| val_accuracy > before));
+                assert_eq!(kept, history.val_accuracy[..epoch].iter().all(|&before| val_accuracy > before));
                 story.push(format!("epoch {epoch}"));
             }
         }

@@ -19,7 +19,7 @@ use crate::train::{Trained, load_network, predict};
     after_help = "Examples:\n  gemmnet eval\n  gemmnet eval --checkpoint deep.safetensors --split validation\n  gemmnet eval --views 6"
 )]
 pub(super) struct EvalArgs {
-    /// File that `gemmnet train` saved; its best network is measured
+    /// File that `gemmnet train` saved; the network it keeps is measured
     #[arg(long, value_name = "FILE", default_value = CHECKPOINT)]
     checkpoint: PathBuf,
     /// Images to measure on

@@ -23,7 +23,7 @@ use crate::train::Trained;
 #[command(after_help = "Examples:\n  gemmnet predict cat.png\n  \
                         gemmnet predict --checkpoint deep.safetensors data/test_batch.bin:0 data/test_batch.bin:7")]
 pub(super) struct PredictArgs {
-    /// File that `gemmnet train` saved; its best network is used
+    /// File that `gemmnet train` saved; the network it keeps is used
     #[arg(long, value_name = "FILE", default_value = CHECKPOINT)]
     checkpoint: PathBuf,
     /// PNG files of the network's size; for CIFAR-10's 32x32 pixels its batches too, as FILE.bin for all records, or

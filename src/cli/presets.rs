@@ -2,6 +2,7 @@
 
 use crate::data::{Augment, Fill, Flip, Normalization, Sampler};
 use crate::error::{Error, Result};
+use crate::train::Keep;
 
 /// A network and how to train it. What has a text form is text here, as on the command line.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +21,7 @@ pub(super) struct Preset {
     pub(super) schedule: &'static str,
     pub(super) warmup_epochs: f64,
     pub(super) l2: f64,
+    pub(super) keep: Keep,
     pub(super) sampler: Sampler,
     pub(super) augment: Augment,
     pub(super) normalization: Normalization,
@@ -32,6 +34,10 @@ impl Preset {
             Sampler::ShuffledEpochs => "shuffle",
             Sampler::WithReplacement => "replacement",
         };
+        let keep = match self.keep {
+            Keep::Best => "best",
+            Keep::Last => "last",
+        };
         let normalization = match self.normalization {
             Normalization::MeanImage => "mean-image",
             Normalization::PerChannel => "per-channel",
@@ -39,7 +45,7 @@ impl Preset {
         let groups: String = self.groups.iter().map(|group| format!("--group {group} ")).collect();
         format!(
             "--net '{}' --init {} --epochs {} --batch-size {} {groups}--optimizer {} --learning-rate {} --schedule {} \
-             --warmup-epochs {} --l2 {} --sampler {sampler} {} --normalize {normalization}",
+             --warmup-epochs {} --l2 {} --keep {keep} --sampler {sampler} {} --normalize {normalization}",
             self.net,
             self.init,
             self.epochs,
@@ -100,6 +106,7 @@ const RECORD: Preset = Preset {
     schedule: "linear",
     warmup_epochs: 0.0,
     l2: 0.0,
+    keep: Keep::Last,
     sampler: Sampler::ShuffledEpochs,
     augment: Augment { flip: Flip::Alternating, shift: 2, fill: Fill::Reflect, cutout: 0 },
     normalization: Normalization::PerChannel,
@@ -178,6 +185,7 @@ pub(super) const PRESETS: [Preset; 8] = [
         schedule: "constant",
         warmup_epochs: 0.0,
         l2: 0.001,
+        keep: Keep::Best,
         sampler: Sampler::ShuffledEpochs,
         augment: Augment::NONE,
         normalization: Normalization::MeanImage,
@@ -195,6 +203,7 @@ pub(super) const PRESETS: [Preset; 8] = [
         schedule: "exp:0.9",
         warmup_epochs: 0.0,
         l2: 0.0015,
+        keep: Keep::Best,
         sampler: Sampler::ShuffledEpochs,
         augment: Augment::NONE,
         normalization: Normalization::MeanImage,
@@ -212,6 +221,7 @@ pub(super) const PRESETS: [Preset; 8] = [
         schedule: "onecycle",
         warmup_epochs: 0.0,
         l2: 0.0,
+        keep: Keep::Best,
         sampler: Sampler::ShuffledEpochs,
         augment: Augment { flip: Flip::Random, shift: 2, ..Augment::NONE },
         normalization: Normalization::PerChannel,
@@ -231,6 +241,7 @@ pub(super) const PRESETS: [Preset; 8] = [
         schedule: "onecycle",
         warmup_epochs: 0.0,
         l2: 5e-4,
+        keep: Keep::Best,
         sampler: Sampler::ShuffledEpochs,
         augment: Augment { flip: Flip::Random, shift: 4, ..Augment::NONE },
         normalization: Normalization::PerChannel,

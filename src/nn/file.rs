@@ -108,7 +108,7 @@ impl<T: Element> Network<T> {
         tensors(self).save(path, serde_json::to_string(&Header::new(self)).expect("plain data has a JSON form"))
     }
 
-    /// Reads a network that [`Network::save`] wrote, or the best one of a checkpoint.
+    /// Reads a network that [`Network::save`] wrote, or the one that a checkpoint keeps.
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be read; [`Error::Data`] if it is damaged, none of ours, one of a newer program, or

@@ -4,7 +4,7 @@
 //!
 //! | tensor | holds |
 //! | --- | --- |
-//! | `conv1.weight`, `bn1.running_mean`, ... | the network with the best validation accuracy: what one wants to use |
+//! | `conv1.weight`, `bn1.running_mean`, ... | the network that is kept, as [`Keep`] says: what one wants to use |
 //! | `latest.conv1.weight`, ... | the network where training stands |
 //! | `average.conv1.weight`, ... | the moving average of that, if there is one |
 //! | `optim.first_moment.conv1.weight`, ... | what the update rules remember |
@@ -33,14 +33,13 @@ use crate::store::{Archive, Tensors, read};
 /// A trained network and what it needs to be used.
 #[derive(Debug)]
 pub struct Trained<T: Element> {
-    /// With the parameters and running statistics of the best validation accuracy so far; as it was initialised before
-    /// the first iteration.
+    /// With the parameters and running statistics that are kept; as it was initialised before the first iteration.
     pub network: Network<T>,
     /// What turns pixels into its input.
     pub normalizer: Normalizer,
     /// Names of the classes, by label.
     pub class_names: Vec<String>,
-    /// How it was trained, with its accuracy: [`History::best`].
+    /// How it was trained, with its accuracy: [`History::kept`].
     pub history: History,
 }
 
@@ -50,7 +49,7 @@ pub struct Trained<T: Element> {
 /// unchanged. Options may be changed before that: more epochs, another learning rate.
 #[derive(Debug)]
 pub struct Checkpoint<T: Element> {
-    /// The best network so far.
+    /// The network that is kept.
     pub trained: Trained<T>,
     /// How to train.
     pub options: SolverOptions,
@@ -65,7 +64,7 @@ pub struct Checkpoint<T: Element> {
     pub(super) optimizer: Optimizer<T>,
 }
 
-/// The network of a checkpoint file, with the best parameters, and what is needed to measure it and predict with it. The
+/// The network of a checkpoint file, with the parameters that were kept, and what is needed to measure it and predict with it. The
 /// network alone is read by [`Network::load`].
 ///
 /// # Errors
@@ -299,7 +298,7 @@ impl Contents {
             .map_err(|e| archive.fault(format!("has impossible batches ({e})")))
     }
 
-    /// The best network and what belongs to it.
+    /// The network that is kept and what belongs to it.
     fn trained<T: Element>(&self, archive: &Archive<'_>) -> Result<Trained<T>> {
         let network = self.header.network::<T>(archive)?;
         let (dim, batches) = (network.input(), self.batches(archive)?);

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::options::SolverOptions;
+use super::options::{Keep, SolverOptions};
 use crate::data::{Augment, Sampler};
 use crate::optim::{Group, LearningRate, UpdateRule};
 
@@ -30,6 +30,7 @@ impl From<Options> for SolverOptions {
             groups: Group::classic(old.rule, old.learning_rate, old.l2),
             clip_norm: None,
             ema: None,
+            keep: Keep::Best,
             sampler: old.sampler,
             augment: old.augment,
             seed: old.seed,

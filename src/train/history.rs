@@ -4,6 +4,8 @@ use std::io::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
+use super::options::Keep;
+
 /// The course of training.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct History {
@@ -24,6 +26,14 @@ impl History {
     pub fn best(&self) -> Option<(usize, f64)> {
         let epochs = self.val_accuracy.iter().copied().enumerate();
         epochs.reduce(|best, epoch| if epoch.1 > best.1 { epoch } else { best })
+    }
+
+    /// The epoch whose network is kept, and its validation accuracy; `None` before the first iteration.
+    pub fn kept(&self, keep: Keep) -> Option<(usize, f64)> {
+        match keep {
+            Keep::Best => self.best(),
+            Keep::Last => self.val_accuracy.iter().copied().enumerate().last(),
+        }
     }
 }
 
@@ -57,8 +67,8 @@ pub enum Event {
         train_accuracy: f64,
         /// Share of validation images classified correctly.
         val_accuracy: f64,
-        /// Whether the validation accuracy is the best so far.
-        best: bool,
+        /// Whether the network is kept, in the place of the one before.
+        kept: bool,
     },
 }
 
@@ -103,10 +113,10 @@ impl<W: Write> Log<W> {
 /// How training ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The best validation accuracy, 0 to 1: that of the network as `train` leaves it.
-    pub best_val_accuracy: f64,
-    /// The epoch it was measured after.
-    pub best_epoch: usize,
+    /// Validation accuracy, 0 to 1, of the network that is kept, as `train` leaves it.
+    pub kept_val_accuracy: f64,
+    /// The epoch after which it was that.
+    pub kept_epoch: usize,
     /// Validation accuracy when it was last measured.
     pub final_val_accuracy: f64,
     /// Training accuracy when it was last measured.
@@ -130,6 +140,8 @@ mod tests {
         for (accuracies, best) in [(&[][..], None), (&[0.1, 0.3, 0.3, 0.2], Some((1, 0.3))), (&[0.0], Some((0, 0.0)))] {
             let history = History { val_accuracy: accuracies.to_vec(), ..History::default() };
             assert_eq!(history.best(), best);
+            assert_eq!(history.kept(Keep::Best), best);
+            assert_eq!(history.kept(Keep::Last), accuracies.iter().copied().enumerate().last());
         }
     }
 
@@ -151,7 +163,7 @@ mod tests {
             epochs: 1.0,
             train_accuracy,
             val_accuracy,
-            best: true,
+            kept: true,
         };
         for event in [
             step(1, 2.304_528),

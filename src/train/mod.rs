@@ -17,7 +17,7 @@
 //! let options = SolverOptions { epochs: 1.0, batch_size: 50, groups, ..SolverOptions::default() };
 //! let mut solver = Solver::new(network, data, options)?;
 //! let report = solver.train(|_| ControlFlow::Continue(()))?;
-//! println!("{:.1} % of the validation images", 100.0 * report.best_val_accuracy);
+//! println!("{:.1} % of the validation images", 100.0 * report.kept_val_accuracy);
 //! solver.checkpoint().save("model.safetensors".as_ref())?;
 //! # Ok::<(), gemmnet::Error>(())
 //! ```
@@ -32,5 +32,5 @@ mod solver;
 pub use checkpoint::{Checkpoint, Trained, load_network};
 pub use evaluate::{accuracy, argmax, predict};
 pub use history::{Event, History, Log, Report};
-pub use options::SolverOptions;
+pub use options::{Keep, SolverOptions};
 pub use solver::Solver;

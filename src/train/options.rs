@@ -6,6 +6,17 @@ use crate::data::{Augment, Sampler};
 use crate::error::{Error, Result};
 use crate::optim::{Group, LearningRate, UpdateRule};
 
+/// Which network is kept of those whose accuracy was measured: after the first iteration, and after every epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Keep {
+    /// The one with the best validation accuracy, the first of them if several are equal.
+    #[default]
+    Best,
+    /// The last one: right where rates fall to 0, since then the last epoch improves what all before it left rough, while
+    /// the best of a few validation images is partly luck.
+    Last,
+}
+
 /// How a [`Solver`](super::Solver) trains. The defaults are those of CS231n's solver, except for Adam at 1e-3 in place
 /// of SGD at 1e-2, and shuffled epochs in place of batches drawn with replacement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,8 +31,11 @@ pub struct SolverOptions {
     /// Above this norm gradients are scaled down: see [`Optimizer::set_clip_norm`](crate::optim::Optimizer::set_clip_norm).
     pub clip_norm: Option<f64>,
     /// The decay of a moving average of parameters and running statistics, 0 to below 1. With one, accuracy is that of the
-    /// average, and the best network is the average where it was best; training itself goes on without it.
+    /// average, and the network that is kept is an average; training itself goes on without it.
     pub ema: Option<f64>,
+    /// Which network is kept.
+    #[serde(default)]
+    pub keep: Keep,
     /// How the images of an epoch are drawn.
     pub sampler: Sampler,
     /// Random changes to the training images.
@@ -49,6 +63,7 @@ impl Default for SolverOptions {
             ),
             clip_norm: None,
             ema: None,
+            keep: Keep::Best,
             sampler: Sampler::ShuffledEpochs,
             augment: None,
             seed: 0,

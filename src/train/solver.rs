@@ -10,7 +10,7 @@ use rand::RngExt;
 use super::checkpoint::{Checkpoint, Trained};
 use super::evaluate::Batch;
 use super::history::{Event, History, Log, Report};
-use super::options::SolverOptions;
+use super::options::{Keep, SolverOptions};
 use crate::data::{Batches, Dataset, Draw, Split, Views};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -25,11 +25,11 @@ use crate::workspace::Buffer;
 /// The result has the same bits for the same options, network and data, at any number of threads, and whether training
 /// was interrupted and resumed or not. After the first step of an epoch a step allocates nothing.
 ///
-/// Between calls of [`Solver::train`], [`Solver::network_mut`] has the parameters and running statistics with the best
-/// validation accuracy so far, those of the moving average if there is one; where training stands is kept apart.
+/// Between calls of [`Solver::train`], [`Solver::network_mut`] has the parameters and running statistics that are
+/// [kept](Keep), those of the moving average if there is one; where training stands is apart.
 #[derive(Debug)]
 pub struct Solver<T: Element> {
-    /// The state. During `train` its network is the latest and `latest` is the best, otherwise it is as it says.
+    /// The state. During `train` its network is the latest and `latest` is the kept one, otherwise it is as it says.
     state: Checkpoint<T>,
     data: Dataset,
     batch: Batch<T>,
@@ -150,12 +150,12 @@ impl<T: Element> Solver<T> {
         &self.data
     }
 
-    /// The network with the best validation accuracy so far; to measure it takes its buffers, hence `mut`.
+    /// The network that is kept; to measure it takes its buffers, hence `mut`.
     pub fn network_mut(&mut self) -> &mut Network<T> {
         &mut self.state.trained.network
     }
 
-    /// The network with the best validation accuracy so far.
+    /// The network that is kept.
     pub fn into_network(self) -> Network<T> {
         self.state.trained.network
     }
@@ -165,7 +165,7 @@ impl<T: Element> Solver<T> {
     ///
     /// # Errors
     /// [`Error::Diverged`] if the loss is no longer a finite number, [`Error::Io`] if a checkpoint cannot be saved, and
-    /// whatever is wrong with the augmentation. Then, too, the network is the best so far, and the history stays.
+    /// whatever is wrong with the augmentation. Then, too, the network is the one that is kept, and the history stays.
     pub fn train(&mut self, observer: impl FnMut(&Event) -> ControlFlow<()>) -> Result<Report> {
         self.train_to(self.state.options.epochs, observer)
     }
@@ -198,10 +198,10 @@ impl<T: Element> Solver<T> {
 
         let History { train_accuracy, val_accuracy, .. } = self.history();
         let measured = "accuracy is measured after the first iteration";
-        let (best_epoch, best_val_accuracy) = self.history().best().expect(measured);
+        let (kept_epoch, kept_val_accuracy) = self.history().kept(self.state.options.keep).expect(measured);
         Ok(Report {
-            best_val_accuracy,
-            best_epoch,
+            kept_val_accuracy,
+            kept_epoch,
             final_val_accuracy: *val_accuracy.last().expect(measured),
             final_train_accuracy: *train_accuracy.last().expect(measured),
             steps: self.state.step,
@@ -215,7 +215,7 @@ impl<T: Element> Solver<T> {
         steps_of(self.state.options.epochs, self.state.batches)
     }
 
-    /// The best parameters into the network and the latest out of it, or the other way round.
+    /// The kept parameters into the network and the latest out of it, or the other way round.
     fn exchange(&mut self) {
         self.state.latest.swap(&mut self.state.trained.network);
     }
@@ -236,7 +236,7 @@ impl<T: Element> Solver<T> {
             }
             stop |= step == last;
             if let Some(path) = self.save_to.as_ref().filter(|_| epoch_done || stop) {
-                // A checkpoint has the best network in its place.
+                // A checkpoint has the kept network in its place.
                 self.state.latest.swap(&mut self.state.trained.network);
                 let saved = self.state.save(path);
                 self.state.latest.swap(&mut self.state.trained.network);
@@ -309,13 +309,16 @@ impl<T: Element> Solver<T> {
         }
     }
 
-    /// Measures accuracy, writes it into the history and keeps the network if it is the best.
+    /// Measures accuracy, writes it into the history and keeps the network if it is to be kept.
     fn measure(&mut self, epoch: usize) -> Result<Event> {
         self.exchange_average();
         let measured = self.accuracies(epoch);
-        let best = |val_accuracy| self.history().best().is_none_or(|(_, best)| val_accuracy > best);
-        let best = measured.as_ref().is_ok_and(|&[_, val_accuracy]| best(val_accuracy));
-        if best {
+        let is_best = |val_accuracy| self.history().best().is_none_or(|(_, best)| val_accuracy > best);
+        let kept = measured.as_ref().is_ok_and(|&[_, val_accuracy]| match self.state.options.keep {
+            Keep::Best => is_best(val_accuracy),
+            Keep::Last => true,
+        });
+        if kept {
             self.state.latest.copy_from(&self.state.trained.network);
         }
         self.exchange_average();
@@ -327,7 +330,7 @@ impl<T: Element> Solver<T> {
         history.train_accuracy.push(train_accuracy);
         history.val_accuracy.push(val_accuracy);
         history.learning_rate.push(optimizer.learning_rate(at));
-        Ok(Event::Epoch { epoch, epochs: options.epochs, train_accuracy, val_accuracy, best })
+        Ok(Event::Epoch { epoch, epochs: options.epochs, train_accuracy, val_accuracy, kept })
     }
 
     /// The network's accuracy on the training and on the validation split.

@@ -81,6 +81,9 @@ pub(super) struct TrainArgs {
     /// Measure and keep a moving average of the weights with this decay, such as 0.999 [default: the weights themselves]
     #[arg(long, value_name = "DECAY")]
     ema: Option<f64>,
+    /// Which network is kept for use, of those after each epoch [default: the preset's]
+    #[arg(long, value_name = "WHICH")]
+    keep: Option<KeepName>,
     /// L2 regularisation: the loss has this / 2 times the sum of squared weights added; groups of a preset with a decay of
     /// their own keep it [default: the preset's]
     #[arg(long, value_name = "STRENGTH")]
@@ -115,7 +118,7 @@ pub(super) struct TrainArgs {
     checkpoint: Option<PathBuf>,
     /// Go on with the training that was saved in this file, with its options; give the same data [default: start anew]
     #[arg(long, value_name = "FILE",
-          conflicts_with_all = ["preset", "net", "init", "batch_size", "optimizer", "group", "clip_norm", "ema", "sampler", "normalize"])]
+          conflicts_with_all = ["preset", "net", "init", "batch_size", "optimizer", "group", "clip_norm", "ema", "keep", "sampler", "normalize"])]
     resume: Option<PathBuf>,
     /// Iterations from one line about the loss to the next, where there is no progress bar
     #[arg(long, value_name = "N", default_value_t = 20)]
@@ -129,6 +132,14 @@ pub(super) struct TrainArgs {
     /// Do not try to download CIFAR-10 [default: try]
     #[arg(long)]
     no_fetch: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum KeepName {
+    /// The one with the best validation accuracy
+    Best,
+    /// The last one: for rates that fall to 0
+    Last,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -58,14 +58,14 @@ pub(super) fn conclude<T: Element>(
     let mut measure = |data| accuracy(solver.network_mut(), data, Split::Test, options.batch_size, Views::One);
     let (test, test_full) = (measure(&small)?, measure(&data)?);
     out.line(format_args!(
-        "validation accuracy: {:.4}, the best, after epoch {}; {:.4} in the end ({} images)",
-        report.best_val_accuracy,
-        report.best_epoch,
+        "validation accuracy: {:.4}, of the network that is kept, after epoch {}; {:.4} in the end ({} images)",
+        report.kept_val_accuracy,
+        report.kept_epoch,
         report.final_val_accuracy,
         thousands(data.len(Split::Validation))
     ))?;
     out.line(format_args!(
-        "test accuracy of the best: {test:.4} on the first {} images, {test_full:.4} on all {}",
+        "test accuracy: {test:.4} on the first {} images, {test_full:.4} on all {}",
         thousands(small.len(Split::Test)),
         thousands(data.len(Split::Test))
     ))?;
@@ -76,8 +76,8 @@ pub(super) fn conclude<T: Element>(
     ))?;
     let (network, history) = (solver.network_mut().spec().to_string(), solver.history());
     let mut object = json!({
-        "best_val_accuracy": report.best_val_accuracy,
-        "best_epoch": report.best_epoch,
+        "kept_val_accuracy": report.kept_val_accuracy,
+        "kept_epoch": report.kept_epoch,
         "final_val_accuracy": report.final_val_accuracy,
         "final_train_accuracy": report.final_train_accuracy,
         "final_loss": history.loss.last(),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{FillName, FlipName, NormalizationName, SamplerName, TrainArgs};
+use super::{FillName, FlipName, KeepName, NormalizationName, SamplerName, TrainArgs};
 use crate::cli::data::{Folder, check_fits};
 use crate::cli::output::Output;
 use crate::cli::presets::Preset;
@@ -15,7 +15,7 @@ use crate::nn::init::Init;
 use crate::nn::network::Network;
 use crate::nn::notation::NetworkSpec;
 use crate::optim::{Group, LearningRate, Schedule, Select, UpdateRule};
-use crate::train::{Checkpoint, Solver, SolverOptions};
+use crate::train::{Checkpoint, Keep, Solver, SolverOptions};
 
 /// A solver with its data: where that is from, and what it is.
 pub(super) struct Ready<T: Element> {
@@ -36,6 +36,11 @@ pub(super) fn new<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -
         groups: groups(args, preset)?,
         clip_norm: args.clip_norm,
         ema: args.ema,
+        keep: match args.keep {
+            None => preset.keep,
+            Some(KeepName::Best) => Keep::Best,
+            Some(KeepName::Last) => Keep::Last,
+        },
         sampler: match args.sampler {
             None => preset.sampler,
             Some(SamplerName::Shuffle) => Sampler::ShuffledEpochs,

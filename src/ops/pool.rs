@@ -3,7 +3,7 @@
 //! | path | when | how |
 //! | --- | --- | --- |
 //! | tiles | windows do not overlap ([`Pool2dShape::tiles`]) | the plane, without what is left over, reshaped to `(H', KH, W', KW)`: whole rows against whole rows; backward writes every pixel once |
-//! | general | everything else | window by window; backward clears the plane and adds |
+//! | general | everything else | a row of windows at once, cell by cell; average and backward window by window, backward clears the plane and adds |
 //!
 //! The argmax of a window is kept as one byte, the cell's row-major index, so backward needs neither the input nor the
 //! output. Ties: the first maximum in row-major order gets the gradient, in every path. A NaN is the maximum of its
@@ -127,22 +127,51 @@ pub(crate) fn max_pool_plane<T: Element>(shape: &Pool2dShape, x: &[T], out: &mut
     if shape.tiles() {
         return max_pool_tiles((shape.rows.window, shape.cols.window), shape.cols.input, x, out, cell);
     }
-    for_each_window(
-        shape,
-        #[inline(always)]
-        |o, window| {
-            let (mut best, mut at) = (T::neg_infinity(), u8::MAX);
-            window.for_each_pixel(
-                #[inline(always)]
-                |index, pixel| {
-                    if at == u8::MAX || beats(x[pixel], best) {
-                        (best, at) = (x[pixel], index as u8);
-                    }
-                },
-            );
-            (out[o], cell[o]) = (best, at);
-        },
-    );
+    let (rows, cols) = (&shape.rows, &shape.cols);
+    let outputs = out.chunks_exact_mut(cols.output).zip(cell.chunks_exact_mut(cols.output));
+    for (i, (out, cell)) in outputs.enumerate() {
+        // The first pixel of a window takes this place, whatever it is.
+        out.fill(T::neg_infinity());
+        cell.fill(u8::MAX);
+        for ki in 0..rows.window {
+            let Some(y) = rows.source(i, ki) else { continue };
+            for kj in 0..cols.window {
+                let inside = cols.inside(kj);
+                let Some(first) = cols.source(inside.start, kj).filter(|_| !inside.is_empty()) else { continue };
+                let pixels = &x[y * cols.input + first..(y + 1) * cols.input];
+                let (out, cell, index) = (&mut out[inside.clone()], &mut cell[inside], (ki * cols.window + kj) as u8);
+                match cols.stride {
+                    1 => take_larger::<T, 1>(pixels, index, out, cell),
+                    2 => take_larger::<T, 2>(pixels, index, out, cell),
+                    3 => take_larger::<T, 3>(pixels, index, out, cell),
+                    stride => pixels.iter().step_by(stride).zip(out).zip(cell).for_each(
+                        #[inline(always)]
+                        |((&v, out), cell)| take_if_larger(v, index, out, cell),
+                    ),
+                }
+            }
+        }
+    }
+}
+
+/// Pixels 0, `S`, 2 `S`, ... take the place of the maxima that they beat: cell `index` of all windows of a row at once, so
+/// that the compiler vectorises it.
+#[inline(always)]
+fn take_larger<T: Element, const S: usize>(pixels: &[T], index: u8, out: &mut [T], cell: &mut [u8]) {
+    let (pixels, rest) = pixels.as_chunks::<S>();
+    for ((pixels, out), cell) in pixels.iter().zip(&mut *out).zip(&mut *cell) {
+        take_if_larger(pixels[0], index, out, cell);
+    }
+    if let (Some(&v), Some(out), Some(cell)) = (rest.first(), out.get_mut(pixels.len()), cell.get_mut(pixels.len())) {
+        take_if_larger(v, index, out, cell);
+    }
+}
+
+#[inline(always)]
+fn take_if_larger<T: Element>(v: T, index: u8, out: &mut T, cell: &mut u8) {
+    let takes = (*cell == u8::MAX) | beats(v, *out);
+    *out = if takes { v } else { *out };
+    *cell = if takes { index } else { *cell };
 }
 
 /// Backward of [`max_pool_plane`]: sets `dx[H, W]`.

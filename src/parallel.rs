@@ -315,6 +315,13 @@ pub(crate) struct StridedMut<'a, T> {
     lifetime: PhantomData<&'a mut [T]>,
 }
 
+impl<'a, T> StridedMut<'a, T> {
+    /// The rows of a matrix of `len` elements a row, as many as `data` has.
+    pub(crate) fn rows(data: &'a mut [T], len: usize) -> Self {
+        StridedMut { pointer: data.as_mut_ptr(), count: data.len() / len, stride: len, len, lifetime: PhantomData }
+    }
+}
+
 impl<T> StridedMut<'_, T> {
     /// Number of runs.
     pub(crate) fn count(&self) -> usize {
@@ -338,6 +345,19 @@ impl<T> StridedMut<'_, T> {
         assert!(index < self.count, "run {index} of {}", self.count);
         // SAFETY: `Disjoint::strided` promises the elements of every run to the one value that this is.
         unsafe { std::slice::from_raw_parts_mut(self.pointer.add(index * self.stride), self.len) }
+    }
+
+    /// The same part of one run after the other.
+    #[track_caller]
+    #[inline(always)]
+    pub(crate) fn parts(&mut self, part: Range<usize>) -> impl Iterator<Item = &mut [T]> {
+        assert!(part.end <= self.len, "{part:?} of {}", self.len);
+        let (first, stride) = (self.pointer.wrapping_add(part.start), self.stride);
+        // SAFETY: as in `get`; runs do not overlap.
+        (0..self.count).map(
+            #[inline(always)]
+            move |index| unsafe { std::slice::from_raw_parts_mut(first.add(index * stride), part.len()) },
+        )
     }
 
     /// The first element, for a matrix whose rows are the runs.

@@ -14,7 +14,7 @@ use pulp::{Simd, WithSimd};
 
 use crate::blas::{Accum, Mat, MatMut, gemm, setup};
 use crate::element::{Element, Kind};
-use crate::parallel::piece_range;
+use crate::parallel::{StridedMut, piece_range};
 use crate::simd::{LANES, arch};
 
 /// Columns of a panel.
@@ -30,11 +30,36 @@ pub(crate) struct Panels<'a, T> {
     pub(crate) panel: usize,
 }
 
+/// Elements from one panel of so many rows to the next: an odd number of rows, lest panels are a multiple of 4 KiB apart.
+pub(crate) fn panel_len(rows: usize) -> usize {
+    (rows | 1) * PANEL
+}
+
+/// Sets row `row` of B, whose panels these are. Columns beyond the last are zero.
+#[inline(always)]
+pub(crate) fn set_row<T: Element>(panels: &mut StridedMut<'_, T>, row: usize, values: &[T]) {
+    let (whole, rest) = values.as_chunks::<PANEL>();
+    let mut parts = panels.parts(row * PANEL..(row + 1) * PANEL);
+    for (values, to) in whole.iter().zip(&mut parts) {
+        to.copy_from_slice(values);
+    }
+    if let Some(to) = parts.next().filter(|_| !rest.is_empty()) {
+        let (to, beyond) = to.split_at_mut(rest.len());
+        to.copy_from_slice(rest);
+        beyond.fill(T::zero());
+    }
+}
+
 /// Terms of the sums that are added up before the next ones: a panel of so many rows stays in the L1 cache.
 const TERMS: usize = 256;
 
 /// Terms up to which OpenBLAS is faster where it copies nothing either: there is less to gain than to keep up.
 const FEW_TERMS: usize = 32;
+
+/// Whether sums of so many terms are better made here than by OpenBLAS, where B can be made in panels at no cost.
+pub(crate) fn pay<T: Element>(terms: usize) -> bool {
+    T::KIND == Kind::F32 && !(terms <= FEW_TERMS && setup().multiplies_in_place)
+}
 
 /// `C <- A B`. Shapes: A `(m, k)`, B `(k, n)`, C `(m, n)`, n a multiple of [`LANES`].
 ///
@@ -46,12 +71,12 @@ pub(crate) fn multiply<T: Element>(a: Mat<'_, T>, b: Panels<'_, T>, c: MatMut<'_
     assert!(!a.transposed, "A is used as it lies");
     assert!(c.cols.is_multiple_of(LANES), "{} columns are whole vectors", c.cols);
     match T::KIND {
-        Kind::F32 if b.rows <= FEW_TERMS && setup().multiplies_in_place => multiply_by_blas(a, b, c),
-        Kind::F32 => {
+        Kind::F32 if pay::<T>(b.rows) => {
             let Panels { data, rows, panel } = b;
             let b = Panels { data: bytemuck::cast_slice(data), rows, panel };
             arch().dispatch(Product { a: a.cast(), b, c: c.cast() });
         }
+        Kind::F32 => multiply_by_blas(a, b, c),
         Kind::F64 => multiply_plainly(a, b, c),
     }
 }

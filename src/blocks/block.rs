@@ -1,13 +1,13 @@
 //! Level 4. One block: its sizes and its memory.
 
-use super::parts::{BlockInput, BlockParts, Core, Pass, Pool, Weights};
+use super::parts::{BlockInput, BlockParts, Core, Pass, Pool, Prepared, Weights};
 use super::tail::{ChannelMap, Pooling, Tail};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::ops::activation::Activation;
-use crate::ops::affine::AffineShape;
+use crate::ops::affine::{self, AffineShape};
 use crate::ops::batchnorm::{Channels, update_running};
-use crate::ops::conv::{ConvPlan, Filters, Prepared};
+use crate::ops::conv::{ConvPlan, Filters};
 use crate::shape::{Conv2d, Conv2dShape, Padding, Pool2dShape, check_elements};
 use crate::workspace::Buffer;
 
@@ -185,12 +185,26 @@ impl Block {
         }
     }
 
-    /// The filters `w` as the convolution's plan wants them, for calls that use them again and again; `None` without
-    /// convolution.
+    /// The weights `w` as the product wants them, for calls that use them again and again; `None` where that is as they are.
+    ///
+    /// # Panics
+    /// If `w` has not the length of its shape.
     pub fn prepare<T: Element>(&self, w: &[T]) -> Option<Prepared<T>> {
         match self.head {
-            Head::Conv(plan) => Some(plan.prepare(w)),
-            Head::None | Head::Affine { .. } => None,
+            Head::None => None,
+            Head::Conv(plan) => Some(Prepared::Filters(plan.prepare(w))),
+            Head::Affine { inputs, outputs } => affine::Prepared::new(inputs, outputs, w).map(Prepared::Matrix),
+        }
+    }
+
+    /// Its parts with the algorithm that is fastest where its weights are used for no more than `images` images at a time.
+    pub(crate) fn parts_for(&self, images: usize) -> BlockParts {
+        match (self.parts.core, self.head) {
+            (Some(Core::Conv { filters, kernel, conv }), Head::Conv(plan)) => {
+                let conv = Conv2d { algorithm: plan.algorithm_for(images), ..conv };
+                BlockParts { core: Some(Core::Conv { filters, kernel, conv }), ..self.parts }
+            }
+            _ => self.parts,
         }
     }
 
@@ -308,7 +322,10 @@ impl Block {
 
 /// The filters of a call.
 pub(super) fn filters<'a, T>(input: &BlockInput<'a, T>) -> Filters<'a, T> {
-    input.prepared.map_or(Filters::Plain(input.weights.w), Filters::Prepared)
+    match input.prepared {
+        Some(Prepared::Filters(filters)) => Filters::Prepared(filters),
+        Some(Prepared::Matrix(_)) | None => Filters::Plain(input.weights.w),
+    }
 }
 
 pub(super) fn affine_shape(samples: usize, inputs: usize, outputs: usize) -> AffineShape {

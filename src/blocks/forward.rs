@@ -1,7 +1,7 @@
 //! Level 4. A block's forward pass.
 
 use super::block::{Block, BlockState, Head, affine_shape, filters};
-use super::parts::{BlockInput, Pass};
+use super::parts::{BlockInput, Pass, Prepared};
 use super::tail::ChannelMap;
 use crate::element::Element;
 use crate::ops::affine::affine_product_into;
@@ -112,8 +112,12 @@ impl Block {
                 conv::forward(plan, input.images, input.x, filters(input), outputs, finish, ws);
             }
             (&Head::Affine { inputs, outputs }, _) => {
-                let shape = affine_shape(input.images, inputs, outputs);
-                affine_product_into(&shape, input.x, input.weights.w, &mut state.y[..len]);
+                let y = &mut state.y[..len];
+                if let Some(Prepared::Matrix(matrix)) = input.prepared {
+                    matrix.product_into(input.images, input.x, y, ws);
+                } else {
+                    affine_product_into(&affine_shape(input.images, inputs, outputs), input.x, input.weights.w, y);
+                }
             }
         }
     }

@@ -20,4 +20,4 @@ mod parts;
 mod tail;
 
 pub use block::{Block, BlockState};
-pub use parts::{BlockGrads, BlockInput, BlockParts, Core, Pass, Pool, Weights};
+pub use parts::{BlockGrads, BlockInput, BlockParts, Core, Pass, Pool, Prepared, Weights};

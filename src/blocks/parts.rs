@@ -2,8 +2,8 @@
 
 use crate::ops::activation::Activation;
 use crate::ops::batchnorm::BatchNorm;
-use crate::ops::conv::Prepared;
 use crate::ops::dropout::DropoutKey;
+use crate::ops::{affine, conv};
 use crate::shape::{Conv2d, Pool2d};
 
 /// The product at the head of a block.
@@ -87,6 +87,15 @@ pub enum Pass {
     Test,
 }
 
+/// The weights of a block's product as it takes them: for calls that use them again and again.
+#[derive(Debug)]
+pub enum Prepared<T> {
+    /// Filters, for the plan of the convolution.
+    Filters(conv::Prepared<T>),
+    /// The matrix of an affine layer.
+    Matrix(affine::Prepared<T>),
+}
+
 /// What both passes of a block read.
 #[derive(Debug)]
 pub struct BlockInput<'a, T> {
@@ -96,7 +105,7 @@ pub struct BlockInput<'a, T> {
     pub x: &'a [T],
     /// The parameters.
     pub weights: Weights<&'a [T]>,
-    /// The filters as the plan of the convolution prepares them, if that was done.
+    /// The weights w as [`Block::prepare`](super::Block::prepare) made them, if that was done.
     pub prepared: Option<&'a Prepared<T>>,
     /// Batchnorm's running mean and variance, which test mode normalises with; empty without batchnorm.
     pub running: (&'a [T], &'a [T]),

@@ -1,6 +1,6 @@
 //! Level 5. Running the steps of a network, forward and backward.
 
-use crate::blocks::{BlockGrads, BlockInput, Pass, Weights};
+use crate::blocks::{BlockGrads, BlockInput, Pass, Prepared, Weights};
 use crate::element::Element;
 use crate::nn::graph::Value;
 use crate::nn::layer::{Backward, Forward, LayerGrads, LayerParams};
@@ -9,7 +9,6 @@ use crate::nn::steps::{Kernel, Step};
 use crate::ops::Mode;
 use crate::ops::activation::Activation;
 use crate::ops::affine::{AffineShape, affine_backward_updating};
-use crate::ops::conv::Prepared;
 use crate::optim::{Early, EarlyRows};
 use crate::parallel::for_each_chunk_mut;
 use crate::params::Params;
@@ -24,7 +23,7 @@ pub(super) struct Run<'a, T: Element> {
     pub(super) params: &'a Params<T>,
     /// Running means and variances.
     pub(super) statistics: &'a Params<T>,
-    /// For each step the filters as its plan prepares them, if that was done.
+    /// For each step its weights as its block prepares them, if that was done.
     pub(super) prepared: &'a [Option<Prepared<T>>],
     pub(super) images: usize,
     pub(super) x: &'a [T],

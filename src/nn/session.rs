@@ -2,7 +2,7 @@
 
 use ndarray::ArrayView4;
 
-use crate::blocks::{Block, BlockParts, Pass, Weights};
+use crate::blocks::{Block, BlockParts, Pass, Prepared, Weights};
 use crate::element::Element;
 use crate::error::{Error, Result, check_shape};
 use crate::nn::fusion::{Fused, Gathered};
@@ -10,13 +10,12 @@ use crate::nn::memory::{Memory, for_inference};
 use crate::nn::network::Network;
 use crate::nn::run::Run;
 use crate::nn::steps::{Kernel, Step};
-use crate::ops::conv::Prepared;
 use crate::ops::layout::row_major;
 
 /// A network for inference. It is immutable, so any number of threads may share it; each brings a [`SessionScratch`].
 ///
 /// Batchnorm after a product is folded into it: with running mean `m` and variance `v` and `s = gamma / sqrt(v + eps)`,
-/// `w' = s w` and `b' = beta + s (b - m)`. Filters are prepared once, values that do not live at the same time share their
+/// `w' = s w` and `b' = beta + s (b - m)`. Weights are prepared once, values that do not live at the same time share their
 /// memory, and a call allocates nothing.
 ///
 /// ```
@@ -59,11 +58,13 @@ impl<T: Element> Session<T> {
         if batch == 0 {
             return Err(Error::invalid("session", "a batch of 0 images", "give at least 1"));
         }
-        let fold = |step: &Gathered| match &step.fused {
-            Fused::Block(parts) => Gathered { fused: Fused::Block(Box::new(fold(parts))), ..step.clone() },
-            Fused::Sum(_) | Fused::Layer(_) => step.clone(),
+        let fold = |(gathered, step): (&Gathered, &Step<T>)| match &step.kernel {
+            Kernel::Block { block, .. } => {
+                Gathered { fused: Fused::Block(Box::new(fold(&block.parts_for(batch)))), ..gathered.clone() }
+            }
+            Kernel::Sum(_) | Kernel::Layer { .. } => gathered.clone(),
         };
-        let gathered = network.gathered().iter().map(fold).collect();
+        let gathered = network.gathered().iter().zip(network.steps()).map(fold).collect();
         let mut folded = Network::zeros(network.spec(), gathered, network.input())?;
         let steps = folded.steps().to_vec();
         for (from, to) in network.steps().iter().zip(&steps) {

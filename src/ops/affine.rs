@@ -5,13 +5,14 @@
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 
+use crate::blas::panels::{self, PANEL, Panels, panel_len, set_row};
 use crate::blas::{Accum, Mat, MatMut, gemm, gemm_in_terms};
 use crate::element::Element;
 use crate::error::{Result, check_shape};
 use crate::ops::layout::{row_major, slice_mut};
 use crate::parallel::{Grid, Runs, Shares, StridedMut, for_each_chunk_mut, for_each_share};
-use crate::simd::{add_assign, vectorized};
-use crate::workspace::Workspace;
+use crate::simd::{LANES, add_assign, vectorized};
+use crate::workspace::{Buffer, Workspace};
 
 /// Gradients of an affine layer.
 #[derive(Clone, Debug, PartialEq)]
@@ -115,7 +116,7 @@ pub fn affine_product_into<T: Element>(shape: &AffineShape, x: &[T], w: &[T], ou
     let work = samples.saturating_mul(inputs).saturating_mul(outputs);
     // BLAS copies the rows of x and the columns of w that a piece reads. So columns are cut in four only, and rows in two
     // where there are many.
-    let height = if samples >= 256 { samples.div_ceil(2) } else { samples };
+    let height = if samples >= MANY_SAMPLES { samples.div_ceil(ROW_PIECES) } else { samples };
     let width = piece_len::<T>(2 * outputs, work).min(outputs);
     let out = Grid::new(out, (samples, outputs), (height, width));
     let across = out.across();
@@ -127,6 +128,63 @@ pub fn affine_product_into<T: Element>(shape: &AffineShape, x: &[T], w: &[T], ou
         gemm_in_terms(Accum::Replace, T::one(), x, w, MatMut::of(&mut out));
     });
 }
+
+/// The matrix w of an affine layer in the panels that our own product takes: for calls that use it again and again, which
+/// then read it once, in the order in which it lies.
+#[derive(Debug)]
+pub struct Prepared<T> {
+    inputs: usize,
+    outputs: usize,
+    panels: Buffer<T>,
+}
+
+impl<T: Element> Prepared<T> {
+    /// w `[D, M]`; `None` where [`affine_product_into`] is faster.
+    ///
+    /// # Panics
+    /// If `w` has not the length of its shape.
+    pub fn new(inputs: usize, outputs: usize, w: &[T]) -> Option<Self> {
+        assert_eq!(Some(w.len()), inputs.checked_mul(outputs), "w is {inputs} x {outputs}");
+        if !panels::pay::<T>(inputs) {
+            return None;
+        }
+        let mut data = Buffer::zeroed(outputs.div_ceil(PANEL) * panel_len(inputs));
+        let mut rows = StridedMut::rows(&mut data, panel_len(inputs));
+        w.chunks_exact(outputs).enumerate().for_each(|(row, values)| set_row(&mut rows, row, values));
+        Some(Prepared { inputs, outputs, panels: data })
+    }
+
+    /// `out = x w`, as [`affine_product_into`]: a row of `out` has the same bits whatever the others are.
+    ///
+    /// # Panics
+    /// If a slice has not the length of its shape.
+    pub fn product_into(&self, samples: usize, x: &[T], out: &mut [T], ws: &mut Workspace) {
+        let Prepared { inputs, outputs, panels: data } = self;
+        let (inputs, outputs, panel) = (*inputs, *outputs, panel_len(*inputs));
+        AffineShape { samples, inputs, outputs }.assert_lengths(x.len(), inputs * outputs, out.len());
+        let height = samples.div_ceil(if samples >= MANY_SAMPLES { ROW_PIECES } else { 1 });
+        let (_, scratch) = ws.lend(0, height * PANEL);
+        let out = Grid::new(out, (samples, outputs), (height, PANEL));
+        let across = out.across();
+        for_each_share(out, |piece, mut out| {
+            let (row, index) = (piece / across * height, piece % across);
+            let (rows, width) = (out.count(), out.run());
+            let x = Mat::new(&x[row * inputs..], rows, inputs, inputs);
+            let w = Panels { data: &data[index * panel..], rows: inputs, panel };
+            scratch.with(|product: &mut [T]| {
+                // out[rows, columns] = x[rows, D] . w[D, columns], in whole vectors
+                panels::multiply(x, w, MatMut::new(product, rows, width.next_multiple_of(LANES), PANEL));
+                for (i, product) in product.chunks_exact(PANEL).take(rows).enumerate() {
+                    out.get(i).copy_from_slice(&product[..width]);
+                }
+            });
+        });
+    }
+}
+
+/// Samples from which on their rows are dealt out as well as the columns of w, and to how many pieces.
+const MANY_SAMPLES: usize = 256;
+const ROW_PIECES: usize = 2;
 
 /// Gradients of `out = x w + b` for `dout` `[N, M]`: those that `grads` has room for.
 ///
@@ -246,6 +304,7 @@ pub fn affine_backward<T: Element>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::element::Kind;
     use crate::random::{Purpose, stream};
     use rand::RngExt;
 
@@ -254,38 +313,51 @@ mod tests {
         (0..len).map(|_| T::of(random.random_range(-1.0..1.0))).collect()
     }
 
-    /// A sample's output has the same bits alone and in any batch, wherever in it; with OpenBLAS' AVX2 kernels but for rounding.
+    /// A sample's output has the same bits alone and in any batch, wherever in it; with OpenBLAS' AVX2 kernels but for rounding,
+    /// unless the weights were prepared, which give the same but for rounding.
     #[test]
     fn the_output_of_a_sample_does_not_depend_on_the_others() {
+        const MOST: usize = 600;
+        fn assert_near<T: Element>(got: &[T], want: &[T], alike: bool, what: &str) {
+            for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
+                let near = (got.f64() - want.f64()).abs() <= 1e-4 * (1.0 + want.f64().abs());
+                assert!(got == want || (near && !alike), "{what}, element {i}: {got:e} and not {want:e}");
+            }
+        }
         fn check<T: Element>(inputs: usize, outputs: usize) {
-            const MOST: usize = 600;
             let alike = crate::blas::setup().rows_alike;
             let (x, w) = (values::<T>(MOST * inputs, 1), values::<T>(inputs * outputs, 2));
-            let product = |first: usize, samples: usize| {
-                let shape = AffineShape { samples, inputs, outputs };
+            let prepared = Prepared::new(inputs, outputs, &w);
+            let product = |first: usize, samples: usize, prepared: Option<&Prepared<T>>| {
                 let mut out = vec![T::nan(); samples * outputs];
-                affine_product_into(&shape, &x[first * inputs..][..samples * inputs], &w, &mut out);
+                let x = &x[first * inputs..][..samples * inputs];
+                match prepared {
+                    Some(prepared) => prepared.product_into(samples, x, &mut out, &mut Workspace::new()),
+                    None => affine_product_into(&AffineShape { samples, inputs, outputs }, x, &w, &mut out),
+                }
                 out
             };
-            let want = product(0, MOST);
+            let want = product(0, MOST, None);
+            let want_prepared = prepared.as_ref().map(|prepared| product(0, MOST, Some(prepared)));
+            let name = format!("{} {inputs} -> {outputs}", T::NAME);
             for (first, samples) in
                 [(0, 1), (7, 1), (598, 1), (3, 2), (0, 3), (100, 50), (11, 100), (5, 256), (0, 257), (80, 511)]
             {
-                let want = &want[first * outputs..][..samples * outputs];
-                for (i, (got, want)) in product(first, samples).iter().zip(want).enumerate() {
-                    let (sample, output) = (i / outputs, i % outputs);
-                    let near = (got.f64() - want.f64()).abs() <= 1e-4 * (1.0 + want.f64().abs());
-                    assert!(
-                        got == want || (near && !alike),
-                        "{} {inputs} -> {outputs}, sample {sample} of {samples}, output {output}: {got:e} and not {want:e}",
-                        T::NAME
-                    );
+                let here = first * outputs..(first + samples) * outputs;
+                let what = format!("{name}, {samples} samples from {first}");
+                assert_near(&product(first, samples, None), &want[here.clone()], alike, &what);
+                if let Some(of_all) = &want_prepared {
+                    let got = product(first, samples, prepared.as_ref());
+                    assert_near(&got, &of_all[here.clone()], true, &format!("{what}, prepared"));
+                    assert_near(&got, &want[here], false, &format!("{what}, prepared and not"));
                 }
             }
+            assert!(prepared.is_some() || T::KIND == Kind::F64 || inputs <= 32, "{name} is prepared");
         }
         for (inputs, outputs) in [
             (1, 1),
             (5, 3),
+            (3, 10),
             (33, 10),
             (64, 64),
             (256, 100),

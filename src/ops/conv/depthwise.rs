@@ -138,7 +138,7 @@ impl ChannelLayout {
         if !self.split {
             return padded;
         }
-        self.phases.split(padded, phases);
+        self.phases.split(padded, 0..self.rows.output, phases);
         phases
     }
 

@@ -18,10 +18,11 @@ use std::ops::Range;
 
 use ndarray::{Array2, Array4, ArrayView2, ArrayView4};
 
+use crate::blas::panels::set_row;
 use crate::element::Element;
 use crate::error::{Result, check_shape};
 use crate::ops::layout::{row_major, slice_mut};
-use crate::parallel::{Planes, for_each_chunk_mut, for_each_share};
+use crate::parallel::{Planes, StridedMut, for_each_chunk_mut, for_each_share};
 use crate::shape::{Axis, Conv2d, Conv2dShape};
 use crate::simd::{LANES, Lanes, add_assign, deal_two, gather_two, vectorized};
 use crate::workspace::Workspace;
@@ -71,13 +72,13 @@ impl Polyphase {
         self.rows.stride * self.cols.stride * self.plane()
     }
 
-    /// Deals out the channels of `x`, `[C][H][W]`, to `phases`.
+    /// Deals out the channels of `x`, `[C][H][W]`, to `phases`: as much as the windows of output rows `tile` see.
     #[inline(always)]
-    pub(super) fn split<T: Element>(&self, x: &[T], phases: &mut [T]) {
+    pub(super) fn split<T: Element>(&self, x: &[T], tile: Range<usize>, phases: &mut [T]) {
         let (sh, sw, width) = (self.rows.stride, self.cols.stride, self.cols.input);
         for (c, channel) in phases.chunks_exact_mut(self.channel()).enumerate() {
             for (ph, phases) in channel.chunks_exact_mut(sw * self.plane()).enumerate() {
-                for i in 0..self.height {
+                for i in self.seen(ph, &tile) {
                     let (y, row) = (i * sh + ph, i * self.pitch..(i + 1) * self.pitch);
                     if y >= self.rows.input {
                         phases.chunks_exact_mut(self.plane()).for_each(|plane| plane[row.clone()].fill(T::zero()));
@@ -97,6 +98,17 @@ impl Polyphase {
                 }
             }
         }
+    }
+
+    /// The rows of phase `phase` that the windows of output rows `tile` see.
+    #[inline(always)]
+    fn seen(&self, phase: usize, tile: &Range<usize>) -> Range<usize> {
+        let taps = (0..self.rows.window).map(|ki| tap(&self.rows, ki)).filter(|tap| tap.phase == phase);
+        let (first, end) = taps.fold((self.height, 0), |(first, end), tap| {
+            let within = |row: usize| row.saturating_add_signed(tap.shift).min(self.height);
+            (first.min(within(tile.start)), end.max(within(tile.end)))
+        });
+        first..end.max(first)
     }
 
     /// Gathers `phases` back into the channels of `x`: the inverse of [`Polyphase::split`].
@@ -166,32 +178,57 @@ impl Polyphase {
     /// Fills the tile of columns of output rows `tile`, `ld` elements from one row of `cols` to the next.
     #[inline(always)]
     pub(super) fn im2col<T: Element>(&self, phases: &[T], tile: Range<usize>, cols: &mut [T], ld: usize) {
-        let (cells, width) = (self.rows.window * self.cols.window, self.cols.output);
+        let (cells, width) = (self.rows.window * self.cols.window, tile.len() * self.cols.output);
         for (cell, block) in self.blocks(tile.clone()).enumerate() {
-            let (start, end) = ((block.rows.start - tile.start) * width, (block.rows.end - tile.start) * width);
             for (channel, phases) in phases.chunks_exact(self.channel()).enumerate() {
-                let plane = &phases[block.offset..][..self.plane()];
-                let out = &mut cols[(channel * cells + cell) * ld..][..tile.len() * width];
-                if block.rows.len() < tile.len() {
-                    out[..start].fill(T::zero());
-                    out[end..].fill(T::zero());
-                }
-                if block.rows.is_empty() {
-                    continue;
-                }
-                if self.contiguous() {
-                    let (to, from) = self.overlap(&block, start);
-                    out[to.clone()].copy_from_slice(&plane[from..from + to.len()]);
-                    self.clear_edges(&block, &mut out[start..end]);
-                } else {
-                    for (i, out) in block.rows.clone().zip(out[start..end].chunks_exact_mut(width)) {
-                        let from = (i as isize + block.row.shift) as usize * self.pitch;
-                        let from = (from + block.cols.start).wrapping_add_signed(block.col.shift);
-                        out[..block.cols.start].fill(T::zero());
-                        out[block.cols.clone()].copy_from_slice(&plane[from..from + block.cols.len()]);
-                        out[block.cols.end..].fill(T::zero());
-                    }
-                }
+                let out = &mut cols[(channel * cells + cell) * ld..][..width];
+                self.fill(&block, &phases[block.offset..][..self.plane()], &tile, out);
+            }
+        }
+    }
+
+    /// The same columns in panels, as `blas::panels` takes them; `row` is scratch for a row.
+    #[inline(always)]
+    pub(super) fn im2col_panels<T: Element>(
+        &self,
+        phases: &[T],
+        tile: Range<usize>,
+        row: &mut [T],
+        panels: &mut StridedMut<'_, T>,
+    ) {
+        let (cells, width) = (self.rows.window * self.cols.window, tile.len() * self.cols.output);
+        let row = &mut row[..width];
+        for (cell, block) in self.blocks(tile.clone()).enumerate() {
+            for (channel, phases) in phases.chunks_exact(self.channel()).enumerate() {
+                self.fill(&block, &phases[block.offset..][..self.plane()], &tile, row);
+                set_row(panels, channel * cells + cell, row);
+            }
+        }
+    }
+
+    /// Fills the part of a row of columns that belongs to output rows `tile`, from a plane of the block's phase.
+    #[inline(always)]
+    fn fill<T: Element>(&self, block: &Block, plane: &[T], tile: &Range<usize>, out: &mut [T]) {
+        let width = self.cols.output;
+        let (start, end) = ((block.rows.start - tile.start) * width, (block.rows.end - tile.start) * width);
+        if block.rows.len() < tile.len() {
+            out[..start].fill(T::zero());
+            out[end..].fill(T::zero());
+        }
+        if block.rows.is_empty() {
+            return;
+        }
+        if self.contiguous() {
+            let (to, from) = self.overlap(block, start);
+            out[to.clone()].copy_from_slice(&plane[from..from + to.len()]);
+            self.clear_edges(block, &mut out[start..end]);
+        } else {
+            for (i, out) in block.rows.clone().zip(out[start..end].chunks_exact_mut(width)) {
+                let from = (i as isize + block.row.shift) as usize * self.pitch;
+                let from = (from + block.cols.start).wrapping_add_signed(block.col.shift);
+                out[..block.cols.start].fill(T::zero());
+                out[block.cols.clone()].copy_from_slice(&plane[from..from + block.cols.len()]);
+                out[block.cols.end..].fill(T::zero());
             }
         }
     }
@@ -313,7 +350,7 @@ pub fn im2col<T: Element>(x: ArrayView4<'_, T>, kernel: (usize, usize), conv: &C
         scratch.with(|scratch: &mut [T]| {
             let (split, tile) = scratch.split_at_mut(shape.channels * phases.channel());
             vectorized!({
-                phases.split(&x[n * image..][..image], split);
+                phases.split(&x[n * image..][..image], 0..shape.rows.output, split);
                 phases.im2col(split, 0..shape.rows.output, tile, plane);
             });
             for (k, row) in tile.chunks_exact(plane).enumerate() {

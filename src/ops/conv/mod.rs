@@ -124,7 +124,7 @@ pub fn conv2d_forward_into<T: Element>(
 ) {
     assert!(b.is_none_or(|b| b.len() == plan.shape.filters), "b has one element per filter");
     let write = Write::of::<T>(out.len());
-    if plan.algorithm == Algorithm::Im2col && write == Write::Cached && tiles::has_place(plan, images) {
+    if plan.algorithm == Algorithm::Im2col && write == Write::Cached && tiles::has_place::<T>(plan, images) {
         plan.check_images(images, x);
         Outputs::plain(&plan.shape, out).check(&plan.shape, images);
         let add_bias = |filter: usize, out: &mut [T]| {

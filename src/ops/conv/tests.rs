@@ -92,7 +92,10 @@ fn cases() -> Vec<(&'static str, Case<f32>)> {
         ("im2col, several tiles", [64, 40, 24], [8, 64, 3, 3], im2col),
         ("im2col, stride and groups", [8, 11, 9], [12, 4, 3, 3], Conv2d { groups: 2, ..strided }),
         ("im2col, stride and several tiles", [48, 64, 48], [8, 48, 3, 3], strided),
+        ("im2col, few pixels of many channels", [72, 5, 5], [96, 72, 3, 3], im2col),
         ("pointwise", [20, 6, 5], [17, 20, 1, 1], im2col),
+        ("pointwise, more terms", [70, 6, 5], [40, 70, 1, 1], im2col),
+        ("pointwise with a stride", [34, 11, 9], [21, 34, 1, 1], strided),
         ("depthwise", [7, 9, 9], [14, 1, 3, 3], Conv2d { groups: 7, ..conv(Algorithm::Depthwise) }),
         ("Winograd, one tile per image", [18, 4, 3], [35, 18, 3, 3], winograd),
         ("Winograd, several slots to a group", [64, 8, 8], [48, 64, 3, 3], winograd),
@@ -218,8 +221,8 @@ fn prepared_filters_give_the_same_bits() {
     }
 }
 
-/// Rows of the product, finished into smaller planes with cells: the largest of two rows and two columns.
-/// Finishes the product in bands of two rows, which leave one over where their number is odd.
+/// Finishes the product in bands of two rows, which leave one over where their number is odd, into smaller planes with cells: the
+/// largest of two rows and two columns.
 fn check_bands(why: &str, case: &Case<f32>, threads: usize) {
     let [_, filters, rows, cols] = case.plan.shape.out();
     let (images, plane) = (3, rows / 2 * (cols / 2));

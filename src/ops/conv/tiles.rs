@@ -21,16 +21,20 @@
 
 use std::ops::Range;
 
+use crate::blas::panels::{self, PANEL, Panels, panel_len, set_row};
 use crate::blas::{Accum, Mat, MatMut, gemm};
 use crate::element::Element;
 use crate::ops::conv::backward::{Piece, Steps, Wanted, transpose_groups};
 use crate::ops::conv::im2col::Polyphase;
-use crate::ops::conv::plan::{ConvPlan, Tiling};
+use crate::ops::conv::plan::{ConvPlan, TilesPart, Tiling};
 use crate::ops::conv::rows::{Outputs, PlaneRows};
-use crate::parallel::{Grid, for_each_share};
+use crate::parallel::{Grid, StridedMut, for_each_share};
 use crate::shape::{Axis, Conv2dShape};
-use crate::simd::{sum, vectorized};
-use crate::workspace::Workspace;
+use crate::simd::{LANES, sum, vectorized};
+use crate::workspace::{Scratch, Workspace};
+
+/// Pieces that the channels of a tile are dealt out to, where its columns are made for several pieces of filters.
+const COLUMN_PIECES: usize = 8;
 
 /// What every tile needs to know.
 #[derive(Clone, Copy, Debug)]
@@ -80,12 +84,12 @@ impl Tiles {
         if self.pointwise { 0 } else { self.shape.column() * self.tiling.ld }
     }
 
-    /// The pixels of some channels as [`Tiles::columns`] wants them; `phases` is scratch.
-    fn pixels<'a, T: Element>(&self, x: &'a [T], phases: &'a mut [T]) -> &'a [T] {
+    /// The pixels of some channels as [`Tiles::columns`] wants them, for output rows `rows`; `phases` is scratch.
+    fn pixels<'a, T: Element>(&self, x: &'a [T], rows: Range<usize>, phases: &'a mut [T]) -> &'a [T] {
         if !self.split {
             return x;
         }
-        vectorized!(self.phases.split(x, phases));
+        vectorized!(self.phases.split(x, rows, phases));
         phases
     }
 
@@ -112,13 +116,62 @@ impl Tiles {
         scratch: &mut [T],
         mut tile: impl FnMut(Range<usize>, Mat<'_, T>),
     ) {
-        let len = self.of_group().0 * self.shape.in_plane();
         let (phases, cols) = scratch.split_at_mut(self.of_group().0 * self.phases_len());
-        let pixels = self.pixels(&x[(place.image * self.shape.groups + place.group) * len..][..len], phases);
+        let rows =
+            place.tiles.start * self.tiling.rows..(place.tiles.end * self.tiling.rows).min(self.shape.rows.output);
+        let pixels = self.pixels(self.group_of(x, place), rows, phases);
         for index in place.tiles.clone() {
             let rows = self.tiling.tile(index, &self.shape);
             tile(rows.clone(), self.columns(pixels, rows, cols));
         }
+    }
+
+    /// The channels of a place.
+    fn group_of<'a, T>(&self, x: &'a [T], place: &Place) -> &'a [T] {
+        let len = self.of_group().0 * self.shape.in_plane();
+        &x[(place.image * self.shape.groups + place.group) * len..][..len]
+    }
+
+    /// Output pixels of the largest tile.
+    fn width(&self) -> usize {
+        self.tiling.rows.min(self.shape.rows.output) * self.shape.cols.output
+    }
+
+    /// Fills panels with the columns of some channels, which `pixels` holds, and one tile; `row` is scratch.
+    fn fill_panels<T: Element>(&self, pixels: &[T], rows: Range<usize>, row: &mut [T], panels: &mut StridedMut<'_, T>) {
+        if self.pointwise {
+            let columns = rows.start * self.shape.cols.output..rows.end * self.shape.cols.output;
+            vectorized!(for (c, plane) in pixels.chunks_exact(self.shape.in_plane()).enumerate() {
+                set_row(panels, c, &plane[columns.clone()]);
+            });
+        } else {
+            vectorized!(self.phases.im2col_panels(pixels, rows, row, panels));
+        }
+    }
+
+    /// The columns of all tiles, one after the other, some channels at a time; `scratch` is for the phases of a group and a
+    /// row.
+    fn make_columns<T: Element>(&self, x: &[T], scratch: &Scratch<'_, T>, (columns, panel): (&mut [T], usize)) {
+        let (channels, _) = self.of_group();
+        let (cells, in_plane) = (self.shape.column() / channels, self.shape.in_plane());
+        let chunk = channels.div_ceil(COLUMN_PIECES);
+        let rows = columns.len() / panel;
+        let per_tile = self.width().div_ceil(PANEL);
+        let blocks = Grid::new(columns, (rows, panel), (per_tile, chunk * cells * PANEL));
+        let across = blocks.across();
+        for_each_share(blocks, |index, mut panels| {
+            let (tile, first) = (index / across, index % across * chunk);
+            let group = tile / self.tiling.tiles;
+            let rows = self.tiling.tile(tile % self.tiling.tiles, &self.shape);
+            // the row that makes their number odd may be a piece of its own
+            let count = chunk.min(channels.saturating_sub(first));
+            scratch.with(|scratch: &mut [T]| {
+                let (phases, row) = scratch.split_at_mut(channels * self.phases_len());
+                let x = &x[(group * channels + first) * in_plane..][..count * in_plane];
+                let pixels = self.pixels(x, rows.clone(), &mut phases[..count * self.phases_len()]);
+                self.fill_panels(pixels, rows, row, &mut panels);
+            });
+        });
     }
 
     /// `w_g` `[F/G, K]` of group `g`.
@@ -140,6 +193,9 @@ pub(super) fn forward<T: Element>(
 ) {
     let tiles = Tiles::new(plan, Wanted { dx: false, dw: false, db: false });
     let ((channels, filters), Tiling { ld, rows, .. }) = (tiles.of_group(), plan.tiling);
+    if panels::pay::<T>(plan.shape.column()) {
+        return forward_in_panels(&tiles, plan.tiles_part(images), (images, x, w), outputs, finish, ws);
+    }
     let per_piece = plan.tiles_per_piece(images);
     let columns_len = channels * tiles.phases_len() + tiles.columns_len();
     let (_, scratch) = ws.lend(0, columns_len + filters * ld);
@@ -162,9 +218,65 @@ pub(super) fn forward<T: Element>(
     });
 }
 
+/// [`forward`] by our own product kernel, for which columns lie in panels.
+fn forward_in_panels<T: Element>(
+    tiles: &Tiles,
+    part: TilesPart,
+    (images, x, w): (usize, &[T], &[T]),
+    outputs: Outputs<'_, T>,
+    finish: impl Fn(usize, &mut [T], &mut [T], &mut [u8]) + Sync + Send,
+    ws: &mut Workspace,
+) {
+    let (shape, tiling, (channels, filters)) = (&tiles.shape, tiles.tiling, tiles.of_group());
+    let (k, width) = (shape.column(), tiles.width());
+    let (panel, count) = (panel_len(k), width.div_ceil(PANEL));
+    // Where the filters are dealt out, several pieces need the same columns, which are made before.
+    let shares_columns = part.filters < filters;
+    let tile_len = count * panel;
+    let [common_len, own_len] =
+        if shares_columns { [images * shape.groups * tiling.tiles * tile_len, 0] } else { [0, tile_len] };
+    let ld = (count | 1) * PANEL;
+    let phases_len = channels * tiles.phases_len();
+    let (common, scratch) = ws.lend(common_len, phases_len + width + own_len + part.filters * ld);
+    if shares_columns {
+        tiles.make_columns(x, &scratch, (&mut *common, panel));
+    }
+    let common = &*common;
+    let pieces = filters / part.filters;
+    outputs.for_each_block(part.filters, part.tiles * tiling.rows, |(i, j), mut block| {
+        let (place, first_filter) = (tiles.place((i / pieces, j), part.tiles), i % pieces * part.filters);
+        let first = place.tiles.start * tiling.rows;
+        scratch.with(|scratch: &mut [T]| {
+            let (phases, scratch) = scratch.split_at_mut(phases_len);
+            let (row, scratch) = scratch.split_at_mut(width);
+            let (columns, product) = scratch.split_at_mut(own_len);
+            let end = (place.tiles.end * tiling.rows).min(shape.rows.output);
+            let pixels = if shares_columns { x } else { tiles.pixels(tiles.group_of(x, &place), first..end, phases) };
+            for index in place.tiles.clone() {
+                let rows = tiling.tile(index, shape);
+                let width = rows.len() * shape.cols.output;
+                let columns = if shares_columns {
+                    &common[(i / pieces * tiling.tiles + index) * tile_len..][..tile_len]
+                } else {
+                    tiles.fill_panels(pixels, rows.clone(), row, &mut StridedMut::rows(columns, panel));
+                    &*columns
+                };
+                // out_g[F/G, tile] = w_g[F/G, K] . cols_g[K, tile]
+                let w = &w[(place.group * filters + first_filter) * k..];
+                let out = MatMut::new(product, part.filters, width.next_multiple_of(LANES), ld);
+                panels::multiply(Mat::new(w, part.filters, k, k), Panels { data: columns, rows: k, panel }, out);
+                for (f, product) in product.chunks_mut(ld).enumerate() {
+                    let (out, cells) = block.rows(f, rows.start - first..rows.end - first);
+                    finish(place.group * filters + first_filter + f, &mut product[..width], out, cells);
+                }
+            }
+        });
+    });
+}
+
 /// Whether [`forward_in_place`] can compute it: it goes through one tile at a time.
-pub(super) fn has_place(plan: &ConvPlan, images: usize) -> bool {
-    plan.tiles_per_piece(images) == 1
+pub(super) fn has_place<T: Element>(plan: &ConvPlan, images: usize) -> bool {
+    plan.tiles_per_piece(images) == 1 && !panels::pay::<T>(plan.shape.column())
 }
 
 /// [`forward`] with the product written to its place in `out` `[N, F, H', W']`, where `finish` gets its rows.
@@ -293,7 +405,8 @@ impl<T: Element> Steps<T> for Tiles {
         let (mut accum, filters) = (Accum::Replace, piece.filters);
         piece.db.fill(T::zero());
         for image in piece.part.images() {
-            let pixels = if self.wanted.dw { self.pixels(piece.x(image), phases) } else { &[] };
+            let pixels =
+                if self.wanted.dw { self.pixels(piece.x(image), 0..self.shape.rows.output, phases) } else { &[] };
             let dpixels = if self.split { &mut *dphases } else { piece.dx.image(image) };
             dpixels.fill(T::zero());
             for tile in 0..self.tiling.tiles {

@@ -32,7 +32,7 @@ impl History {
     pub fn kept(&self, keep: Keep) -> Option<(usize, f64)> {
         match keep {
             Keep::Best => self.best(),
-            Keep::Last => self.val_accuracy.iter().copied().enumerate().last(),
+            Keep::Last => self.val_accuracy.iter().copied().enumerate().next_back(),
         }
     }
 }
@@ -141,7 +141,7 @@ mod tests {
             let history = History { val_accuracy: accuracies.to_vec(), ..History::default() };
             assert_eq!(history.best(), best);
             assert_eq!(history.kept(Keep::Best), best);
-            assert_eq!(history.kept(Keep::Last), accuracies.iter().copied().enumerate().last());
+            assert_eq!(history.kept(Keep::Last), accuracies.iter().copied().enumerate().next_back());
         }
     }
 

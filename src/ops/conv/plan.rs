@@ -194,14 +194,24 @@ impl ConvPlan {
         if strided && images >= MANY_IMAGES { self.tiling.tiles } else { 1 }
     }
 
-    /// What a piece of the forward pass by im2col is, for so many images, where no bit depends on it: filters are dealt out
-    /// where there are fewer tiles than threads share evenly.
+    /// What a piece of the forward pass by im2col is, for so many images, where no bit depends on it. Where there are fewer
+    /// tiles than threads share evenly, tiles get smaller, or the filters are dealt out, whichever reads less memory again.
     pub(super) fn tiles_part(&self, images: usize) -> TilesPart {
-        let (tiles, filters) = (self.tiles_per_piece(images), self.shape.filters / self.shape.groups);
-        let places = images * self.shape.groups * self.tiling.tiles.div_ceil(tiles);
+        let (tiling, tiles) = (self.tiling, self.tiles_per_piece(images));
+        let (filters, places) = (self.shape.filters / self.shape.groups, images * self.shape.groups);
+        let whole = TilesPart { filters, tiling, tiles };
         let wanted = (2 * rayon::current_num_threads()).div_ceil(places);
+        if tiling.tiles.div_ceil(tiles) >= wanted {
+            return whole;
+        }
+        if filters <= self.shape.out_plane() {
+            let least = TILE_PIXELS.div_ceil(self.shape.cols.output);
+            let rows = self.shape.rows.output.div_ceil(wanted).max(least).next_multiple_of(self.band).min(tiling.rows);
+            return TilesPart { tiling: tiling.with_rows(rows, &self.shape), tiles: 1, ..whole };
+        }
+        let wanted = wanted.div_ceil(tiling.tiles);
         let pieces = (wanted..=2 * wanted).find(|&pieces| filters.is_multiple_of(pieces)).unwrap_or(1);
-        if pieces == 1 { TilesPart { filters, tiles } } else { TilesPart { filters: filters / pieces, tiles: 1 } }
+        TilesPart { filters: filters / pieces, tiles: 1, ..whole }
     }
 
     /// Pieces that the channels of an image are dealt out to in the depthwise algorithm.
@@ -215,6 +225,7 @@ impl ConvPlan {
 pub(super) struct TilesPart {
     /// A divisor of the filters of a group.
     pub(super) filters: usize,
+    pub(super) tiling: Tiling,
     pub(super) tiles: usize,
 }
 
@@ -340,6 +351,11 @@ impl Tiling {
         let aligned = width.next_multiple_of(line);
         let ld = if aligned.is_multiple_of(1024 / size_of::<T>()) { aligned + line } else { aligned };
         Tiling { rows, tiles: shape.rows.output.div_ceil(rows), ld }
+    }
+
+    /// The same with tiles of so many rows, no more than it has.
+    fn with_rows(self, rows: usize, shape: &Conv2dShape) -> Self {
+        Tiling { rows, tiles: shape.rows.output.div_ceil(rows), ..self }
     }
 
     /// Output rows of tile `index`.

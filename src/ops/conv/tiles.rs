@@ -194,7 +194,9 @@ pub(super) fn forward<T: Element>(
     let tiles = Tiles::new(plan, Wanted { dx: false, dw: false, db: false });
     let ((channels, filters), Tiling { ld, rows, .. }) = (tiles.of_group(), plan.tiling);
     if panels::pay::<T>(plan.shape.column()) {
-        return forward_in_panels(&tiles, plan.tiles_part(images), (images, x, w), outputs, finish, ws);
+        let part = plan.tiles_part(images);
+        let tiles = Tiles { tiling: part.tiling, ..tiles };
+        return forward_in_panels(&tiles, part, (images, x, w), outputs, finish, ws);
     }
     let per_piece = plan.tiles_per_piece(images);
     let columns_len = channels * tiles.phases_len() + tiles.columns_len();

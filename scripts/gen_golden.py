@@ -7,7 +7,7 @@
 Each file holds one family of operations: a list of cases with a name, parameters and arrays (shape and values in
 row-major order). Inputs are rounded to a few decimals, which keeps the files small; results have all their digits. The
 numbers are seeded: running the script again, with the same versions on the same processor, changes nothing. Networks of
-class Net begin with images and parameters that tests/golden_graph.rs computes as well; their files hold only results.
+class Net begin with images and parameters that tests/suite/golden_graph.rs computes as well; their files hold only results.
 
 Layouts are gemmnet's: images NCHW, filters OIHW, affine weights (D, M). Padding is [top, bottom, left, right].
 """

@@ -21,7 +21,7 @@
 //!
 //! # Adding an operation
 //! A naive twin with its formula in `naive`; the fast one here, with the same signature; both into the tables of
-//! `tests/naive_vs_fast.rs` and, with numbers from PyTorch, `tests/golden.rs`; a numeric gradient in `tests/blocks.rs`.
+//! `tests/suite/naive_vs_fast.rs` and, with numbers from PyTorch, `golden.rs`; a numeric gradient in `blocks.rs`.
 
 pub mod activation;
 pub mod affine;

@@ -1,5 +1,4 @@
 //! The program as its user meets it: results, errors, exit codes.
-#![cfg(feature = "cli")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

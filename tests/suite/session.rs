@@ -1,8 +1,6 @@
 //! Inference sessions against the network they were made from.
 
-mod common;
-
-use common::{assert_close, random_array};
+use crate::common::{assert_close, random_array};
 use gemmnet::nn::init::Init;
 use gemmnet::nn::network::Network;
 use gemmnet::nn::notation::NetworkSpec;

@@ -1,8 +1,6 @@
 //! Whole networks: gradients of every parameter, test mode against training mode, and what does not fit.
 
-mod common;
-
-use common::random_array;
+use crate::common::random_array;
 use gemmnet::gradcheck;
 use gemmnet::models::{FullyConnectedNet, ThreeLayerConvNet};
 use gemmnet::nn::init::Init;

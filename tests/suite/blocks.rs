@@ -1,8 +1,6 @@
 //! Fused blocks against the chain of naive twins, and the cascades against numeric gradients.
 
-mod common;
-
-use common::random_array;
+use crate::common::random_array;
 use gemmnet::blocks::cascades::{
     affine_relu_backward, affine_relu_forward, conv_relu_backward, conv_relu_forward, conv_relu_pool_backward,
     conv_relu_pool_forward,

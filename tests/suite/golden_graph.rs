@@ -1,9 +1,7 @@
 //! Networks with branches, parameter groups, clipping and averages against golden numbers: what PyTorch computes in f64
 //! (`tests/golden`, by `scripts/gen_golden.py`). Images and initial parameters are computed here as they are there.
 
-mod common;
-
-use common::{Golden, assert_close, golden};
+use crate::common::{Golden, assert_close, golden};
 use gemmnet::nn::init::Init;
 use gemmnet::nn::network::{Network, StepKey};
 use gemmnet::nn::notation::NetworkSpec;

@@ -2,9 +2,7 @@
 //! notebook prints. Each check takes the twins as a table, so that naive and fast ones run over the same cases, in `f64`
 //! and in `f32`.
 
-mod common;
-
-use common::{Golden, assert_close, golden};
+use crate::common::{Golden, assert_close, golden};
 use gemmnet::ops::Mode;
 use gemmnet::ops::activation::{Activation, activation_backward, activation_forward};
 use gemmnet::ops::affine::AffineGrads;

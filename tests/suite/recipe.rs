@@ -1,12 +1,9 @@
 //! The record recipe as a whole, small: a whitening layer whose bias is trained for a while, Muon beside Nesterov's momentum,
 //! images that alternate and are reflected, and a part of an epoch at the end.
-#![cfg(feature = "blas")]
-
-mod common;
 
 use std::ops::ControlFlow;
 
-use common::random_array;
+use crate::common::random_array;
 use gemmnet::data::{Augment, Dataset, Fill, Flip, Normalization, Split, Views};
 use gemmnet::nn::init::Init;
 use gemmnet::nn::network::Network;

@@ -1,11 +1,9 @@
 //! What the recipes for CIFAR-10 are made of, against golden numbers: what PyTorch computes in f64 (`tests/golden`, by
 //! `scripts/gen_golden.py`) with the formulas of Jordan's (2024).
 
-mod common;
-
 use std::collections::BTreeSet;
 
-use common::{assert_close, golden};
+use crate::common::{assert_close, golden};
 use gemmnet::data::{Augment, Dataset, Draw, Fill, Flip, Normalization, Normalizer, Split, View, Views};
 use gemmnet::nn::init::Init;
 use gemmnet::nn::network::{Network, StepKey};

@@ -1,8 +1,6 @@
 //! The naive operations' gradients against numeric ones in f64, with random `dout`.
 
-mod common;
-
-use common::random_array;
+use crate::common::random_array;
 use gemmnet::gradcheck::{GradReport, NumericGradient, STEP, check, numeric_gradient, numeric_gradient_array};
 use gemmnet::naive;
 use gemmnet::shape::{Conv2d, Conv2dShape, Padding, Pool2d, Pool2dShape};

@@ -1,9 +1,7 @@
 //! Training against golden numbers: what PyTorch computes in f64 for optimizers and whole networks (`tests/golden`, by
 //! `scripts/gen_golden.py`).
 
-mod common;
-
-use common::{Golden, assert_close, golden};
+use crate::common::{Golden, assert_close, golden};
 use gemmnet::Element;
 use gemmnet::gradcheck::rel_error_norm;
 use gemmnet::nn::init::Init;

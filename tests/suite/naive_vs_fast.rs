@@ -8,9 +8,7 @@
 //!   `4 epsilon (terms + 8)`. The sum and the errors made on the way each grow like a random walk, so their product grows
 //!   like `terms`; what a sum loses when it cancels does not count.
 
-mod common;
-
-use common::{assert_close, random_array};
+use crate::common::{assert_close, random_array};
 use gemmnet::gradcheck::{rel_error, rel_error_norm};
 use gemmnet::naive;
 use gemmnet::ops::Mode;

@@ -1,5 +1,4 @@
 //! What the integration tests share: comparison of arrays, random arrays, golden numbers.
-#![allow(dead_code, reason = "every test program compiles this file and uses a part of it")]
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -1,0 +1,22 @@
+//! The integration tests, in one program: the engine is generic, and each program compiles all of it that it uses. Those that
+//! count allocations are apart, since nothing may run beside them.
+
+mod blocks;
+mod checkpoints;
+#[cfg(feature = "cli")]
+mod cli;
+mod common;
+mod data;
+mod determinism;
+mod golden;
+mod golden_graph;
+mod golden_recipe;
+mod golden_training;
+mod naive_gradients;
+mod naive_vs_fast;
+mod network;
+#[cfg(feature = "blas")]
+mod recipe;
+mod session;
+mod sources;
+mod training;

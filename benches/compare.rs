@@ -33,6 +33,7 @@ use gemmnet::ops::conv::{
 };
 use gemmnet::ops::pool::{max_pool2d_backward, max_pool2d_backward_into, max_pool2d_forward, max_pool2d_forward_into};
 use gemmnet::optim::{Group, LearningRate, Optimizer, Progress};
+use gemmnet::parallel::{Threads, current_threads};
 use gemmnet::params::{ParamKind, Params};
 use gemmnet::shape::{Conv2d, Conv2dShape, Padding, Pool2d, Pool2dShape};
 use gemmnet::workspace::{Buffer, Workspace};
@@ -341,13 +342,12 @@ fn shared(notation: &str, [c, h, w]: [usize; 3], callers: usize) -> Work {
     let network = network_as_trained(notation, [c, h, w]);
     let (session, x) = (Session::new(&network, 1).expect("not an empty batch"), values(&[c, h, w], 0));
     // The present pool has a thread less while that waits for the callers.
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(rayon::current_num_threads()).build();
-    let pool = pool.expect("the system has threads to give");
-    let scratch = || (pool.install(|| session.scratch()), zeros(&[network.classes()]));
+    let pool = Threads::new(current_threads()).expect("the system has threads to give");
+    let scratch = || (pool.run(|| session.scratch()), zeros(&[network.classes()]));
     let mut scratches: Vec<(_, Buffer<f32>)> = (0..callers).map(|_| scratch()).collect();
     let run = move |calls: usize| {
         let caller = |(scratch, scores): &mut (_, Buffer<f32>)| -> Vec<Duration> {
-            let mut call = || pool.install(|| session.run(&x, scores, scratch).expect("one row of scores"));
+            let mut call = || pool.run(|| session.run(&x, scores, scratch).expect("one row of scores"));
             (0..calls / callers).map(|_| time(&mut call)).collect()
         };
         thread::scope(|scope| {
@@ -360,7 +360,7 @@ fn shared(notation: &str, [c, h, w]: [usize; 3], callers: usize) -> Work {
 
 fn product<T: Element>(size: usize) -> Work {
     let (a, b, mut c) = (values::<T>(&[size, size], 0), values(&[size, size], 1), zeros(&[size, size]));
-    let rows = size.div_ceil(rayon::current_num_threads());
+    let rows = size.div_ceil(current_threads());
     Work::new(Some(2 * size.pow(3)), move || {
         parallel::for_each_chunk_mut(&mut c, rows * size, |i, c| {
             let rows_here = c.len() / size;

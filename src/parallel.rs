@@ -7,9 +7,10 @@
 //! What the pieces write is shared out before they start: `for_each_share` gives every piece its own part of an array,
 //! be it a run of elements (`Chunks`, `Runs`, `Even`), the planes of a channel (`Planes`) or a block of a matrix (`Grid`).
 //!
-//! The threads are those of the rayon pool that the caller is in: [`with_threads`] makes one, a host program may
-//! `install` its own.
+//! The threads are those of the rayon pool that the caller is in: [`Threads`] makes one, a host program may `install` its
+//! own. A single thread needs no pool: work then runs where it is called, and costs no handing over.
 
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -17,20 +18,73 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 
-/// Runs `work` inside a pool of `threads` threads.
+thread_local! {
+    /// Whether this thread works alone, without a pool.
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Threads to run work on, for as long as this lives.
+#[derive(Debug)]
+pub struct Threads {
+    /// None for a single thread, which is the caller's.
+    pool: Option<rayon::ThreadPool>,
+}
+
+impl Threads {
+    /// Starts `count` threads; none for 1.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for 0 threads, or if the system refuses to start them.
+    pub fn new(count: usize) -> Result<Self> {
+        if count == 0 {
+            return Err(Error::invalid("threads", "0 threads cannot work", "give 1 or more"));
+        }
+        let start = || {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(count)
+                .thread_name(|i| format!("gemmnet-{i}"))
+                .build()
+                .map_err(|e| Error::invalid("threads", format!("cannot start {count} threads: {e}"), "ask for fewer"))
+        };
+        Ok(Threads { pool: if count == 1 { None } else { Some(start()?) } })
+    }
+
+    /// Runs `work` on them: what it calls of this crate is cut into pieces for so many threads.
+    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        /// Sets the flag back, also where `work` panics.
+        struct Back(bool);
+        impl Drop for Back {
+            fn drop(&mut self) {
+                ALONE.set(self.0);
+            }
+        }
+        match &self.pool {
+            // a worker of a pool is never alone, whoever waits for it
+            Some(pool) => pool.install(work),
+            None => {
+                let _back = Back(ALONE.replace(true));
+                work()
+            }
+        }
+    }
+}
+
+/// Runs `work` on `threads` threads, which end with it: [`Threads`] for one call.
 ///
 /// # Errors
-/// [`Error::Invalid`] for 0 threads, or if the system refuses to start them.
+/// As [`Threads::new`].
 pub fn with_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> Result<R> {
-    if threads == 0 {
-        return Err(Error::invalid("threads", "0 threads cannot work", "give 1 or more"));
-    }
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .thread_name(|i| format!("gemmnet-{i}"))
-        .build()
-        .map_err(|e| Error::invalid("threads", format!("cannot start {threads} threads: {e}"), "ask for fewer"))?;
-    Ok(pool.install(work))
+    Ok(Threads::new(threads)?.run(work))
+}
+
+/// The number of threads that work runs on here.
+pub fn current_threads() -> usize {
+    if ALONE.get() { 1 } else { rayon::current_num_threads() }
+}
+
+/// Which of them this is; 0 outside of their pool.
+pub(crate) fn current_thread() -> usize {
+    if ALONE.get() { 0 } else { rayon::current_thread_index().unwrap_or(0) }
 }
 
 /// How many threads to use: `asked` if given, else `GEMMNET_NUM_THREADS`, else one per core that this process may use.
@@ -55,13 +109,18 @@ pub fn thread_count(asked: Option<usize>) -> Result<usize> {
     Ok(count)
 }
 
-/// Runs `piece(0)`, ..., `piece(pieces - 1)`, each on one thread of the current pool, with denormals flushed to zero.
+/// Runs `piece(0)`, ..., `piece(pieces - 1)`, each on one of the current threads, with denormals flushed to zero.
 pub fn for_each_piece(pieces: usize, piece: impl Fn(usize) + Sync + Send) {
-    (0..pieces).into_par_iter().with_max_len(1).for_each(|i| {
+    let run = |i| {
         let _guard = FlushToZero::on();
         piece(i);
         finish_streaming();
-    });
+    };
+    if ALONE.get() {
+        (0..pieces).for_each(run);
+    } else {
+        (0..pieces).into_par_iter().with_max_len(1).for_each(run);
+    }
 }
 
 /// Cuts `data` into chunks of `chunk` elements (the last may be shorter) and runs `piece(index, chunk)` on each.
@@ -553,6 +612,34 @@ mod tests {
     #[test]
     fn no_threads_is_an_error() {
         assert!(with_threads(0, || ()).unwrap_err().to_string().contains("0 threads"));
-        assert_eq!(with_threads(3, rayon::current_num_threads).unwrap(), 3);
+        assert_eq!(with_threads(3, current_threads).unwrap(), 3);
+    }
+
+    /// A single thread is the caller's, also within a pool, and only as long as the work goes on.
+    #[test]
+    fn a_single_thread_is_the_callers() {
+        let here = || (current_threads(), current_thread(), std::thread::current().id());
+        let alone = Threads::new(1).unwrap();
+        let pieces = || {
+            let places = std::sync::Mutex::new(Vec::new());
+            for_each_piece(5, |_| places.lock().unwrap().push(std::thread::current().id()));
+            places.into_inner().unwrap()
+        };
+        for pool in [2, 3].map(|count| Threads::new(count).unwrap()) {
+            pool.run(|| {
+                let (threads, thread, id) = here();
+                assert_eq!(alone.run(here), (1, 0, id));
+                assert_eq!(alone.run(pieces), [id; 5]);
+                let panics = std::panic::AssertUnwindSafe(|| alone.run(|| panic!("on purpose")));
+                let panicked = std::panic::catch_unwind(panics);
+                assert!(panicked.is_err());
+                assert_eq!(here(), (threads, thread, id), "the pool again");
+                assert_ne!(alone.run(|| pool_of_two().run(current_threads)), 1, "a pool within");
+            });
+        }
+    }
+
+    fn pool_of_two() -> Threads {
+        Threads::new(2).unwrap()
     }
 }

@@ -8,6 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use bytemuck::Pod;
 use memmap2::MmapMut;
 
+use crate::parallel::{current_thread, current_threads};
+
 static MAPS: AtomicUsize = AtomicUsize::new(0);
 
 /// How many times this process has asked the system for the memory of a [`Buffer`]: it does not come from the allocator, so
@@ -107,7 +109,7 @@ impl Workspace {
     /// Their content is whatever was left there.
     pub fn lend<T: Pod>(&mut self, shared: usize, scratch: usize) -> (&mut [T], Scratch<'_, T>) {
         let Workspace { shared: memory, arenas } = self;
-        let threads = rayon::current_num_threads().max(arenas.len());
+        let threads = current_threads().max(arenas.len());
         arenas.resize_with(threads, Mutex::default);
         for arena in arenas.iter_mut() {
             // What a panicking piece left there is scratch all the same.
@@ -135,7 +137,7 @@ pub struct Scratch<'a, T> {
 impl<T: Pod> Scratch<'_, T> {
     /// Lends the elements of the calling thread's arena to `work`. A piece asks once and splits what it gets.
     pub fn with<R>(&self, work: impl FnOnce(&mut [T]) -> R) -> R {
-        let thread = rayon::current_thread_index().unwrap_or(0) % self.arenas.len();
+        let thread = current_thread() % self.arenas.len();
         let mut arena = self.arenas[thread].lock().unwrap_or_else(PoisonError::into_inner);
         work(&mut bytemuck::cast_slice_mut(&mut arena)[..self.len])
     }

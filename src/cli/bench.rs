@@ -19,6 +19,7 @@ use crate::ops::conv::{
     Conv2dGrads, ConvGradsMut, ConvInput, ConvPlan, Filters, conv2d_backward_into, conv2d_forward_into,
 };
 use crate::ops::pool::{max_pool2d_backward_into, max_pool2d_forward_into};
+use crate::parallel::current_threads;
 use crate::random::{Purpose, stream};
 use crate::shape::{Conv2d, Conv2dShape, Padding, Pool2d, Pool2dShape};
 use crate::workspace::Workspace;
@@ -59,12 +60,12 @@ pub(super) fn run(args: &BenchArgs, global: &Global, out: &Output) -> Result<(),
     out.line(table(&bench.rows))?;
     out.line(format_args!(
         "{} thread(s), medians of {} naive and {} fast runs",
-        rayon::current_num_threads(),
+        current_threads(),
         args.repeats,
         args.repeats * FAST_RUNS
     ))?;
     let rows: Vec<_> = bench.rows.iter().map(Row::json).collect();
-    out.json(&json!({ "rows": rows, "threads": rayon::current_num_threads() }))
+    out.json(&json!({ "rows": rows, "threads": current_threads() }))
 }
 
 fn table(rows: &[Row]) -> Table {

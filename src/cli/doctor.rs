@@ -11,6 +11,7 @@ use crate::blas::{self, Accum, Mat, MatMut, gemm};
 use crate::data::cifar10;
 use crate::data::places::{default_data_dir, find_cifar10};
 use crate::element::Element;
+use crate::parallel::current_threads;
 use crate::simd::Isa;
 
 /// What gemmnet runs on: BLAS library, processor, threads, data
@@ -57,7 +58,7 @@ pub(super) fn run(_: &DoctorArgs, global: &Global, out: &Output) -> Result<(), S
         row("", note.clone());
     }
     row("processor", format!("{cores} cores, {ARCH} {}; vectors: {}", features.join(" "), Isa::used()));
-    row("threads", rayon::current_num_threads().to_string());
+    row("threads", current_threads().to_string());
     row("CIFAR-10", data);
     out.line(table)?;
     for problem in &problems {
@@ -74,7 +75,7 @@ pub(super) fn run(_: &DoctorArgs, global: &Global, out: &Output) -> Result<(), S
         "cpu_features": features,
         "isa": Isa::used().to_string(),
         "cores": cores,
-        "threads": rayon::current_num_threads(),
+        "threads": current_threads(),
         "data_dir": data_dir,
         "problems": problems,
     }))?;

@@ -11,6 +11,7 @@ use crate::nn::network::Network;
 use crate::nn::run::Run;
 use crate::nn::steps::{Kernel, Step};
 use crate::ops::layout::row_major;
+use crate::parallel::current_threads;
 
 /// A network for inference. It is immutable, so any number of threads may share it; each brings a [`SessionScratch`].
 ///
@@ -83,13 +84,13 @@ impl<T: Element> Session<T> {
         self.batch
     }
 
-    /// Memory for one caller, for the threads of the current rayon pool. Everything is allocated here.
+    /// Memory for one caller, for the threads that it is called on. Everything is allocated here.
     pub fn scratch(&self) -> SessionScratch<T> {
         let steps = self.folded.steps();
         let mut scratch = SessionScratch(Memory::new(steps, for_inference(steps)));
         let image: usize = self.folded.input().iter().product();
         // Images that are fewer than the threads are cut in other ways, which take other memory.
-        let few = 1..self.batch.min(rayon::current_num_threads());
+        let few = 1..self.batch.min(current_threads());
         let x = vec![T::zero(); self.batch * image];
         few.chain([self.batch]).for_each(|images| self.forward(images, &x[..images * image], &mut scratch));
         scratch

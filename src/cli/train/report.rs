@@ -11,6 +11,7 @@ use crate::cli::data::small_test;
 use crate::cli::output::{Align, Output, Table, thousands};
 use crate::data::{Split, Views};
 use crate::element::Element;
+use crate::parallel::current_threads;
 use crate::profile::Row;
 use crate::train::{Report, accuracy};
 
@@ -69,7 +70,7 @@ pub(super) fn conclude<T: Element>(
         thousands(small.len(Split::Test)),
         thousands(data.len(Split::Test))
     ))?;
-    let (seconds, speed, threads) = (report.train_seconds, report.images_per_second, rayon::current_num_threads());
+    let (seconds, speed, threads) = (report.train_seconds, report.images_per_second, current_threads());
     let file = checkpoint.display();
     out.line(format_args!(
         "{seconds:.1} s of training, {speed:.0} images/s, {threads} thread(s); the network is in {file}"

@@ -12,6 +12,7 @@ use crate::element::{Element, Kind};
 use crate::error::{Error, Result};
 use crate::ops::conv::slots::Slots;
 use crate::ops::conv::winograd;
+use crate::parallel::current_threads;
 use crate::shape::{Algorithm, Axis, Conv2dShape};
 use crate::workspace::Buffer;
 
@@ -200,7 +201,7 @@ impl ConvPlan {
         let (tiling, tiles) = (self.tiling, self.tiles_per_piece(images));
         let (filters, places) = (self.shape.filters / self.shape.groups, images * self.shape.groups);
         let whole = TilesPart { filters, tiling, tiles };
-        let wanted = (2 * rayon::current_num_threads()).div_ceil(places);
+        let wanted = (2 * current_threads()).div_ceil(places);
         if tiling.tiles.div_ceil(tiles) >= wanted {
             return whole;
         }
@@ -249,7 +250,7 @@ impl ConvPlan {
     /// again. No bit of the output depends on it.
     pub(super) fn winograd_part(&self, images: usize) -> WinogradPart {
         let (shape, (rows, cols)) = (&self.shape, winograd::tiles(&self.shape));
-        let threads = rayon::current_num_threads();
+        let threads = current_threads();
         // so many that threads share them evenly
         let pieces = if images < threads { (2 * threads).div_ceil(images) } else { 1 };
         if pieces > 1 && shape.filters > images * rows * cols && shape.filters.div_ceil(PANEL) > images {

@@ -53,7 +53,8 @@
 //! - *The same seed gives the same bits*, on one machine and one build, at any number of threads: sums are cut
 //!   into pieces by their shape alone and added in a fixed order, and every use of randomness has a stream of its own.
 //!   Another processor or another BLAS library rounds differently. (`GEMMNET_MAX_ISA`, set to something that is no set of
-//!   instructions, makes the first operation panic: the program checks it, a host that sets it should.)
+//!   instructions, makes the first operation panic: the program checks it, a host that sets it should, with
+//!   [`check_environment`].)
 //! - *Scores of an image do not depend on the others* in its batch: what decides how a layer runs is its size alone. To the
 //!   bit with OpenBLAS' AVX-512 kernels, but for rounding with its AVX2 ones ([`blas::BackendInfo::rows_alike`]).
 //! - *A training step allocates nothing* after the first (with OpenBLAS), and nothing is cached that is cheaper to compute
@@ -61,8 +62,8 @@
 //! - *A wrong input is a value*: [`Error`] says what came, what was expected, and what to do.
 //!
 //! # Threads
-//! There is one level of parallelism: the rayon pool that the caller is in. [`parallel::with_threads`] makes one; a program
-//! with a pool of its own calls from inside it. BLAS runs on one thread within each piece of work. A program that is to run on
+//! There is one level of parallelism: the rayon pool that the caller is in. [`parallel::Threads`] makes one, or for a single
+//! thread none; a program with a pool of its own calls from inside it. BLAS runs on one thread within each piece of work. A program that is to run on
 //! a processor newer than its OpenBLAS calls [`blas::choose_kernels`] first thing.
 //!
 //! # Features
@@ -102,6 +103,15 @@ pub mod workspace;
 
 pub use element::Element;
 pub use error::{Error, Result};
+
+/// Checks the environment variables that the library reads where it cannot return an error: `GEMMNET_MAX_ISA`, for which the
+/// first operation would panic.
+///
+/// # Errors
+/// [`Error::Invalid`] if it is set to something that is no set of instructions.
+pub fn check_environment() -> Result<()> {
+    simd::Isa::limit().map(|_| ())
+}
 
 /// What most programs use: `use gemmnet::prelude::*;`.
 pub mod prelude {

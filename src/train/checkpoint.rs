@@ -64,6 +64,41 @@ pub struct Checkpoint<T: Element> {
     pub(super) optimizer: Optimizer<T>,
 }
 
+/// A saved network to use, from a checkpoint or a file of a network alone.
+#[derive(Debug)]
+pub struct Model<T: Element> {
+    /// With the parameters that were kept.
+    pub network: Network<T>,
+    /// What turns pixels into its input; only checkpoints have it.
+    pub normalizer: Option<Normalizer>,
+    /// Names of the classes, by label; of a network alone none.
+    pub class_names: Vec<String>,
+}
+
+impl<T: Element> Model<T> {
+    /// Reads a file of [`Checkpoint::save`] or [`Network::save`].
+    ///
+    /// # Errors
+    /// As [`Network::load`].
+    pub fn load(path: &Path) -> Result<Self> {
+        Self::from_bytes(&read(path)?, path)
+    }
+
+    /// The same from the bytes of such a file; errors call it `name`.
+    ///
+    /// # Errors
+    /// As [`Network::load`], without those of reading.
+    pub fn from_bytes(bytes: &[u8], name: &Path) -> Result<Self> {
+        let archive = Archive::open(name, bytes)?;
+        let header = Header::read::<T>(&archive)?;
+        if file::parse::<Training>(&archive)?.options.is_none() {
+            return Ok(Model { network: header.network(&archive)?, normalizer: None, class_names: Vec::new() });
+        }
+        let Trained { network, normalizer, class_names, .. } = Contents::read::<T>(&archive)?.trained(&archive)?;
+        Ok(Model { network, normalizer: Some(normalizer), class_names })
+    }
+}
+
 /// The network of a checkpoint file, with the parameters that were kept, and what is needed to measure it and predict with it. The
 /// network alone is read by [`Network::load`].
 ///

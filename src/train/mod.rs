@@ -29,7 +29,7 @@ mod history;
 mod options;
 mod solver;
 
-pub use checkpoint::{Checkpoint, Trained, load_network};
+pub use checkpoint::{Checkpoint, Model, Trained, load_network};
 pub use evaluate::{accuracy, argmax, predict};
 pub use history::{Event, History, Log, Report};
 pub use options::{Keep, SolverOptions};

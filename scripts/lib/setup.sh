@@ -61,6 +61,9 @@ need_native() {
     need_packages $missing
 }
 
+# Checks how C programs use memory; where there is no package of it the tests go without, and say so.
+need_valgrind() { have valgrind || ! have apt-get || need_packages valgrind; }
+
 need_python() { have python3 || need_packages python3; }
 
 # cargo, of the version that Cargo.toml asks for.

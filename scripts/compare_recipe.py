@@ -13,9 +13,8 @@ the medians over the seeds of whole trainings, and the ratio is PyTorch's time /
 
 Each side runs as its users get it: PyTorch eager, f32, channels last, without torch.compile, random numbers of its
 own. Seconds are of training: without reading files, evaluation and starting the program. Both train on all but the
-last 2 % of the training images. Accuracies are of all test images, plain and with six views of each. PyTorch's are of
-its latest network; ours are of the network that was best in validation, as `gemmnet train` keeps it: mostly the
-latest too.
+last 2 % of the training images. Accuracies are of all test images, plain and with six views of each, of the last network
+of both.
 
 --epochs-limit E trains only the first E epochs of each, with the rates of the whole: for speed alone; views are not
 measured. --json writes rows of preset, side, seed, seconds, test_accuracy, views_accuracy, and epochs, a list of
@@ -54,7 +53,7 @@ class Options(argparse.ArgumentParser):
 def read(arguments):
     """The options of `gemmnet train` that torch_recipe.py can have a like of."""
     parser = Options(add_help=False, allow_abbrev=False)
-    for name in ("net", "init", "optimizer", "sampler", "flip", "normalize"):
+    for name in ("net", "init", "optimizer", "sampler", "flip", "normalize", "keep"):
         parser.add_argument(f"--{name}")
     for name in ("learning-rate", "l2", "epochs", "warmup-epochs"):
         parser.add_argument(f"--{name}", type=float, default=0)
@@ -113,6 +112,7 @@ def translate(arguments):
         ("--flip", options.flip, "alternating"),
         ("--normalize", options.normalize, "per-channel"),
         ("--warmup-epochs", options.warmup_epochs, 0),
+        ("--keep", options.keep, "last"),
         ("--shift-fill", options.shift_fill, "reflect", *([None, "zero", "zeros"] if options.shift == 0 else [])),
     ):
         require(what, value, *wanted)

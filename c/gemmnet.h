@@ -51,7 +51,7 @@ typedef enum {
    */
   GEMMNET_FORMAT = 4,
   /*
-   A bug in gemmnet; whatever the call was given may be freed, and nothing else.
+   No memory left, or a bug in gemmnet: the text says which. What the call was given can still be freed.
    */
   GEMMNET_PANIC = 5,
 } gemmnet_code;
@@ -89,9 +89,8 @@ uint32_t gemmnet_abi_version(void);
 const char *gemmnet_last_error(void);
 
 /*
- Makes OpenBLAS choose again where it does not know the processor, which it does not if it is older than that: it then runs
- several times slower. It changes the environment for a moment, so it is for a program that calls it first thing, while it
- has one thread.
+ Where OpenBLAS is older than the processor, and so runs several times slower than it could, makes it choose better kernels. It
+ changes the environment for a moment, so it is for a program that calls it first thing, while it has one thread.
  */
 gemmnet_code gemmnet_choose_kernels(void);
 
@@ -153,7 +152,8 @@ const char *gemmnet_model_class_name(const gemmnet_model *model, size_t index);
 gemmnet_code gemmnet_model_normalize(const gemmnet_model *model, const uint8_t *pixels, float *x, size_t len);
 
 /*
- Makes a model ready to run on up to `batch` pictures at once. The model may be freed afterwards.
+ Makes a model ready to run on up to `batch` pictures at once. The model may be freed afterwards. Scores of sessions for
+ other batches may differ in rounding.
 
  # Safety
  `model` is NULL or one; `session` is NULL or may be written to.
@@ -188,7 +188,7 @@ void gemmnet_scratch_free(gemmnet_scratch *scratch);
 /*
  Scores of pictures: `x` holds their `x_len` values, picture by picture, channel by channel, row by row, and `scores` gets
  one row of `scores_len` / classes values for each. The number of pictures is up to the session's batch. Scores of a
- picture do not depend on the others.
+ picture do not depend on the others, but for rounding where OpenBLAS has no AVX-512 kernels.
 
  # Safety
  `session` and `scratch` are NULL or such; `x` and `scores` are NULL or have so many elements, which nobody else writes

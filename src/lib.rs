@@ -35,9 +35,9 @@
 //! | level | modules | hold |
 //! | --- | --- | --- |
 //! | 0 | [`error`], [`element`] | errors as values; the scalar types, `f32` and `f64` |
-//! | 1 | [`shape`], [`parallel`], [`workspace`], `simd`, [`random`], [`profile`], [`gradcheck`] | the sizes of convolutions and pools, the only place where an output size is computed; the one thread policy; memory that is asked for once; vector instructions; random streams; where the time goes; numeric gradients |
-//! | 2 | [`blas`], [`params`] | the matrix product, the only room that calls OpenBLAS; named parameters in one buffer |
-//! | 3 | [`ops`] | the operations: pure functions over array views |
+//! | 1 | [`shape`], [`parallel`], `simd`, [`random`], [`profile`], [`gradcheck`] | the sizes of convolutions and pools, the only place where an output size is computed; the one thread policy; vector instructions; random streams; where the time goes; numeric gradients |
+//! | 2 | [`blas`], [`workspace`] | the matrix product, the only room that calls OpenBLAS; memory that is asked for once |
+//! | 3 | [`ops`], [`params`] | the operations: pure functions over array views; named parameters in one buffer |
 //! | 4 | [`naive`], [`blocks`], [`optim`] | the operations again, as nested loops to read, with the same signatures; a product and all that follows it, in as few passes over memory as its parts allow; optimizers and schedules |
 //! | 5 | [`nn`], [`data`] | networks, their notation, initialisers, and their training step; sources of images of any size, batches, augmentation |
 //! | 6 | [`models`], [`train`] | CS231n's networks; the solver: epochs, history, checkpoints |
@@ -55,8 +55,8 @@
 //!   Another processor or another BLAS library rounds differently. (`GEMMNET_MAX_ISA`, set to something that is no set of
 //!   instructions, makes the first operation panic: the program checks it, a host that sets it should, with
 //!   [`check_environment`].)
-//! - *Scores of an image do not depend on the others* in its batch: what decides how a layer runs is its size alone. To the
-//!   bit with OpenBLAS' AVX-512 kernels, but for rounding with its AVX2 ones ([`blas::BackendInfo::rows_alike`]).
+//! - *Scores of an image do not depend on the others* in its batch: what decides how a layer runs is its size, and in a session
+//!   the largest batch that it takes. To the bit with OpenBLAS' AVX-512 kernels, but for rounding with its AVX2 ones ([`blas::BackendInfo::rows_alike`]).
 //! - *A training step allocates nothing* after the first (with OpenBLAS), and nothing is cached that is cheaper to compute
 //!   again.
 //! - *A wrong input is a value*: [`Error`] says what came, what was expected, and what to do.

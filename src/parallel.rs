@@ -23,7 +23,7 @@ thread_local! {
     static ALONE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Threads to run work on, for as long as this lives.
+/// Threads to run work on. They are told to end when this is dropped.
 #[derive(Debug)]
 pub struct Threads {
     /// None for a single thread, which is the caller's.
@@ -49,7 +49,8 @@ impl Threads {
         Ok(Threads { pool: if count == 1 { None } else { Some(start()?) } })
     }
 
-    /// Runs `work` on them: what it calls of this crate is cut into pieces for so many threads.
+    /// Runs `work` on them: what it calls of this crate is cut into pieces for so many threads. Of a single thread rayon
+    /// knows nothing: what `work` itself asks of rayon runs where it would run without this.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         /// Sets the flag back, also where `work` panics.
         struct Back(bool);
@@ -59,8 +60,11 @@ impl Threads {
             }
         }
         match &self.pool {
-            // a worker of a pool is never alone, whoever waits for it
-            Some(pool) => pool.install(work),
+            Some(pool) => {
+                // this may be one of its workers, or help others while it waits
+                let _back = Back(ALONE.replace(false));
+                pool.install(work)
+            }
             None => {
                 let _back = Back(ALONE.replace(true));
                 work()
@@ -69,7 +73,7 @@ impl Threads {
     }
 }
 
-/// Runs `work` on `threads` threads, which end with it: [`Threads`] for one call.
+/// Runs `work` on `threads` threads: [`Threads`] for one call.
 ///
 /// # Errors
 /// As [`Threads::new`].
@@ -402,7 +406,7 @@ impl<T> StridedMut<'_, T> {
     #[inline(always)]
     pub(crate) fn get(&mut self, index: usize) -> &mut [T] {
         assert!(index < self.count, "run {index} of {}", self.count);
-        // SAFETY: `Disjoint::strided` promises the elements of every run to the one value that this is.
+        // SAFETY: `Disjoint::strided` promises the elements of every run to the one value that this is, and `rows` has them.
         unsafe { std::slice::from_raw_parts_mut(self.pointer.add(index * self.stride), self.len) }
     }
 
@@ -634,12 +638,9 @@ mod tests {
                 let panicked = std::panic::catch_unwind(panics);
                 assert!(panicked.is_err());
                 assert_eq!(here(), (threads, thread, id), "the pool again");
-                assert_ne!(alone.run(|| pool_of_two().run(current_threads)), 1, "a pool within");
+                assert_eq!(alone.run(|| Threads::new(5).unwrap().run(current_threads)), 5, "a pool within");
+                assert_eq!(alone.run(|| pool.run(current_threads)), threads, "the same pool within");
             });
         }
-    }
-
-    fn pool_of_two() -> Threads {
-        Threads::new(2).unwrap()
     }
 }

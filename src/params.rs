@@ -1,4 +1,4 @@
-//! Level 2. Named parameters in one flat vector.
+//! Level 3. Named parameters in one flat vector.
 //!
 //! One vector, so that the optimizer is one pass, keeping parameters is one copy, and gradients and optimizer state
 //! are vectors of the same layout.

@@ -1,4 +1,4 @@
-//! Level 3. Named tensors in files, and files that appear complete or not at all.
+//! Level 4. Named tensors in files, and files that appear complete or not at all.
 //!
 //! The files are in the safetensors format, which many programs read. What they mean is one entry of JSON in their metadata.
 

@@ -1,4 +1,4 @@
-//! Level 1. Memory that is asked for once: long-lived buffers on huge pages, and scratch for the pieces of an operation.
+//! Level 2. Memory that is asked for once: long-lived buffers on huge pages, and scratch for the pieces of an operation.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};

@@ -69,15 +69,26 @@ fn allocations(notation: &str, data: &Dataset, clip: Option<f64>, first: u64, st
     allocated() - before
 }
 
-/// Allocations of `calls` calls of a session.
-fn session_allocations(notation: &str, batch: usize, calls: usize) -> usize {
+const NETWORKS: [&str; 3] = [
+    "conv8k7-relu-pool-affine256-relu-affine10", // the three-layer net, its matrix updated in backward
+    "[conv16-bn-relu-pool]x2-conv32-bn-relu-pool-[affine32-bn-relu-dropout0.5]-affine10", // im2col and Winograd
+    "conv16s2-silu-avgpool2-conv16g4-leaky-pool3s2-gap-affine10-svm", // the general paths
+];
+
+/// Many filters and few pixels: few images are cut by filters.
+const DEEP: &str = "conv16k8s8p0-relu-conv96s2-bn-relu-conv160k1-relu-affine10";
+
+/// Allocations of a session's calls, with every number of images.
+fn session_allocations(notation: &str, batch: usize) -> usize {
     let spec: NetworkSpec = notation.parse().unwrap();
     let network = Network::<f32>::new(&spec, [3, 32, 32], Init::He, 0).unwrap();
     let session = Session::new(&network, batch).unwrap();
     let (x, mut scores) = (vec![0.5; batch * 3072], vec![0.0; batch * 10]);
     let mut scratch = session.scratch();
     let before = allocated();
-    (0..calls).for_each(|_| session.run(&x, &mut scores, &mut scratch).unwrap());
+    for images in (1..=batch).chain((1..=batch).rev()) {
+        session.run(&x[..images * 3072], &mut scores[..images * 10], &mut scratch).unwrap();
+    }
     allocated() - before
 }
 
@@ -92,18 +103,21 @@ fn a_step_allocates_nothing_after_the_first() {
     let floats = Dataset::from_arrays(labelled(), labelled(), labelled(), Normalization::PerChannel).unwrap();
     // Inside the pool, as the solver works: a call from outside hands the work over through a queue that allocates.
     gemmnet::parallel::with_threads(2, || {
-        for notation in [
-            "conv8k7-relu-pool-affine256-relu-affine10", // the three-layer net, its matrix updated in backward
-            "[conv16-bn-relu-pool]x2-conv32-bn-relu-pool-[affine32-bn-relu-dropout0.5]-affine10", // im2col and Winograd
-            "conv16s2-silu-avgpool2-conv16g4-leaky-pool3s2-gap-affine10-svm", // the general paths
-        ] {
+        for notation in NETWORKS {
             for clip in [None, Some(1.0)] {
                 let what = format!("{notation}, clipped at {clip:?}");
                 assert_eq!(allocations(notation, &data, clip, 1, 5), 0, "{what}");
                 assert_eq!(allocations(notation, &floats, clip, 1, 5), 0, "{what}, on floats of another size");
             }
-            assert_eq!(session_allocations(notation, 16, 5), 0, "session of {notation}");
         }
     })
     .unwrap();
+    for threads in [1, 2, 3] {
+        gemmnet::parallel::with_threads(threads, || {
+            for notation in NETWORKS.into_iter().chain([DEEP]) {
+                assert_eq!(session_allocations(notation, 9), 0, "session of {notation}, {threads} threads");
+            }
+        })
+        .unwrap();
+    }
 }

@@ -21,6 +21,7 @@ use gemmnet::parallel::Threads;
 pub const GEMMNET_ABI_VERSION: u32 = 1;
 
 /// What became of a call.
+#[allow(clippy::enum_variant_names, reason = "C has one space of names")]
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
@@ -34,7 +35,7 @@ pub enum Code {
     GemmnetIo = 3,
     /// A file or buffer does not hold a network, or a damaged one.
     GemmnetFormat = 4,
-    /// A bug in gemmnet; whatever the call was given may be freed, and nothing else.
+    /// No memory left, or a bug in gemmnet: the text says which. What the call was given can still be freed.
     GemmnetPanic = 5,
 }
 
@@ -94,7 +95,7 @@ fn guarded(body: impl FnOnce() -> Result<(), Fault>) -> Code {
     let fault = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => return Code::GemmnetOk,
         Ok(Err(fault)) => fault,
-        Err(panic) => Fault { code: Code::GemmnetPanic, text: format!("a bug in gemmnet: {}", message(&*panic)) },
+        Err(panic) => Fault { code: Code::GemmnetPanic, text: format!("gemmnet gave up: {}", message(&*panic)) },
     };
     let text = CString::new(fault.text.replace('\0', "\\0")).unwrap_or_default();
     LAST_ERROR.with(|last| *last.borrow_mut() = text);
@@ -133,6 +134,8 @@ unsafe fn elements_mut<'a, T>(pointer: *mut T, len: usize, name: &str) -> Result
     Ok(if len == 0 { &mut [] } else { unsafe { slice::from_raw_parts_mut(pointer, len) } })
 }
 
+/// # Errors
+/// Where a slice of `len` elements cannot be.
 fn check<T>(pointer: *const T, len: usize, name: &str) -> Result<(), Fault> {
     if pointer.is_null() && len > 0 {
         return Err(invalid(format!("{name} is NULL; give a buffer of {len} elements")));
@@ -146,10 +149,24 @@ fn check<T>(pointer: *const T, len: usize, name: &str) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Whether two buffers have memory in common.
-fn overlap<T, U>(a: &[T], b: &[U]) -> bool {
-    let [a, b] = [(a.as_ptr().addr(), size_of_val(a)), (b.as_ptr().addr(), size_of_val(b))];
-    a.0 < b.0 + b.1 && b.0 < a.0 + a.1
+/// An input and an output that have no memory in common.
+///
+/// # Safety
+/// As for [`elements`] and [`elements_mut`].
+unsafe fn apart<'a, T, U>(
+    (from, from_len, from_name): (*const T, usize, &str),
+    (to, to_len, to_name): (*mut U, usize, &str),
+) -> Result<(&'a [T], &'a mut [U]), Fault> {
+    check(from, from_len, from_name)?;
+    check(to, to_len, to_name)?;
+    // Lengths in bytes that have been checked; addresses that wrap around are no buffers.
+    let end = |address: usize, bytes: usize| address.saturating_add(bytes);
+    let (a, b) = (from.addr(), to.addr());
+    if a < end(b, to_len * size_of::<U>()) && b < end(a, from_len * size_of::<T>()) {
+        return Err(invalid(format!("{from_name} and {to_name} overlap; give two buffers")));
+    }
+    // SAFETY: as the caller promises, and apart from each other.
+    unsafe { Ok((elements(from, from_len, from_name)?, elements_mut(to, to_len, to_name)?)) }
 }
 
 /// Gives a new value to the caller.
@@ -162,6 +179,8 @@ unsafe fn give<T>(place: *mut *mut T, name: &str, make: impl FnOnce() -> Result<
     }
     // SAFETY: as the caller promises. NULL first, so that freeing it does no harm whatever happens.
     unsafe { *place = ptr::null_mut() };
+    // What would otherwise panic in the first operation.
+    gemmnet::check_environment()?;
     let value = Box::new(make()?);
     // SAFETY: as above.
     unsafe { *place = Box::into_raw(value) };
@@ -194,9 +213,8 @@ pub extern "C" fn gemmnet_last_error() -> *const c_char {
     LAST_ERROR.with(|last| last.borrow().as_ptr())
 }
 
-/// Makes OpenBLAS choose again where it does not know the processor, which it does not if it is older than that: it then runs
-/// several times slower. It changes the environment for a moment, so it is for a program that calls it first thing, while it
-/// has one thread.
+/// Where OpenBLAS is older than the processor, and so runs several times slower than it could, makes it choose better kernels. It
+/// changes the environment for a moment, so it is for a program that calls it first thing, while it has one thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn gemmnet_choose_kernels() -> Code {
     guarded(|| {
@@ -322,12 +340,8 @@ pub unsafe extern "C" fn gemmnet_model_normalize(
 ) -> Code {
     guarded(|| {
         // SAFETY: as the caller promises.
-        let (model, pixels) = unsafe { (reference(model, "model")?, elements(pixels, len, "pixels")?) };
-        // SAFETY: as the caller promises, and checked below.
-        let x = unsafe { elements_mut(x, len, "x") }?;
-        if overlap(pixels, x) {
-            return Err(invalid("pixels and x overlap; give two buffers"));
-        }
+        let (model, (pixels, x)) =
+            unsafe { (reference(model, "model")?, apart((pixels, len, "pixels"), (x, len, "x"))?) };
         let Some(normalizer) = &model.model.normalizer else {
             let fix = "load a checkpoint, or prepare the input yourself";
             return Err(invalid(format!(
@@ -346,7 +360,8 @@ pub unsafe extern "C" fn gemmnet_model_normalize(
     })
 }
 
-/// Makes a model ready to run on up to `batch` pictures at once. The model may be freed afterwards.
+/// Makes a model ready to run on up to `batch` pictures at once. The model may be freed afterwards. Scores of sessions for
+/// other batches may differ in rounding.
 ///
 /// # Safety
 /// `model` is NULL or one; `session` is NULL or may be written to.
@@ -354,7 +369,6 @@ pub unsafe extern "C" fn gemmnet_model_normalize(
 pub unsafe extern "C" fn gemmnet_session_new(model: *const Model, batch: usize, session: *mut *mut Session) -> Code {
     guarded(|| {
         let make = || {
-            gemmnet::check_environment()?;
             // SAFETY: as the caller promises.
             let model = unsafe { reference(model, "model") }?;
             let session = gemmnet::nn::session::Session::new(&model.model.network, batch)?;
@@ -411,7 +425,7 @@ pub unsafe extern "C" fn gemmnet_scratch_free(scratch: *mut Scratch) {
 
 /// Scores of pictures: `x` holds their `x_len` values, picture by picture, channel by channel, row by row, and `scores` gets
 /// one row of `scores_len` / classes values for each. The number of pictures is up to the session's batch. Scores of a
-/// picture do not depend on the others.
+/// picture do not depend on the others, but for rounding where OpenBLAS has no AVX-512 kernels.
 ///
 /// # Safety
 /// `session` and `scratch` are NULL or such; `x` and `scores` are NULL or have so many elements, which nobody else writes
@@ -429,10 +443,7 @@ pub unsafe extern "C" fn gemmnet_run(
         // SAFETY: as the caller promises.
         let (session, scratch) = unsafe { (reference(session, "session")?, reference(scratch, "scratch")?) };
         // SAFETY: as the caller promises.
-        let (x, scores) = unsafe { (elements(x, x_len, "x")?, elements_mut(scores, scores_len, "scores")?) };
-        if overlap(x, scores) {
-            return Err(invalid("x and scores overlap; give two buffers"));
-        }
+        let (x, scores) = unsafe { apart((x, x_len, "x"), (scores, scores_len, "scores")) }?;
         if scratch.session != session.number {
             return Err(invalid("the scratch was made for another session; make one for this"));
         }

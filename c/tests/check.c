@@ -98,6 +98,7 @@ static void check_mistakes(char **argv, gemmnet_model *model, gemmnet_session *o
     fails(gemmnet_session_new(NULL, 1, &second), GEMMNET_INVALID, "model is NULL");
     assert(!second);
     fails(gemmnet_session_new(model, 0, &second), GEMMNET_INVALID, "give at least 1");
+    fails(gemmnet_session_new(model, (size_t)-1 / 8, &second), GEMMNET_INVALID, "session");
     fails(gemmnet_session_new(model, 1, NULL), GEMMNET_INVALID, "session is NULL");
     fails(gemmnet_scratch_new(NULL, 1, &scratch), GEMMNET_INVALID, "session is NULL");
     fails(gemmnet_scratch_new(own, 1, NULL), GEMMNET_INVALID, "scratch is NULL");

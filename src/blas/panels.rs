@@ -1,7 +1,7 @@
-//! Level 2. A matrix product of our own, for many small products of the same shape.
+//! Level 2. A matrix product of our own, for operands that whoever makes them can lay out for it.
 //!
-//! OpenBLAS copies the operands of every product into panels before it multiplies. Winograd's algorithm makes 36 products
-//! of matrices that stay in the cache, and lays its matrices out itself: here nothing is copied. A block of C is kept in
+//! OpenBLAS copies the operands of every product into panels before it multiplies. Winograd's algorithm, im2col and prepared
+//! affine layers lay one of theirs out in panels when they make it: here nothing is copied. A block of C is kept in
 //! the vector registers, and for each term of its sums takes a column of A, element by element, and a row of B.
 //!
 //! Every element of C is one chain of multiply-adds over the terms in their order, so its bits depend on nothing but its row

@@ -12,6 +12,8 @@ use crate::nn::run::Run;
 use crate::nn::steps::{Kernel, Step};
 use crate::ops::layout::row_major;
 use crate::parallel::current_threads;
+use crate::shape::check_elements;
+use crate::workspace::Buffer;
 
 /// A network for inference. It is immutable, so any number of threads may share it; each brings a [`SessionScratch`].
 ///
@@ -51,14 +53,18 @@ fn folds(parts: &BlockParts) -> bool {
 }
 
 impl<T: Element> Session<T> {
-    /// A session for up to `batch` images at once, with the network's present parameters and running statistics.
+    /// A session for up to `batch` images at once, with the network's present parameters and running statistics. What is
+    /// fastest for a layer may depend on `batch`, so that scores of sessions for other batches differ in rounding.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a batch of 0.
+    /// [`Error::Invalid`] for a batch of 0, or for more images than fit any memory.
     pub fn new(network: &Network<T>, batch: usize) -> Result<Self> {
         if batch == 0 {
             return Err(Error::invalid("session", "a batch of 0 images", "give at least 1"));
         }
+        let image = network.input().iter().product();
+        let largest = network.steps().iter().map(Step::output_len).max().unwrap_or(0).max(image);
+        check_elements("session", &[batch, largest])?;
         let fold = |(gathered, step): (&Gathered, &Step<T>)| match &step.kernel {
             Kernel::Block { block, .. } => {
                 Gathered { fused: Fused::Block(Box::new(fold(&block.parts_for(batch)))), ..gathered.clone() }
@@ -89,9 +95,9 @@ impl<T: Element> Session<T> {
         let steps = self.folded.steps();
         let mut scratch = SessionScratch(Memory::new(steps, for_inference(steps)));
         let image: usize = self.folded.input().iter().product();
-        // Images that are fewer than the threads are cut in other ways, which take other memory.
-        let few = 1..self.batch.min(current_threads());
-        let x = vec![T::zero(); self.batch * image];
+        // Images that are few for the threads are cut in other ways, which take other memory.
+        let few = 1..self.batch.min(2 * current_threads());
+        let x = Buffer::zeroed(self.batch * image);
         few.chain([self.batch]).for_each(|images| self.forward(images, &x[..images * image], &mut scratch));
         scratch
     }

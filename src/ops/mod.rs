@@ -11,13 +11,13 @@
 //! | --- | --- | --- |
 //! | convolution | [`conv::winograd`]: 36 products with a quarter of the multiplications | `f32`, 3x3, stride 1, 16 channels and filters or more: [`conv::ConvPlan`] says it in full |
 //! | | [`conv::depthwise`]: plane by plane, no product | every channel a group of its own |
-//! | | the image as the matrix, no columns | 1x1, stride 1, no padding |
-//! | | [`conv::im2col`] tiles and one product each | everything else; always with `Algorithm::Im2col` |
+//! | | [`conv::im2col`] tiles and one product each, of our own kernel or of BLAS; of 1x1 filters the image itself is the columns | everything else; always with `Algorithm::Im2col` |
 //! | max pooling | whole rows against whole rows | windows that tile the input |
-//! | | window by window | everything else |
+//! | | a row of windows at once, cell by cell | everything else |
 //! | batchnorm | channel by channel, planes kept in the cache | `(N, C, H, W)` |
 //! | | 64 columns at a time | `(N, D)` |
 //! | affine | pieces of the product along rows and columns | more than 2^18 multiply-adds; else one product |
+//! | | the matrix in panels, read once | prepared weights in `f32`, as sessions have them |
 //!
 //! # Adding an operation
 //! A naive twin with its formula in `naive`; the fast one here, with the same signature; both into the tables of

@@ -39,7 +39,7 @@ pub struct Trained<T: Element> {
     pub normalizer: Normalizer,
     /// Names of the classes, by label.
     pub class_names: Vec<String>,
-    /// How it was trained, with its accuracy: [`History::kept`].
+    /// How it was trained, with its accuracy: [`History::kept`] by the option that it was trained with.
     pub history: History,
 }
 

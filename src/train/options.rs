@@ -33,7 +33,7 @@ pub struct SolverOptions {
     /// The decay of a moving average of parameters and running statistics, 0 to below 1. With one, accuracy is that of the
     /// average, and the network that is kept is an average; training itself goes on without it.
     pub ema: Option<f64>,
-    /// Which network is kept.
+    /// Which network is kept; the same for all of a training.
     #[serde(default)]
     pub keep: Keep,
     /// How the images of an epoch are drawn.

@@ -45,6 +45,33 @@ fn a_session_scores_as_its_network_does() {
     }
 }
 
+/// In `f32`, where sessions have ways of their own: products on prepared panels, and another algorithm where Winograd's filters
+/// would come from memory for few tiles.
+#[test]
+fn a_session_of_f32_scores_as_its_network_does() {
+    let deep = "conv512k5s3-relu-conv512-bn-relu-conv512-relu-gap-affine70-relu-affine4";
+    for notation in NETWORKS.into_iter().chain([deep]) {
+        let mut network = Network::<f32>::new(&notation.parse().unwrap(), [3, 12, 12], Init::He, 5).unwrap();
+        let x: Array4<f32> = random_array((8, 3, 12, 12), 9);
+        network.regularized_loss(x.view(), &[0, 1, 2, 3, 0, 1, 2, 3], 0.0).unwrap();
+        let want = network.predict(x.view()).unwrap();
+        for batch in [1, 8] {
+            let session = Session::new(&network, batch).unwrap();
+            for threads in [1, 2, 5] {
+                let mut got = Array2::zeros((8, network.classes()));
+                let images = x.as_slice().unwrap().chunks_exact(batch * 3 * 12 * 12);
+                with_threads(threads, || {
+                    let mut scratch = session.scratch();
+                    let scores = got.as_slice_mut().unwrap().chunks_exact_mut(batch * network.classes());
+                    images.zip(scores).for_each(|(x, scores)| session.run(x, scores, &mut scratch).unwrap());
+                })
+                .unwrap();
+                assert_close(&got, &want, 1e-5, 1000, &format!("{notation}, batch {batch}, {threads} threads"));
+            }
+        }
+    }
+}
+
 #[test]
 fn threads_share_a_session() {
     let network = trained(NETWORKS[0]);
@@ -81,7 +108,8 @@ fn tasks_of_a_pool_run_sessions_within_each_other() {
     };
     let alone: Vec<_> = (0..32).map(run).collect();
     for threads in [1, 2, 3] {
-        let within: Vec<_> = with_threads(threads, || (0..32).into_par_iter().map(run).collect()).unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let within: Vec<_> = pool.install(|| (0..32).into_par_iter().map(run).collect());
         assert_eq!(within, alone, "{threads} threads");
     }
 }

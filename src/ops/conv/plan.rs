@@ -2,8 +2,10 @@
 //! that was measured stands here.
 //!
 //! # What may depend on the number of images and of threads
-//! How the work is dealt out to threads may; a bit of the result may not. An image has the same output alone and in any batch: the algorithm and the tiles follow from the sizes of one image, and no sum runs over
-//! more than one. Gradients of weights are sums over the images; their order is that of [`Slots`].
+//! How the work is dealt out to threads may; a bit of the result may not. An image has the same output alone and in any batch:
+//! the algorithm follows from the sizes of one image, and no sum runs over more than one. (A session may choose another
+//! algorithm for the largest batch that it takes: [`ConvPlan::algorithm_for`].) Gradients of weights are sums over the images;
+//! their order is that of [`Slots`].
 
 use std::ops::Range;
 
@@ -119,7 +121,8 @@ impl ConvPlan {
     pub(crate) fn algorithm_for(&self, images: usize) -> Algorithm {
         let bytes = winograd::filters_len(&self.shape) * size_of::<f32>();
         let takes_memory = self.algorithm == Algorithm::Winograd
-            && images * winograd::tiles_of(&self.shape) <= FEW_TILES
+            && self.shape.wish == Algorithm::Auto
+            && images.saturating_mul(winograd::tiles_of(&self.shape)) <= FEW_TILES
             && bytes >= UNCACHED;
         if takes_memory { Algorithm::Im2col } else { self.shape.wish }
     }
@@ -202,7 +205,7 @@ impl ConvPlan {
         let (filters, places) = (self.shape.filters / self.shape.groups, images * self.shape.groups);
         let whole = TilesPart { filters, tiling, tiles };
         let wanted = (2 * current_threads()).div_ceil(places);
-        if tiling.tiles.div_ceil(tiles) >= wanted {
+        if current_threads() == 1 || tiling.tiles.div_ceil(tiles) >= wanted {
             return whole;
         }
         if filters <= self.shape.out_plane() {

@@ -93,6 +93,8 @@ fn cases() -> Vec<(&'static str, Case<f32>)> {
         ("im2col, stride and groups", [8, 11, 9], [12, 4, 3, 3], Conv2d { groups: 2, ..strided }),
         ("im2col, stride and several tiles", [48, 64, 48], [8, 48, 3, 3], strided),
         ("im2col, few pixels of many channels", [72, 5, 5], [96, 72, 3, 3], im2col),
+        ("im2col, few pixels, groups", [70, 9, 9], [96, 35, 3, 3], Conv2d { groups: 2, ..strided }),
+        ("im2col, few pixels in two tiles", [325, 10, 10], [104, 325, 3, 3], im2col),
         ("pointwise", [20, 6, 5], [17, 20, 1, 1], im2col),
         ("pointwise, more terms", [70, 6, 5], [40, 70, 1, 1], im2col),
         ("pointwise with a stride", [34, 11, 9], [21, 34, 1, 1], strided),

@@ -17,7 +17,10 @@
 //!
 //! The transposed products are chosen so that OpenBLAS transposes the smaller operand.
 //!
-//! A 1x1 convolution with stride 1 and no padding needs no columns: the image is the matrix.
+//! Forward in `f32` the product is our own kernel's (`blas::panels`), but for short sums, and columns are made in the panels that
+//! it takes. It has the same bits however rows and columns are cut, so where there are few images for the threads, tiles get
+//! smaller, or several pieces of the filters share columns that are made before (`ConvPlan::tiles_part`). All other products
+//! are BLAS', of columns that lie row by row; of a 1x1 convolution with stride 1 and no padding they are the image itself.
 
 use std::ops::Range;
 

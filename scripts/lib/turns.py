@@ -31,13 +31,17 @@ class Side:
     """A process that waits until it is asked."""
 
     def __init__(self, *command):
-        command = list(map(str, command))
+        self.command = command = list(map(str, command))
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         self.about = self.answer()["about"]
 
     def answer(self):
         line = self.process.stdout.readline()
-        return json.loads(line) if line else sys.exit("one side ended early; its message is above")
+        if not line:
+            code = self.process.wait()
+            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
+            sys.exit(f"error: a side ended early, {how}; its message, if it had one, is above: {' '.join(self.command)}")
+        return json.loads(line)
 
     def ask(self, case, warmups=0, runs=0):
         with contextlib.suppress(BrokenPipeError):  # answer() says so

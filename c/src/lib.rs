@@ -1,7 +1,7 @@
 //! gemmnet's inference as a C library: models, sessions, and the memory of those who call them, behind pointers.
 //!
 //! What each function does stands in `gemmnet.h`, which cbindgen makes of this file. Here everything is checked that C
-//! does not: null pointers, lengths, text. No panic crosses the border: it becomes [`Code::Panic`].
+//! does not: null pointers, lengths, text. No panic crosses the border: it becomes [`Code::GemmnetPanic`].
 
 use std::any::Any;
 use std::cell::RefCell;

@@ -101,8 +101,8 @@ impl ConvPlan {
         Ok(ConvPlan { shape, algorithm: resolve::<T>(&shape)?, kind: T::KIND, tiling, band: 1 })
     }
 
-    /// The same with tiles, or bands of Winograd's tiles, that begin at multiples of `rows` output rows: the height of a pooling window that is fused with
-    /// the product.
+    /// The same with tiles, or bands of Winograd's tiles, that begin at multiples of `rows` output rows: the height of a pooling
+    /// window that is fused with the product.
     pub(crate) fn with_bands(self, rows: usize) -> Self {
         let tiling = match self.kind {
             Kind::F32 => Tiling::new::<f32>(&self.shape, rows),
@@ -364,7 +364,12 @@ impl Tiling {
 
     /// Output rows of tile `index`.
     pub(super) fn tile(&self, index: usize, shape: &Conv2dShape) -> Range<usize> {
-        index * self.rows..((index + 1) * self.rows).min(shape.rows.output)
+        self.rows_of(&(index..index + 1), shape)
+    }
+
+    /// Output rows of these tiles.
+    pub(super) fn rows_of(&self, tiles: &Range<usize>, shape: &Conv2dShape) -> Range<usize> {
+        tiles.start * self.rows..(tiles.end * self.rows).min(shape.rows.output)
     }
 }
 

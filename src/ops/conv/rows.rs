@@ -68,8 +68,8 @@ impl<'a, T: Send> Outputs<'a, T> {
     }
 
     /// Runs `piece((i, j), part)` where a part is `images` images of `filters` filters each, or bands of `rows` rows of the
-    /// product of one image and all filters; those at the end may have fewer. Part (i, j) is the i-th of the images, and the j-th band of them or of their filters. A band
-    /// without a row of the output is none.
+    /// product of one image and all filters; those at the end may have fewer. Part (i, j) is the i-th of the images, and the
+    /// j-th band of them or of their filters. A band without a row of the output is none.
     pub(super) fn for_each_part(
         self,
         shape: &Conv2dShape,

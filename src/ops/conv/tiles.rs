@@ -120,9 +120,7 @@ impl Tiles {
         mut tile: impl FnMut(Range<usize>, Mat<'_, T>),
     ) {
         let (phases, cols) = scratch.split_at_mut(self.of_group().0 * self.phases_len());
-        let rows =
-            place.tiles.start * self.tiling.rows..(place.tiles.end * self.tiling.rows).min(self.shape.rows.output);
-        let pixels = self.pixels(self.group_of(x, place), rows, phases);
+        let pixels = self.pixels(self.group_of(x, place), self.tiling.rows_of(&place.tiles, &self.shape), phases);
         for index in place.tiles.clone() {
             let rows = self.tiling.tile(index, &self.shape);
             tile(rows.clone(), self.columns(pixels, rows, cols));
@@ -255,8 +253,8 @@ fn forward_in_panels<T: Element>(
             let (phases, scratch) = scratch.split_at_mut(phases_len);
             let (row, scratch) = scratch.split_at_mut(width);
             let (columns, product) = scratch.split_at_mut(own_len);
-            let end = (place.tiles.end * tiling.rows).min(shape.rows.output);
-            let pixels = if shares_columns { x } else { tiles.pixels(tiles.group_of(x, &place), first..end, phases) };
+            let rows = tiling.rows_of(&place.tiles, shape);
+            let pixels = if shares_columns { x } else { tiles.pixels(tiles.group_of(x, &place), rows, phases) };
             for index in place.tiles.clone() {
                 let rows = tiling.tile(index, shape);
                 let width = rows.len() * shape.cols.output;

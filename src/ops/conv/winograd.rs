@@ -96,7 +96,7 @@ const FILTER_ROWS: usize = 16;
 /// Transforms the filters whose elements begin at `row * steps.0 + col * steps.1` in `w`.
 fn transform_filters<T: Element>(to: &FilterPanels, steps: (usize, usize), w: &[T], u: &mut [T]) {
     // a piece has the same rows of each of the panels
-    let (panels, panel) = (PRODUCTS * to.panels(), to.rows_in_memory() * PANEL);
+    let (panels, panel) = (PRODUCTS * to.panels(), to.panel());
     let rows = Grid::new(&mut u[..to.len()], (panels, panel), (panels, FILTER_ROWS * PANEL));
     for_each_share(rows, |piece, mut u| {
         let first = piece * FILTER_ROWS;

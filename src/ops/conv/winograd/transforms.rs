@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use crate::blas::panels::{self, PANEL, Panels};
+use crate::blas::panels::{self, PANEL, Panels, panel_len};
 use crate::blas::{Accum, Mat, MatMut, gemm};
 use crate::element::Element;
 use crate::simd::{LANES, Lanes};
@@ -197,24 +197,24 @@ pub(super) struct FilterPanels {
 }
 
 impl FilterPanels {
-    /// Panels of a matrix, as they lie in memory: an odd number of them, and of rows, for the reason that [`Stack`] has.
+    /// Panels of a matrix, as they lie in memory: an odd number of them, for the reason that [`Stack`] has.
     pub(super) fn panels(&self) -> usize {
         self.cols.div_ceil(PANEL) | 1
     }
 
-    /// Rows of a panel, as they lie in memory.
-    pub(super) fn rows_in_memory(&self) -> usize {
-        self.rows | 1
+    /// Elements from one panel to the next.
+    pub(super) fn panel(&self) -> usize {
+        panel_len(self.rows)
     }
 
     pub(super) fn len(&self) -> usize {
-        PRODUCTS * self.panels() * self.rows_in_memory() * PANEL
+        PRODUCTS * self.panels() * self.panel()
     }
 
     /// Matrix `q` from a column on, the first of a panel.
     fn matrix<'a, T>(&self, data: &'a [T], q: usize, col: usize) -> Panels<'a, T> {
         debug_assert!(col.is_multiple_of(PANEL), "column {col} is the first of a panel");
-        let panel = self.rows_in_memory() * PANEL;
+        let panel = self.panel();
         Panels { data: &data[(q * self.panels() + col / PANEL) * panel..], rows: self.rows, panel }
     }
 }

@@ -11,7 +11,7 @@ use gemmnet::nn::network::Network;
 use gemmnet::nn::notation::NetworkSpec;
 use gemmnet::optim::{Group, LearningRate};
 use gemmnet::random::{Purpose, stream};
-use gemmnet::train::{Event, Solver, SolverOptions, accuracy, load_network};
+use gemmnet::train::{Event, Model, Solver, SolverOptions, accuracy};
 use ndarray::Array4;
 use rand::RngExt;
 
@@ -69,7 +69,7 @@ fn main() -> gemmnet::Result<()> {
 
     let path = std::env::temp_dir().join("gemmnet-example.safetensors");
     solver.checkpoint().save(&path)?;
-    let mut trained = load_network::<f32>(&path)?;
+    let mut trained = Model::<f32>::load(&path)?;
     let test = accuracy(&mut trained.network, &data, Split::Test, 100, Views::One)?;
     println!("on the test images, read again from {}: {test:.3}", path.display());
     Ok(())

@@ -55,11 +55,7 @@ impl<'a> Tensors<'a> {
         // One entry only: the order of several would change from run to run.
         let bytes = serialize(self.0, Some(HashMap::from([(KEY.to_string(), json)])))
             .expect("tensors fit their shapes, and the header is below safetensors' limit of 100 MB");
-        replace_file(path, &bytes).map_err(|e| {
-            let megabytes = bytes.len().div_ceil(1_000_000);
-            let fix = format!("choose a folder that exists and can be written, with {megabytes} MB of free space");
-            Error::io("write", path, e, fix)
-        })
+        replace(path, &bytes)
     }
 }
 
@@ -172,6 +168,18 @@ impl<'a> Archive<'a> {
         }
         Ok(())
     }
+}
+
+/// Writes `bytes` to `path`. A file that is there is replaced when the new one is complete and on the disk, or not at all.
+///
+/// # Errors
+/// [`Error::Io`] if the folder does not exist, cannot be written or is full.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace_file(path, bytes).map_err(|e| {
+        let megabytes = bytes.len().div_ceil(1_000_000);
+        let fix = format!("choose a folder that exists and can be written, with {megabytes} MB of free space");
+        Error::io("write", path, e, fix)
+    })
 }
 
 /// Writes beside `path`, waits for the disk, then renames.

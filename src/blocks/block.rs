@@ -217,6 +217,14 @@ impl Block {
         }
     }
 
+    /// The sizes of its convolution for one image, if it has one.
+    pub(crate) fn conv_shape(&self) -> Option<Conv2dShape> {
+        match self.head {
+            Head::Conv(plan) => Some(plan.shape().with_images(1)),
+            Head::None | Head::Affine { .. } => None,
+        }
+    }
+
     /// Multiply-adds of one image's forward pass.
     pub fn multiply_adds(&self) -> usize {
         match self.head {

@@ -16,7 +16,7 @@ use crate::data::places::{default_data_dir, find_cifar10};
 use crate::data::{Cifar10, Dataset, Normalization, Source, Split, written};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::train::Trained;
+use crate::nn::network::Network;
 
 /// CIFAR-10: download, check; and the built-in pictures
 #[derive(Debug, Args)]
@@ -185,15 +185,18 @@ pub(super) fn small_test(data: &Dataset) -> Result<Dataset> {
 pub(super) fn check_fits<T: Element>(
     data: &Dataset,
     folder: &Folder,
-    trained: &Trained<T>,
+    network: &Network<T>,
+    names: &[String],
     checkpoint: &Path,
 ) -> Result<()> {
     let few = |names: &[String]| names[..names.len().min(3)].join(", ");
-    let (dim, classes) = (trained.normalizer.dim(), &trained.class_names[..]);
+    let dim = network.input();
     let (here, there) = if data.dim() != dim {
         (format!("images of {}", written(data.dim())), written(dim))
-    } else if data.class_names() != classes {
-        (format!("other classes ({}, ...)", few(data.class_names())), format!("({}, ...)", few(classes)))
+    } else if names.is_empty() && data.classes() != network.classes() {
+        (format!("{} classes", data.classes()), network.classes().to_string())
+    } else if !names.is_empty() && data.class_names() != names {
+        (format!("other classes ({}, ...)", few(data.class_names())), format!("({}, ...)", few(names)))
     } else {
         return Ok(());
     };

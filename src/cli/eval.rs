@@ -11,7 +11,7 @@ use super::{CHECKPOINT, Global, Stop};
 use crate::data::{Normalization, Split, Views};
 use crate::element::Element;
 use crate::error::Error;
-use crate::train::{Trained, load_network, predict};
+use crate::train::{Model, predict};
 
 /// Measure a saved network: accuracy and confusion matrix
 #[derive(Debug, Args)]
@@ -68,28 +68,29 @@ impl From<ViewsName> for Views {
 
 pub(super) fn run(args: &EvalArgs, global: &Global, out: &Output) -> Result<(), Stop> {
     match load_any(&args.checkpoint)? {
-        Any::F32(trained) => eval(trained, args, global, out),
-        Any::F64(trained) => eval(trained, args, global, out),
+        Any::F32(model) => eval(model, args, global, out),
+        Any::F64(model) => eval(model, args, global, out),
     }
 }
 
-/// A trained network of either type.
+/// A model of either type.
 pub(super) enum Any {
-    F32(Trained<f32>),
-    F64(Trained<f64>),
+    F32(Model<f32>),
+    F64(Model<f64>),
 }
 
-/// Loads a network of whichever type the file holds.
+/// Loads a model of whichever type the file holds.
 pub(super) fn load_any(path: &Path) -> Result<Any, Error> {
     // Mostly f32. If it is neither, the first error says why it is not what it most probably is.
-    load_network(path).map(Any::F32).or_else(|error| load_network(path).map(Any::F64).map_err(|_| error))
+    Model::load(path).map(Any::F32).or_else(|error| Model::load(path).map(Any::F64).map_err(|_| error))
 }
 
-fn eval<T: Element>(mut trained: Trained<T>, args: &EvalArgs, global: &Global, out: &Output) -> Result<(), Stop> {
-    let folder = Folder::of_classes(&trained.class_names, global)?;
+fn eval<T: Element>(mut model: Model<T>, args: &EvalArgs, global: &Global, out: &Output) -> Result<(), Stop> {
+    let normalizer = model.normalizer(&args.checkpoint)?.clone();
+    let folder = Folder::of_classes(&model.class_names, global)?;
     let (data, kind) = folder.open(Normalization::MeanImage)?;
-    check_fits(&data, &folder, &trained, &args.checkpoint)?;
-    let mut data = data.with_normalizer(trained.normalizer.clone())?;
+    check_fits(&data, &folder, &model.network, &model.class_names, &args.checkpoint)?;
+    let mut data = data.with_normalizer(normalizer)?;
     data.notes().iter().for_each(|note| out.note(format_args!("note: {note}")));
     let (split, split_name) = match args.split {
         SplitName::Validation => (Split::Validation, "validation"),
@@ -102,7 +103,7 @@ fn eval<T: Element>(mut trained: Trained<T>, args: &EvalArgs, global: &Global, o
 
     let classes = data.classes();
     let views = Views::from(args.views);
-    let predicted = predict(&mut trained.network, &data, split, args.batch_size, views)?;
+    let predicted = predict(&mut model.network, &data, split, args.batch_size, views)?;
     // Rows: what the images show; columns: what the network sees. Images without a class are in none of them.
     let mut confusion = vec![vec![0_usize; classes]; classes];
     for (index, class) in predicted.iter().enumerate() {

@@ -12,7 +12,9 @@ mod bench;
 mod data;
 mod doctor;
 mod eval;
+mod export;
 mod gradcheck;
+mod import;
 mod interrupt;
 mod output;
 mod predict;
@@ -80,6 +82,8 @@ enum Command {
     Train(Box<train::TrainArgs>),
     Eval(eval::EvalArgs),
     Predict(predict::PredictArgs),
+    Export(export::ExportArgs),
+    Import(import::ImportArgs),
     Gradcheck(gradcheck::GradcheckArgs),
     Bench(bench::BenchArgs),
     Summary(summary::SummaryArgs),
@@ -143,6 +147,8 @@ fn run(cli: &Cli, out: &Output) -> Result<(), Stop> {
         Command::Train(args) => train::run(args, global, out),
         Command::Eval(args) => eval::run(args, global, out),
         Command::Predict(args) => predict::run(args, out),
+        Command::Export(args) => export::run(args, out),
+        Command::Import(args) => import::run(args, out),
         Command::Gradcheck(args) => gradcheck::run(args, global, out),
         Command::Bench(args) => bench::run(args, global, out),
         Command::Summary(args) => summary::run(args, out),

@@ -14,7 +14,7 @@ use crate::data::cifar10::{DIM, RECORD};
 use crate::data::{Image, written};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::train::Trained;
+use crate::train::Model;
 
 /// Classify pictures with a saved network
 ///
@@ -46,23 +46,23 @@ struct Picture {
 
 pub(super) fn run(args: &PredictArgs, out: &Output) -> Result<(), Stop> {
     match load_any(&args.checkpoint)? {
-        Any::F32(trained) => classify(trained, args, out),
-        Any::F64(trained) => classify(trained, args, out),
+        Any::F32(model) => classify(model, args, out),
+        Any::F64(model) => classify(model, args, out),
     }
 }
 
-fn classify<T: Element>(mut trained: Trained<T>, args: &PredictArgs, out: &Output) -> Result<(), Stop> {
+fn classify<T: Element>(mut model: Model<T>, args: &PredictArgs, out: &Output) -> Result<(), Stop> {
+    let normalizer = model.normalizer(&args.checkpoint)?.clone();
     let mut pictures = Vec::new();
     for image in &args.images {
-        read(image, trained.normalizer.dim(), &mut pictures)?;
+        read(image, normalizer.dim(), &mut pictures)?;
     }
-    let name = |class: usize| trained.class_names.get(class).cloned().unwrap_or_else(|| format!("class {class}"));
-    let (mut x, mut scores) =
-        (vec![T::zero(); trained.normalizer.mean().len()], vec![T::zero(); trained.network.classes()]);
+    let name = |class: usize| model.class_names.get(class).cloned().unwrap_or_else(|| format!("class {class}"));
+    let (mut x, mut scores) = (vec![T::zero(); normalizer.mean().len()], vec![T::zero(); model.network.classes()]);
     let mut predictions = Vec::new();
     for picture in &pictures {
-        trained.normalizer.apply(Image::Bytes(&picture.pixels), &mut x)?;
-        trained.network.scores(&x, &mut scores)?;
+        normalizer.apply(Image::Bytes(&picture.pixels), &mut x)?;
+        model.network.scores(&x, &mut scores)?;
         let mut ranked: Vec<_> = softmax(&scores).into_iter().enumerate().collect();
         ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
         ranked.truncate(SHOWN);

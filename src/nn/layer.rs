@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use crate::element::{Element, Kind};
 use crate::error::Result;
+use crate::nn::onnx::Graph;
 use crate::ops::Mode;
 use crate::params::{ParamKind, Params};
 use crate::workspace::Workspace;
@@ -42,6 +43,12 @@ pub trait Layer<T: Element>: Debug + Send + Sync {
     /// Multiply-adds of one image's forward pass.
     fn multiply_adds(&self, _input: [usize; 3]) -> usize {
         0
+    }
+
+    /// Adds what it does in test mode to an ONNX graph: returns the name of what it makes of the value `x` `(N, C, H, W)`, of the
+    /// same form, with its parameters by their names. `None`, unless it says otherwise: then its networks cannot be exported.
+    fn onnx(&self, _graph: &mut Graph, _x: &str, _params: &[&str]) -> Option<String> {
+        None
     }
 
     /// Sets `call.out` from `call.x`.

@@ -9,12 +9,14 @@
 pub(crate) mod file;
 mod fusion;
 mod graph;
+pub mod import;
 pub mod init;
 pub mod layer;
 pub mod layers;
 mod memory;
 pub mod network;
 pub mod notation;
+pub mod onnx;
 mod run;
 pub mod session;
 mod steps;

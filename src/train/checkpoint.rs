@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::format_1;
 use super::history::History;
+use super::model::{push_normalizer, read_normalizer};
 use super::options::SolverOptions;
 use crate::data::{Batches, Dataset, Normalizer, Split};
 use crate::element::Element;
@@ -62,52 +63,6 @@ pub struct Checkpoint<T: Element> {
     /// The moving average, if it is asked for.
     pub(super) average: Option<Average<T>>,
     pub(super) optimizer: Optimizer<T>,
-}
-
-/// A saved network to use, from a checkpoint or a file of a network alone.
-#[derive(Debug)]
-pub struct Model<T: Element> {
-    /// With the parameters that were kept.
-    pub network: Network<T>,
-    /// What turns pixels into its input; only checkpoints have it.
-    pub normalizer: Option<Normalizer>,
-    /// Names of the classes, by label; of a network alone none.
-    pub class_names: Vec<String>,
-}
-
-impl<T: Element> Model<T> {
-    /// Reads a file of [`Checkpoint::save`] or [`Network::save`].
-    ///
-    /// # Errors
-    /// As [`Network::load`].
-    pub fn load(path: &Path) -> Result<Self> {
-        Self::from_bytes(&read(path)?, path)
-    }
-
-    /// The same from the bytes of such a file; errors call it `name`.
-    ///
-    /// # Errors
-    /// As [`Network::load`], without those of reading.
-    pub fn from_bytes(bytes: &[u8], name: &Path) -> Result<Self> {
-        let archive = Archive::open(name, bytes)?;
-        let header = Header::read::<T>(&archive)?;
-        if file::parse::<Training>(&archive)?.options.is_none() {
-            return Ok(Model { network: header.network(&archive)?, normalizer: None, class_names: Vec::new() });
-        }
-        let Trained { network, normalizer, class_names, .. } = Contents::read::<T>(&archive)?.trained(&archive)?;
-        Ok(Model { network, normalizer: Some(normalizer), class_names })
-    }
-}
-
-/// The network of a checkpoint file, with the parameters that were kept, and what is needed to measure it and predict with it. The
-/// network alone is read by [`Network::load`].
-///
-/// # Errors
-/// As [`Checkpoint::load`].
-pub fn load_network<T: Element>(path: &Path) -> Result<Trained<T>> {
-    let bytes = read(path)?;
-    let archive = Archive::open(path, &bytes)?;
-    Contents::read::<T>(&archive)?.trained(&archive)
 }
 
 impl<T: Element> Checkpoint<T> {
@@ -179,8 +134,7 @@ impl<T: Element> Checkpoint<T> {
         for (name, param, values) in self.optimizer.state() {
             tensors.push(format!("optim.{name}.{}", param.name), &param.shape, values);
         }
-        tensors.push("normalizer.mean".into(), &normalizer.dim(), normalizer.mean());
-        tensors.push("normalizer.scale".into(), &normalizer.dim()[..1], normalizer.scale());
+        push_normalizer(normalizer, &mut tensors);
         let History { loss, train_accuracy, val_accuracy, learning_rate } = history;
         for (name, values) in [
             ("history.loss", loss),
@@ -336,11 +290,8 @@ impl Contents {
     /// The network that is kept and what belongs to it.
     fn trained<T: Element>(&self, archive: &Archive<'_>) -> Result<Trained<T>> {
         let network = self.header.network::<T>(archive)?;
-        let (dim, batches) = (network.input(), self.batches(archive)?);
-        let mean = archive.vector("normalizer.mean", &dim)?;
-        let scale = archive.vector("normalizer.scale", &dim[..1])?;
-        let normalizer =
-            Normalizer::new(dim, mean, scale).map_err(|e| archive.fault(format!("cannot normalise images ({e})")))?;
+        let batches = self.batches(archive)?;
+        let normalizer = read_normalizer(archive, network.input())?;
         let measured = self.measured.unwrap_or(if self.step == 0 { 0 } else { 1 + self.step / batches.count });
         let history = History {
             loss: archive.vector("history.loss", &[self.step])?,

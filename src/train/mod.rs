@@ -26,11 +26,13 @@ mod checkpoint;
 mod evaluate;
 mod format_1;
 mod history;
+mod model;
 mod options;
 mod solver;
 
-pub use checkpoint::{Checkpoint, Model, Trained, load_network};
+pub use checkpoint::{Checkpoint, Trained};
 pub use evaluate::{accuracy, argmax, predict};
 pub use history::{Event, History, Log, Report};
+pub use model::Model;
 pub use options::{Keep, SolverOptions};
 pub use solver::Solver;

@@ -9,7 +9,7 @@ use gemmnet::data::{Dataset, Draw, Normalization, Split};
 use gemmnet::nn::init::Init;
 use gemmnet::nn::network::{Network, StepKey};
 use gemmnet::optim::{Group, LearningRate};
-use gemmnet::train::{Checkpoint, History, Solver, SolverOptions, load_network};
+use gemmnet::train::{Checkpoint, History, Model, Solver, SolverOptions};
 use ndarray::Array4;
 
 fn fixture(name: &str) -> PathBuf {
@@ -62,7 +62,7 @@ fn checkpoints_of_format_1_load_and_resume() {
     assert_eq!(checkpoint.options.groups, Group::classic("adamw".parse().unwrap(), rate, 1e-3));
     assert_eq!((checkpoint.options.clip_norm, checkpoint.options.ema), (None, None));
     assert_eq!(checkpoint.trained.history.loss, reached.history.loss[..5]);
-    assert_eq!(load_network::<f64>(&fixture("format_1.safetensors")).unwrap().class_names, ["0", "1", "2"]);
+    assert_eq!(Model::<f64>::load(&fixture("format_1.safetensors")).unwrap().class_names, ["0", "1", "2"]);
 
     let data = images();
     let mut solver = Solver::resume(checkpoint, data.clone()).unwrap();

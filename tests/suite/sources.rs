@@ -14,7 +14,7 @@ use gemmnet::nn::network::Network;
 use gemmnet::nn::notation::NetworkSpec;
 use gemmnet::parallel::with_threads;
 use gemmnet::random::{Purpose, stream};
-use gemmnet::train::{Checkpoint, Solver, SolverOptions, accuracy, load_network, predict};
+use gemmnet::train::{Checkpoint, Model, Solver, SolverOptions, accuracy, predict};
 use gemmnet::{Element, Error};
 use ndarray::{Array4, s};
 use rand::RngExt;
@@ -471,9 +471,8 @@ fn check_training<P: Pixel>(dim: [usize; 3], names: &[&str], wanted: f64, pixel:
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("bars.safetensors");
     solver.checkpoint().save(&path).unwrap();
-    let mut trained = load_network::<f32>(&path).unwrap();
-    assert_eq!((trained.normalizer.dim(), &trained.class_names), (dim, &names));
-    assert_eq!(&trained.normalizer, data.normalizer());
+    let mut trained = Model::<f32>::load(&path).unwrap();
+    assert_eq!((trained.normalizer.as_ref(), &trained.class_names), (Some(data.normalizer()), &names));
     let mut predicted = |data: &Dataset| predict(&mut trained.network, data, Split::Test, 32, Views::One);
     let right = predicted(&data)
         .unwrap()

@@ -14,7 +14,7 @@ use gemmnet::parallel::with_threads;
 use gemmnet::params::Params;
 use gemmnet::random::{Purpose, stream};
 use gemmnet::train::{
-    Checkpoint, Event, History, Keep, Report, Solver, SolverOptions, Trained, accuracy, load_network, predict,
+    Checkpoint, Event, History, Keep, Model, Report, Solver, SolverOptions, Trained, accuracy, predict,
 };
 use gemmnet::{Element, Error};
 use ndarray::Array4;
@@ -487,7 +487,7 @@ fn checkpoints_are_saved_after_every_epoch_and_when_the_observer_ends_training()
         .train(|event| match event {
             // What an earlier iteration has left.
             Event::Step { step, .. } => {
-                saved.push(load_network::<f32>(&path).map_or(0, |trained| trained.history.loss.len()));
+                saved.push(Checkpoint::<f32>::load(&path).map_or(0, |saved| saved.trained.history.loss.len()));
                 if *step == 8 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             }
             Event::Epoch { .. } => ControlFlow::Continue(()),
@@ -611,7 +611,7 @@ fn damaged_checkpoints_are_described() {
     assert!(missing.contains("cannot read"), "{missing}");
     // The network alone needs no more than itself.
     fs::write(&path, without("latest.conv1.weight")).unwrap();
-    assert_eq!(load_network::<f32>(&path).unwrap().class_names.len(), 10);
+    assert_eq!(Model::<f32>::load(&path).unwrap().class_names.len(), 10);
 }
 
 #[test]

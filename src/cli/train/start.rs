@@ -15,7 +15,7 @@ use crate::nn::init::Init;
 use crate::nn::network::Network;
 use crate::nn::notation::NetworkSpec;
 use crate::optim::{Group, LearningRate, Schedule, Select, UpdateRule};
-use crate::train::{Checkpoint, Keep, Solver, SolverOptions};
+use crate::train::{Checkpoint, Keep, Solver, SolverOptions, Trained};
 
 /// A solver with its data: where that is from, and what it is.
 pub(super) struct Ready<T: Element> {
@@ -86,7 +86,8 @@ pub(super) fn resumed<T: Element>(from: &Path, args: &TrainArgs, global: &Global
     let folder = Folder::of_classes(&checkpoint.trained.class_names, global)?;
     // The solver puts the checkpoint's normalisation in the place of this one.
     let (mut data, data_kind) = folder.open(Normalization::MeanImage)?;
-    check_fits(&data, &folder, &checkpoint.trained, from)?;
+    let Trained { network, class_names, .. } = &checkpoint.trained;
+    check_fits(&data, &folder, network, class_names, from)?;
     if let Some(samples) = args.train_limit {
         data = data.limit(Split::Train, samples)?;
     }

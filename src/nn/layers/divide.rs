@@ -7,6 +7,7 @@
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::nn::layer::{Backward, Forward, Layer};
+use crate::nn::onnx::Graph;
 use crate::parallel::for_each_chunk_mut;
 use crate::simd::vectorized;
 
@@ -40,6 +41,11 @@ impl<T: Element> Layer<T> for Divide {
             return Ok(input);
         }
         Err(Error::invalid("division", "the divisor is 0", "divide by 1 or more"))
+    }
+
+    fn onnx(&self, graph: &mut Graph, x: &str, _params: &[&str]) -> Option<String> {
+        let divisor = graph.constant(&[], &[self.divisor as f32]);
+        Some(graph.node("Div", &[x, &divisor], &[]))
     }
 
     fn forward(&self, call: Forward<'_, T>) {

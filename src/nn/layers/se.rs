@@ -10,6 +10,7 @@
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::nn::layer::{Backward, Forward, Layer, ParamDecl};
+use crate::nn::onnx::Graph;
 use crate::ops::affine::{AffineGradsMut, AffineShape, affine_backward_into, affine_product_into};
 use crate::ops::pool::global_avg_plane;
 use crate::parallel::{Chunks, for_each_chunk_mut, for_each_share};
@@ -74,6 +75,18 @@ impl<T: Element> Layer<T> for SqueezeExcite {
             weight("excite.weight", [hidden, channels]),
             bias("excite.bias", channels),
         ]
+    }
+
+    fn onnx(&self, graph: &mut Graph, x: &str, params: &[&str]) -> Option<String> {
+        let &[squeeze, squeeze_bias, excite, excite_bias] = params else { return None };
+        let means = graph.node("GlobalAveragePool", &[x], &[]);
+        let means = graph.flatten(&means);
+        let hidden = graph.node("Gemm", &[&means, squeeze, squeeze_bias], &[]);
+        let hidden = graph.node("Relu", &[&hidden], &[]);
+        let excitation = graph.node("Gemm", &[&hidden, excite, excite_bias], &[]);
+        let excitation = graph.node("Sigmoid", &[&excitation], &[]);
+        let excitation = graph.unflatten(&excitation);
+        Some(graph.node("Mul", &[x, &excitation], &[]))
     }
 
     fn cache(&self, [channels, _, _]: [usize; 3]) -> usize {

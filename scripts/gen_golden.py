@@ -716,6 +716,69 @@ def augment():
     return [shifts, case("six views", best, x=x, w=w, **scores)]
 
 
+class BasicBlock(torch.nn.Module):
+    """A residual block with torchvision's names."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(outputs)
+        self.conv2 = torch.nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = torch.nn.BatchNorm2d(outputs)
+        self.downsample = None
+        if stride != 1 or inputs != outputs:
+            shortcut = torch.nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.downsample = torch.nn.Sequential(shortcut, torch.nn.BatchNorm2d(outputs))
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(torch.nn.Module):
+    """torchvision's ResNet in small."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(3, 4, 7, 2, 3, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(4)
+        self.layer1 = torch.nn.Sequential(BasicBlock(4, 4, 1), BasicBlock(4, 4, 1))
+        self.layer2 = torch.nn.Sequential(BasicBlock(4, 6, 2), BasicBlock(6, 6, 1))
+        self.fc = torch.nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        return self.fc(self.layer2(self.layer1(x)).mean((2, 3)))
+
+
+def imports():
+    """State dicts of modules, and the scores that these compute of images in test mode."""
+
+    def one(name, notation, module, *shape):
+        inputs = Inputs("imports " + name)
+        with torch.no_grad():
+            for key, value in module.named_parameters():
+                norm = value.dim() == 1 and key.endswith("weight")
+                scale = 0.2 if value.dim() == 1 else value[0].numel() ** -0.5
+                value.copy_(norm + inputs.normal(*value.shape, scale=scale, decimals=3))
+            for key, value in module.named_buffers():
+                if value.dim():
+                    value.copy_(inputs.normal(*value.shape, scale=0.3).abs() + (0.5 if key.endswith("var") else 0.0))
+            x = inputs.normal(*shape)
+            scores = module.eval()(x)
+        tensors = {f"tensor {key}": value for key, value in module.state_dict().items() if value.dim()}
+        return case(name, {"notation": notation}, x=x, scores=scores, **tensors)
+
+    block = "res[conv{0}-bn-relu-conv{0}-bn]-relu".format
+    resnet = f"conv4k7s2p3-bn-relu-pool3s2p1-[{block(4)}]x2-res[conv6s2p1-bn-relu-conv6-bn]-relu-{block(6)}-gap-affine5"
+    nn = torch.nn
+    convs = [layer for _ in range(3) for layer in (nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU())]
+    head = [nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 4)]
+    chain = nn.Sequential(*convs, nn.Conv2d(3, 3, 1), nn.ReLU(), *head)  # numbers of one digit and of two
+    notation = "[conv3-bn-relu]x3-conv3k1-relu-pool-affine7-bn-relu-affine4"
+    return [one("torchvision's names", resnet, ResNet(), 3, 3, 20, 20), one("a sequence", notation, chain, 3, 3, 6, 6)]
+
+
 FAMILIES = [
     conv2d,
     max_pool2d,
@@ -734,6 +797,7 @@ FAMILIES = [
     whitening,
     muon,
     augment,
+    imports,
 ]
 
 

@@ -42,10 +42,10 @@ pub(super) struct ImportArgs {
     #[arg(long, value_name = "FILE")]
     map: Option<PathBuf>,
     /// Mean of each channel that it was trained with, of pixels from 0 to 1; with --std lets it take pictures [default: none]
-    #[arg(long, value_name = "MEAN,..", value_delimiter = ',', requires = "std")]
+    #[arg(long, value_name = "MEAN,..", value_delimiter = ',')]
     mean: Vec<f32>,
     /// Standard deviation of each channel [default: none]
-    #[arg(long, value_name = "STD,..", value_delimiter = ',', requires = "mean")]
+    #[arg(long, value_name = "STD,..", value_delimiter = ',')]
     std: Vec<f32>,
     /// Text file with the name of a class on each line, by label [default: none]
     #[arg(long, value_name = "FILE")]
@@ -70,7 +70,8 @@ pub(super) fn run(args: &ImportArgs, out: &Output) -> Result<(), Stop> {
     let spec = NetworkSpec::parse(&args.net)?;
     let mut network = Network::<f32>::new(&spec, input, Init::Gaussian { std: 0.0 }, 0)?;
     let names = args.map.as_deref().map_or(Ok(NameMap::new()), read_map)?;
-    let normalizer = if args.mean.is_empty() { None } else { Some(normalizer(&args.mean, &args.std, input)?) };
+    let asked = !args.mean.is_empty() || !args.std.is_empty();
+    let normalizer = asked.then(|| normalizer(&args.mean, &args.std, input)).transpose()?;
     let class_names = args.class_names.as_deref().map_or(Ok(Vec::new()), read_class_names)?;
     if !class_names.is_empty() && class_names.len() != network.classes() {
         let problem = format!("{} names for a network of {} classes", class_names.len(), network.classes());

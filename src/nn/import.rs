@@ -259,21 +259,22 @@ fn unknown<'n>(whose: &str, name: &str, known: impl Iterator<Item = &'n str>) ->
 /// Sorts modules of one kind as they run, if their names tell.
 fn in_order(path: &Path, kind: Kind, modules: &mut [&Module<'_>]) -> Result<()> {
     let prefix = common_prefix(modules);
-    let rest = |module: &Module<'_>| module.name[prefix..].to_owned();
-    if modules.iter().all(|module| resnet_place(&rest(module)).is_some()) {
-        modules.sort_by_key(|module| resnet_place(&rest(module)));
+    let place = |module: &Module<'_>| resnet_place(&module.name[prefix..]);
+    let pattern = |module: &Module<'_>| numbers(module.name).0;
+    if modules.iter().all(|module| pattern(module) == pattern(modules[0])) {
+        modules.sort_by_key(|module| numbers(module.name).1);
         return Ok(());
     }
-    let pattern = |module: &Module<'_>| numbers(module.name).0;
-    if let Some(other) = modules.iter().find(|module| pattern(module) != pattern(modules[0])) {
-        let problem = format!(
-            "has a {kind} `{}` and another `{}`, and names do not tell which runs first",
-            modules[0].name, other.name
-        );
-        return Err(Error::data(path, problem, "say with a map of names which layers they are here (--map)"));
-    }
-    modules.sort_by_key(|module| numbers(module.name).1);
-    Ok(())
+    let Some(strange) = modules.iter().find(|module| place(module).is_none()) else {
+        modules.sort_by_key(|module| place(module));
+        return Ok(());
+    };
+    let beside = modules.iter().find(|module| pattern(module) != pattern(strange)).expect("they are not all alike");
+    let problem = format!(
+        "has a {kind} `{}` and another `{}`, and names do not tell which runs first",
+        beside.name, strange.name
+    );
+    Err(Error::data(path, problem, "say with a map of names which layers they are here (--map)"))
 }
 
 /// How many bytes of whole components, such as `module.`, all names begin with.

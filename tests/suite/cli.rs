@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use assert_cmd::Command;
 use gemmnet::data::cifar10::{RECORD, TEST_BATCH, TRAIN_BATCHES};
-use gemmnet::data::pictures::write_pictures;
+use gemmnet::data::pictures::{CLASS_NAMES, write_pictures};
 use gemmnet::data::{Arrays, Dataset, Normalization};
 use gemmnet::nn::init::Init;
 use gemmnet::nn::network::Network;
@@ -496,6 +496,87 @@ fn eval_and_predict_use_the_saved_network() {
     // Other data than it was trained on is no measure.
     fs::remove_file(room.path("pics/batches.meta.txt")).unwrap();
     room.run("eval --data-dir pics").fails(1, &["pics", "other classes (airplane", "(disc", "--data-dir"]);
+}
+
+/// A trained network as ONNX and npz, and what cannot be written.
+#[test]
+fn export_writes_what_other_programs_read() {
+    let room = Room::new();
+    room.train("--epochs 1 --checkpoint net.safetensors");
+    let onnx = room.json("export --checkpoint net.safetensors --pixels");
+    assert_eq!((&onnx["file"], &onnx["format"], &onnx["pixels"]), (&"net.onnx".into(), &"onnx".into(), &true.into()));
+    let bytes = fs::read(room.path("net.onnx")).unwrap();
+    let values = onnx["parameters"].as_u64().unwrap() as usize;
+    assert!(bytes.len() > 4 * values, "{} bytes for {values} values", bytes.len());
+    let names = serde_json::to_string(&CLASS_NAMES).unwrap();
+    assert!(
+        bytes.windows(names.len()).any(|text| text == names.as_bytes()),
+        "the metadata have the names of the classes"
+    );
+
+    let npz = room.json("export --checkpoint net.safetensors --format npz --out values.npz");
+    assert_eq!(npz["file"], "values.npz");
+    let mut npz = ndarray_npy::NpzReader::new(fs::File::open(room.path("values.npz")).unwrap()).unwrap();
+    let network = Network::<f32>::load(&room.path("net.safetensors")).unwrap();
+    for param in network.params().iter() {
+        let array: ndarray::ArrayD<f32> = npz.by_name(&param.name).unwrap();
+        assert_eq!(array, network.params().get(&param.name).unwrap(), "{}", param.name);
+    }
+    let notation: ndarray::Array1<u8> = npz.by_name("network").unwrap();
+    assert_eq!(String::from_utf8(notation.to_vec()).unwrap(), network.spec().to_string());
+    let mean: ndarray::Array3<f32> = npz.by_name("normalizer.mean").unwrap();
+    assert_eq!(mean.dim(), (3, 32, 32));
+
+    room.run("export --checkpoint net.safetensors --format npz --pixels").fails(2, &["--pixels", "normalizer.mean"]);
+    room.run("export --checkpoint nothing.safetensors").fails(1, &["cannot read", "nothing.safetensors"]);
+    room.run("export --checkpoint net.safetensors --out missing/net.onnx").fails(1, &["missing/net.onnx", "exists"]);
+    network.save(&room.path("alone.safetensors")).unwrap();
+    room.run("export --checkpoint alone.safetensors").succeeds();
+    room.run("export --checkpoint alone.safetensors --pixels").fails(1, &["a network alone", "--mean"]);
+    room.run("predict --checkpoint alone.safetensors pics/test_batch.bin:0").fails(1, &["a network alone", "--mean"]);
+}
+
+/// What another program trained predicts and is measured like any other network; what does not fit is said.
+#[test]
+fn import_makes_a_network_of_a_state_dict() {
+    let room = Room::new();
+    let network = Network::<f32>::new(&NET.parse().unwrap(), [3, 32, 32], Init::He, 0).unwrap();
+    network.save(&room.path("weights.safetensors")).unwrap();
+    fs::write(room.path("names.txt"), (0..10).map(|i| format!("kind {i}\n")).collect::<String>()).unwrap();
+    // Our own matrices are (D, M), PyTorch's (M, D): a square one would go unnoticed, this one is told.
+    let import = format!("import weights.safetensors --net {NET}");
+    room.run(&import).fails(1, &["affine1.weight", "[1024, 10]", "[10, 1024]"]);
+
+    let conv = "conv4-relu-pool-conv10k16p0-gap";
+    let network = Network::<f32>::new(&conv.parse().unwrap(), [3, 32, 32], Init::He, 0).unwrap();
+    network.save(&room.path("weights.safetensors")).unwrap();
+    let import = format!("import weights.safetensors --net {conv}");
+    let full = "--mean 0.5,0.5,0.5 --std 0.25,0.25,0.5 --class-names names.txt --out taken.safetensors";
+    let report = room.json(&format!("{import} {full}"));
+    assert_eq!(report["layers"][1], serde_json::json!({ "layer": "conv2", "from": "conv2", "bias_in_mean": false }));
+    let predicted = room.json("predict --checkpoint taken.safetensors pics/test_batch.bin:0");
+    assert!(predicted["predictions"][0]["classes"][0]["class"].as_str().unwrap().starts_with("kind "), "{predicted}");
+    let model = gemmnet::train::Model::<f32>::load(&room.path("taken.safetensors")).unwrap();
+    let normalizer = model.normalizer.unwrap();
+    assert_eq!((normalizer.mean()[0], normalizer.scale()), (127.5, &[1.0 / 63.75, 1.0 / 63.75, 1.0 / 127.5][..]));
+    // Without names the number of classes has to be that of the data.
+    room.run(&format!("{import} --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5")).succeeds();
+    room.run("eval --checkpoint imported.safetensors --data-dir pics").succeeds();
+
+    for (args, code, parts) in [
+        ("--mean 0.5 --std 0.5", 2, ["--mean", "3 channels"]),
+        ("--mean 0.5,0.5,0.5 --std 0.5,0.5,0", 2, ["--std", "above 0"]),
+        ("--mean 0.5,0.5,0.5", 2, ["--std", "0 numbers for 3 channels"]),
+        ("--input 3x32", 2, ["3x32", "such as 3x224x224"]),
+        ("--map nothing.json", 1, ["nothing.json", "conv3"]),
+        ("--map names.txt", 1, ["names.txt", "no map of names"]),
+        ("--class-names pics/test_batch.bin", 1, ["test_batch.bin", "name of a class"]),
+    ] {
+        room.run(&format!("{import} {args}")).fails(code, &parts);
+    }
+    fs::write(room.path("few.txt"), "cat\n").unwrap();
+    room.run(&format!("{import} --class-names few.txt")).fails(2, &["1 names", "10 classes"]);
+    room.run("import nothing.safetensors --net affine2").fails(1, &["nothing.safetensors", "save_file"]);
 }
 
 /// A network that the library made for grey pictures of 12x9 pixels.

@@ -342,3 +342,117 @@ fn declare(name: &str, size: &[usize]) -> Value {
     let tensor = TensorType { element: FLOAT, shape: Shape { dims: dims.collect() } };
     Value { name: name.to_owned(), kind: Type { tensor } }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::nn::init::Init;
+    use crate::nn::notation::{LayerSpec, NetworkSpec};
+
+    fn network(notation: &str) -> Network<f64> {
+        Network::new(&NetworkSpec::parse(notation).unwrap(), [3, 8, 8], Init::He, 0).unwrap()
+    }
+
+    fn graph(notation: &str, scaling: Option<Scaling<'_>>) -> messages::Graph {
+        Model::decode(&encode(&network(notation), scaling, &[]).unwrap()[..]).unwrap().graph
+    }
+
+    /// Every operator once; those after affine layers get their sides back. That runtimes compute the right scores with them is
+    /// tested where there is one (`python/tests`).
+    #[test]
+    fn layers_become_operators() {
+        for (notation, want) in [
+            ("conv4-relu-pool-affine2", "Conv Relu MaxPool Flatten Gemm"),
+            (
+                "conv4-pool-bn-leaky-avgpool-gap",
+                "Conv MaxPool BatchNormalization LeakyRelu AveragePool GlobalAveragePool Flatten",
+            ),
+            ("whiten2-gelu-affine4-bn-silu-dropout0.5", "Conv Gelu Flatten Gemm BatchNormalization Sigmoid Mul"),
+            (
+                "affine4-res[affine4]-relu-conv2k1-gap",
+                "Flatten Gemm Gemm Unsqueeze Unsqueeze Add Relu Conv GlobalAveragePool Flatten",
+            ),
+            ("affine4-div8", "Flatten Gemm Unsqueeze Div Flatten"),
+            ("se3-gap", "GlobalAveragePool Flatten Gemm Relu Gemm Sigmoid Unsqueeze Mul GlobalAveragePool Flatten"),
+        ] {
+            let got: Vec<_> = graph(notation, None).nodes.into_iter().map(|node| node.op_type).collect();
+            assert_eq!(got.join(" "), format!("{want} Identity"), "{notation}");
+        }
+    }
+
+    /// Each value is made before it is taken, under a name of its own, and each constant is taken; their sizes are right.
+    #[test]
+    fn graphs_are_whole() {
+        let (mean, scale) = ([0.5; 192], [2.0; 3]);
+        let graph = graph(
+            "conv8s2-bn-relu-se4-res[conv16s2b0-bn-relu-conv16-bn]-relu-affine9-div3",
+            Some(Scaling { mean: &mean, scale: &scale }),
+        );
+        let constants: HashSet<_> = graph.initializers.iter().map(|tensor| &tensor.name).collect();
+        let mut known: HashSet<&String> = constants.iter().copied().chain([&graph.inputs[0].name]).collect();
+        assert_eq!(known.len(), graph.initializers.len() + 1, "names are unique");
+        let mut taken = HashSet::new();
+        for node in &graph.nodes {
+            for input in &node.inputs {
+                assert!(known.contains(input), "{} takes {input}, which is not there yet", node.name);
+                taken.insert(input);
+            }
+            assert!(known.insert(&node.outputs[0]), "{} is made twice", node.outputs[0]);
+        }
+        assert!(constants.is_subset(&taken), "{:?} are not used", constants.difference(&taken));
+        assert_eq!(graph.nodes.last().unwrap().outputs, [OUTPUT]);
+        for tensor in &graph.initializers {
+            let size = if tensor.data_type == INT64 { 8 } else { 4 };
+            assert_eq!(tensor.dims.iter().product::<i64>() * size, tensor.raw_data.len() as i64, "{}", tensor.name);
+        }
+        let size = |value: &Value| -> Vec<_> {
+            value.kind.tensor.shape.dims.iter().map(|dim| dim.size.clone().unwrap()).collect()
+        };
+        let batch = || Size::Free(BATCH.to_owned());
+        assert_eq!(size(&graph.inputs[0]), [batch(), Size::Fixed(3), Size::Fixed(8), Size::Fixed(8)]);
+        assert_eq!(size(&graph.outputs[0]), [batch(), Size::Fixed(9)]);
+    }
+
+    /// Strides, padding on each side, dilation and groups are the convolution's.
+    #[test]
+    fn windows_have_their_attributes() {
+        let graph = graph("conv6k3x2s2x1p1x0x2x1d1x2g3-avgpool3s1p1-gap", None);
+        let ints =
+            |node: &Node, name: &str| node.attributes.iter().find(|field| field.name == name).unwrap().ints.clone();
+        let [conv, pool] = [&graph.nodes[0], &graph.nodes[1]];
+        assert_eq!(ints(conv, "kernel_shape"), [3, 2]);
+        assert_eq!(ints(conv, "strides"), [2, 1]);
+        // top, left, bottom, right; the notation has top, bottom, left, right
+        assert_eq!(ints(conv, "pads"), [1, 2, 0, 1]);
+        assert_eq!(ints(conv, "dilations"), [1, 2]);
+        let whole = |node: &Node, name: &str| node.attributes.iter().find(|field| field.name == name).unwrap().i;
+        assert_eq!((whole(conv, "group"), whole(pool, "count_include_pad")), (Some(3), Some(1)));
+    }
+
+    #[test]
+    fn a_layer_without_operators_is_an_error() {
+        #[derive(Debug)]
+        struct Own;
+        impl<T: Element> crate::nn::layer::Layer<T> for Own {
+            fn notation(&self) -> String {
+                "own".to_owned()
+            }
+            fn output(&self, input: [usize; 3]) -> Result<[usize; 3]> {
+                Ok(input)
+            }
+            fn forward(&self, call: crate::nn::layer::Forward<'_, T>) {
+                call.out.copy_from_slice(call.x);
+            }
+            fn backward(&self, _: crate::nn::layer::Backward<'_, T>) {
+                unreachable!("nobody trains it");
+            }
+        }
+        let mut spec = NetworkSpec::parse("affine4").unwrap();
+        spec.layers.push(LayerSpec::Layer(std::sync::Arc::new(Own)));
+        let network = Network::<f32>::new(&spec, [3, 8, 8], Init::He, 0).unwrap();
+        let error = encode(&network, None, &[]).unwrap_err().to_string();
+        assert!(error.contains("the layer own") && error.contains("`Layer::onnx`"), "{error}");
+    }
+}

@@ -178,6 +178,35 @@ print(forks)
     assert int(script(program, checkpoint, GEMMNET_NUM_THREADS="2")) >= 3
 
 
+def test_a_fork_waits_for_the_calls_under_way(script):
+    """What a call has locked would stay locked in the child, once in many thousand times: so none may be under way."""
+    program = """
+import os, threading, time
+import numpy as np
+import gemmnet
+images, labels = np.zeros((8, 3, 32, 32), np.uint8), np.arange(8) % 2
+network = "[conv64-relu]x4-affine2"
+model = gemmnet.train(network, images, labels, images, labels, epochs=1, batch_size=8, progress=False).model
+session, x = model.session(256, threads=1), np.ones((256, 3, 32, 32), np.float32)
+out = np.empty((256, 2), np.float32)
+for _ in range(5):
+    out.fill(np.nan)
+    caller = threading.Thread(target=session.run, args=(x, out))
+    caller.start()
+    time.sleep(0.05)
+    in_the_middle = np.isnan(out).all()
+    child = os.fork()
+    done = not np.isnan(out).any()
+    if child == 0:
+        os._exit(0 if done else 1)
+    if in_the_middle:
+        print(done and os.waitpid(child, 0)[1] == 0)
+    caller.join()
+"""
+    waited = script(program, GEMMNET_NUM_THREADS="1").split()
+    assert waited and set(waited) == {"True"}
+
+
 def test_processes_of_many_threads_agree(script, checkpoint):
     """Several processes, each with many threads on one session: one set of scores."""
     program = NETWORK + """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -51,3 +51,14 @@ def alike(*arrays: ArrayLike) -> list[NDArray[Any]]:
     given = [np.asarray(array) for array in arrays]
     dtype = np.float32 if all(array.dtype == np.float32 for array in given) else np.float64
     return [row_major(array, dtype) for array in given]
+
+
+def tensors(state_dict: Mapping[str, ArrayLike]) -> list[tuple[str, NDArray[np.float32]]]:
+    """The tensors of a state_dict as float32, by name; without batchnorm's counts of batches, which are whole numbers."""
+    arrays = []
+    for name, tensor in state_dict.items():
+        # A parameter of PyTorch's that is trained does not become an array by itself.
+        array = np.asarray(tensor.detach().cpu().float() if hasattr(tensor, "detach") else tensor)
+        if not name.endswith("num_batches_tracked"):
+            arrays.append((name, row_major(array, np.float32)))
+    return arrays

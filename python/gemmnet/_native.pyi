@@ -1,5 +1,5 @@
 import os
-from typing import Any, Callable, final
+from typing import Any, Callable, Mapping, Sequence, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,11 +25,24 @@ __all__ = [
 
 @final
 class Model:
+    def __new__(cls, notation: str, input: tuple[int, int, int], init: str = "he", seed: int = 0) -> Model: ...
+    @staticmethod
+    def from_state_dict(
+        notation: str,
+        state_dict: Mapping[str, ArrayLike],
+        input: tuple[int, int, int],
+        *,
+        names: dict[str, str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> Model: ...
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Model: ...
     @staticmethod
     def from_bytes(data: bytes) -> Model: ...
     def save(self, path: str | os.PathLike[str]) -> None: ...
+    def save_onnx(self, path: str | os.PathLike[str], pixels: bool = False) -> None: ...
     @property
     def input_shape(self) -> tuple[int, int, int]: ...
     @property

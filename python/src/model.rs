@@ -4,11 +4,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use gemmnet::data::{Image, Normalizer};
+use gemmnet::nn::import::{NameMap, load_state_dict};
+use gemmnet::nn::init::Init;
+use gemmnet::nn::network::Network;
 use gemmnet::train::argmax;
 use gemmnet::{Error, parallel};
 use numpy::{IxDyn, PyArray1, PyArray2, PyArrayDyn, PyArrayMethods, PyReadonlyArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::PyBytes;
+use safetensors::tensor::{Dtype, TensorView};
 
 use crate::arrays::{self, Name, misshapen, prepared};
 use crate::errors::raised;
@@ -23,6 +28,21 @@ pub(crate) struct Model {
     pub(crate) model: gemmnet::train::Model<f32>,
     /// The session of the last call of `scores`, for the next one.
     last: Mutex<Option<Py<Session>>>,
+}
+
+/// The arrays of a state_dict by their names, as `gemmnet/_arrays.py` prepares them.
+fn state_dict_arrays<'py>(state_dict: &Bound<'py, PyAny>) -> PyResult<Vec<(String, PyReadonlyArray<'py, f32, IxDyn>)>> {
+    static TENSORS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let prepare = TENSORS.import(state_dict.py(), "gemmnet._arrays", "tensors")?;
+    let arrays: Vec<(String, Bound<'py, PyAny>)> = prepare.call1((state_dict,))?.extract()?;
+    let read = |(name, array)| Ok((name, prepared(&array, ("state_dict", "tensor"), format_args!("any"))?));
+    arrays.into_iter().map(read).collect()
+}
+
+fn tensor<'a>(values: &'a PyReadonlyArray<'_, f32, IxDyn>) -> PyResult<TensorView<'a>> {
+    let bytes = bytemuck::cast_slice(values.as_slice()?);
+    Ok(TensorView::new(Dtype::F32, values.shape().to_vec(), bytes)
+        .expect("an array has as many values as its shape says"))
 }
 
 /// Images in memory, row-major.
@@ -127,6 +147,57 @@ impl Model {
 
 #[pymethods]
 impl Model {
+    /// The network in this notation for images (C, H, W), with initial weights that are drawn from seed by init: gaussian:STD,
+    /// he, xavier, orthogonal or dirac. Nothing normalises its images, and its classes have no names.
+    #[new]
+    #[pyo3(signature = (notation, input, init="he", seed=0))]
+    fn drawn(notation: &str, input: [usize; 3], init: &str, seed: u64) -> PyResult<Self> {
+        let network =
+            notation.parse().and_then(|spec| Network::new(&spec, input, init.parse()?, seed)).map_err(raised)?;
+        Ok(Self::new(gemmnet::train::Model { network, normalizer: None, class_names: Vec::new() }))
+    }
+
+    /// The network in this notation for images (C, H, W) with parameters from a PyTorch state_dict, or whatever maps its names
+    /// to arrays; docs/pytorch.md says how layers find each other.
+    ///
+    /// names maps layers of the network to those of the state_dict, for those that are not found out. mean and std, one number
+    /// for each channel of pixels from 0 to 1, say how its images were normalised.
+    #[staticmethod]
+    #[pyo3(signature = (notation, state_dict, input, *, names=None, mean=None, std=None, class_names=None))]
+    #[expect(clippy::too_many_arguments, reason = "in Python they have names")]
+    fn from_state_dict(
+        py: Python<'_>,
+        notation: &str,
+        state_dict: &Bound<'_, PyAny>,
+        input: [usize; 3],
+        names: Option<NameMap>,
+        mean: Option<Vec<f32>>,
+        std: Option<Vec<f32>>,
+        class_names: Option<Vec<String>>,
+    ) -> PyResult<Self> {
+        let tensors = state_dict_arrays(state_dict)?;
+        let tensors: Vec<_> =
+            tensors.iter().map(|(name, values)| Ok((name.as_str(), tensor(values)?))).collect::<PyResult<_>>()?;
+        let class_names = class_names.unwrap_or_default();
+        let model = threads::run(py, 1, || {
+            let mut network = Network::new(&notation.parse()?, input, Init::Gaussian { std: 0.0 }, 0)?;
+            if !class_names.is_empty() && class_names.len() != network.classes() {
+                let problem = format!("{} names for a network of {} classes", class_names.len(), network.classes());
+                return Err(Error::invalid("class_names", problem, "give one for each"));
+            }
+            let normalizer = match (mean, std) {
+                (None, None) => None,
+                (mean, std) => {
+                    Some(Normalizer::per_channel(input, &mean.unwrap_or_default(), &std.unwrap_or_default())?)
+                }
+            };
+            let bytes = safetensors::serialize(tensors, None).expect("tensors fit their shapes");
+            load_state_dict(&mut network, Path::new("the state_dict"), &bytes, &names.unwrap_or_default())?;
+            Ok(gemmnet::train::Model { network, normalizer, class_names })
+        })?;
+        Ok(Self::new(model))
+    }
+
     /// Reads the file at path, which `gemmnet train`, gemmnet.train or the library saved.
     #[staticmethod]
     fn load(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
@@ -140,10 +211,17 @@ impl Model {
         Ok(Self::new(threads::run(py, 1, || gemmnet::train::Model::from_bytes(bytes, Path::new("the bytes")))?))
     }
 
-    /// Writes the network alone to the file at path: neither what turns pixels into its input nor the names of the classes.
-    /// A checkpoint, which gemmnet.train saves if it is told where, has them.
+    /// Writes it to the file at path: the network, what turns pixels into its input, and the names of the classes, as far as they
+    /// are known. A checkpoint, which gemmnet.train saves if it is told where, has its training besides.
     fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
-        threads::run(py, 1, || self.model.network.save(&path))
+        threads::run(py, 1, || self.model.save(&path))
+    }
+
+    /// Writes it as an ONNX file that computes `scores` (batch, classes) of `images` (batch, C, H, W), float32, for batches of any
+    /// size. With pixels=True the images are pixels as in the data, and the graph normalises them.
+    #[pyo3(signature = (path, pixels=false))]
+    fn save_onnx(&self, py: Python<'_>, path: PathBuf, pixels: bool) -> PyResult<()> {
+        threads::run(py, 1, || self.model.save_onnx(&path, pixels))
     }
 
     /// Channels, height and width of the images that it takes.

@@ -1,15 +1,34 @@
-"""What docs/python.md shows runs, in the order in which it stands there."""
+"""What the pages of the documentation show runs, in the order in which it stands there."""
 
 import re
 from pathlib import Path
 
+import gemmnet
+import pytest
 from conftest import train
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-def test_the_code_of_the_page_runs(tmp_path, script):
-    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(blocks) >= 4
+def code(page):
+    """All of its code in Python."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)
+    assert blocks
+    return "".join(blocks)
+
+
+def test_from_python(tmp_path, script):
     train(checkpoint=tmp_path / "model.safetensors")
-    script("".join(blocks))
+    script(code("python.md"))
+
+
+def test_to_onnx_runtime(tmp_path, script):
+    pytest.importorskip("onnxruntime")
+    gemmnet.Model("conv4-bn-relu-pool-affine10", (3, 32, 32)).save_onnx(tmp_path / "network.onnx")
+    assert "of []" in script(code("onnx.md"))
+
+
+def test_from_pytorch(script):
+    pytest.importorskip("torch")
+    pytest.importorskip("safetensors")
+    script(code("pytorch.md"))

@@ -71,7 +71,7 @@ pub(super) fn run(args: &ImportArgs, out: &Output) -> Result<(), Stop> {
     let mut network = Network::<f32>::new(&spec, input, Init::Gaussian { std: 0.0 }, 0)?;
     let names = args.map.as_deref().map_or(Ok(NameMap::new()), read_map)?;
     let asked = !args.mean.is_empty() || !args.std.is_empty();
-    let normalizer = asked.then(|| normalizer(&args.mean, &args.std, input)).transpose()?;
+    let normalizer = asked.then(|| Normalizer::per_channel(input, &args.mean, &args.std)).transpose()?;
     let class_names = args.class_names.as_deref().map_or(Ok(Vec::new()), read_class_names)?;
     if !class_names.is_empty() && class_names.len() != network.classes() {
         let problem = format!("{} names for a network of {} classes", class_names.len(), network.classes());
@@ -118,20 +118,4 @@ fn read_class_names(path: &Path) -> Result<Vec<String>> {
     let text =
         text.map_err(|e| Error::io("read", path, e, "give a text file with the name of a class on each line"))?;
     Ok(text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect())
-}
-
-/// Of bytes, from the numbers that are usual for pixels from 0 to 1.
-fn normalizer(mean: &[f32], std: &[f32], input: [usize; 3]) -> Result<Normalizer> {
-    let [channels, height, width] = input;
-    for (name, values) in [("--mean", mean), ("--std", std)] {
-        if values.len() != channels {
-            let problem = format!("{} numbers for {channels} channels", values.len());
-            return Err(Error::invalid(name, problem, "give one for each channel, joined by commas"));
-        }
-    }
-    if let Some(std) = std.iter().find(|&&std| std.is_nan() || std <= 0.0) {
-        return Err(Error::invalid("--std", format!("a standard deviation of {std}"), "give numbers above 0"));
-    }
-    let mean = mean.iter().flat_map(|mean| std::iter::repeat_n(255.0 * mean, height * width)).collect();
-    Normalizer::new(input, mean, std.iter().map(|std| 1.0 / (255.0 * std)).collect())
 }

@@ -53,6 +53,26 @@ impl Normalizer {
         Ok(Normalizer { dim, mean, scale })
     }
 
+    /// For bytes, from the mean and the standard deviation of each channel of pixels from 0 to 1, as other programs state them.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if there is not one of each for every channel, if a standard deviation is not above 0, or if a number
+    /// is not finite.
+    pub fn per_channel(dim: [usize; 3], mean: &[f32], std: &[f32]) -> Result<Self> {
+        let [channels, height, width] = dim;
+        for (name, values) in [("mean", mean), ("std", std)] {
+            if values.len() != channels {
+                let problem = format!("{} numbers for {channels} channels", values.len());
+                return Err(Error::invalid(name, problem, "give one for each channel"));
+            }
+        }
+        if let Some(std) = std.iter().find(|&&std| std.is_nan() || std <= 0.0) {
+            return Err(Error::invalid("std", format!("a standard deviation of {std}"), "give numbers above 0"));
+        }
+        let mean = mean.iter().flat_map(|mean| std::iter::repeat_n(255.0 * mean, height * width)).collect();
+        Normalizer::new(dim, mean, std.iter().map(|std| 1.0 / (255.0 * std)).collect())
+    }
+
     /// `[C, H, W]` of the images that it is for: channels, height, width.
     pub fn dim(&self) -> [usize; 3] {
         self.dim

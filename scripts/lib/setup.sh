@@ -66,6 +66,20 @@ need_valgrind() { have valgrind || ! have apt-get || need_packages valgrind; }
 
 need_python() { have python3 || need_packages python3; }
 
+# need_venv FOLDER PACKAGE...: a virtual environment of Python's with these packages from PyPI.
+need_venv() {
+    local venv=$1
+    shift
+    if [ ! -x "$venv/bin/python" ]; then
+        # Debian's Python can make none by itself.
+        python3 -c 'import ensurepip' 2>/dev/null || need_packages python3-venv
+        say "making a virtual environment in ${venv#"$root/"}"
+        python3 -m venv "$venv"
+    fi
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@" ||
+        die "pip cannot install $*; see above"
+}
+
 # cargo, of the version that Cargo.toml asks for.
 need_rust() {
     # A rustup of this user that no shell has been told of yet.

@@ -221,6 +221,15 @@ fn pair<'m, 'a>(
         return Err(unknown("file", there, modules.iter().map(|module| module.name)));
     }
     let mut pairs: Vec<_> = layers.iter().map(|layer| names.get(&layer.name).and_then(|there| find(there))).collect();
+    if let Some((layer, module)) = layers
+        .iter()
+        .zip(&pairs)
+        .find_map(|(layer, pair)| pair.filter(|pair| pair.kind != layer.kind).map(|pair| (layer, pair)))
+    {
+        let problem =
+            format!("`{}` is of kind {}, and `{}` of kind {}", layer.name, layer.kind, module.name, module.kind);
+        return Err(Error::invalid("map of names", problem, "give each layer one of its kind"));
+    }
     // A file with our names is not put in order.
     let own: Option<Vec<_>> =
         (layers.iter().zip(&pairs)).map(|(layer, pair)| pair.or_else(|| find(&layer.name))).collect();
@@ -317,11 +326,6 @@ struct Values<'p, T: Element> {
 impl<T: Element> Values<'_, T> {
     /// Takes those of a layer from its module. Returns whether its bias went into the mean of the batchnorm after it.
     fn take(&mut self, layer: &Layer, module: &Module<'_>) -> Result<bool> {
-        if layer.kind != module.kind {
-            let (here, there) =
-                (format!("`{}`, a {}", layer.name, layer.kind), format!("`{}`, a {}", module.name, module.kind));
-            return Err(self.unfit(format!("{there}, cannot be {here}")));
-        }
         let path = self.path;
         let weight = self.params.param(layer.weight).clone();
         // A matrix is (M, D) there.

@@ -117,7 +117,11 @@ fn names_can_be_given() {
         .collect();
     check(import(&notation, input, &ours, &NameMap::new()), "our names");
 
-    for (here, there, part) in [("conv9", "fc", "no layer `conv9`"), ("conv3", "conv9", "no layer `conv9`")] {
+    for (here, there, part) in [
+        ("conv10", "fc", "the network has no layer `conv10`"),
+        ("conv3", "conv10", "the file has no layer `conv10`"),
+        ("conv3", "fc", "`conv3` is of kind convolution, and `fc` of kind affine layer"),
+    ] {
         let names = NameMap::from([(here.into(), there.into())]);
         let error = import(&notation, input, &tensors, &names).unwrap_err();
         assert!(matches!(error, Error::Invalid { .. }) && error.to_string().contains(part), "{error}");

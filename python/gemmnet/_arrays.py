@@ -41,7 +41,7 @@ def labels(y: ArrayLike, what: str) -> NDArray[np.int64]:
     # An empty list has no type of its own.
     if array.dtype.kind not in "iu" and array.size > 0:
         raise InvalidError(f"{what}: labels have type {array.dtype}, expected integers; number the classes from 0")
-    if array.dtype == np.uint64 and array.size > 0 and array.max() > np.iinfo(np.int64).max:
+    if array.dtype == np.uint64 and array.size > 0 and int(array.max()) > np.iinfo(np.int64).max:
         raise InvalidError(f"{what}: {array.max()} is no label; number the classes from 0")
     return row_major(array, np.int64)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, Callable, NamedTuple, Optional, Sequence, Union
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _native
@@ -187,7 +188,8 @@ def train(
     def observe(event: Step | Epoch) -> bool:
         if bar is not None:
             bar.show(event)
-        return callback is not None and callback(event) is True
+        answer = callback(event) if callback is not None else None
+        return isinstance(answer, (bool, np.bool_)) and bool(answer)
 
     watched = observe if progress or callback is not None else None
     try:

@@ -19,7 +19,10 @@ impl Element for f64 {}
 /// `$function::<T>($arguments)` for the `T` of the array `$array`.
 macro_rules! of_its_type {
     ($array:expr, $function:ident($($argument:expr),*)) => {
-        if $array.cast::<PyArrayDyn<f32>>().is_ok() { $function::<f32>($($argument),*) } else { $function::<f64>($($argument),*) }
+        match $array.cast::<PyArrayDyn<f32>>() {
+            Ok(_) => $function::<f32>($($argument),*),
+            Err(_) => $function::<f64>($($argument),*),
+        }
     };
 }
 

@@ -29,8 +29,9 @@ pub(crate) fn lock<'a, T>(_py: Python<'_>, mutex: &'a Mutex<T>) -> MutexGuard<'a
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// `count` threads of this process; all who ask for so many share them.
-pub(crate) fn pool(py: Python<'_>, count: usize) -> PyResult<&'static Threads> {
+/// `count` threads of this process; all who ask for so many share them. A thread that waits for the rest of its work takes up
+/// other work meanwhile, and goes on when that is done: nothing that runs there may wait for anything else.
+fn pool(py: Python<'_>, count: usize) -> PyResult<&'static Threads> {
     let process = std::process::id();
     let mut pools = lock(py, &POOLS);
     if let Some(pool) = pools.iter().find(|pool| pool.process == process && pool.count == count) {

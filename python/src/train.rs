@@ -319,8 +319,10 @@ fn train_as<'py, P: Pixel + numpy::Element>(
     let (x_train, x_val) = (images(&splits.x_train, ("train", "x_train"))?, images(&splits.x_val, ("train", "x_val"))?);
     let (y_train, y_val) = (labels(&splits.y_train, ("train", "y_train"))?, labels(&splits.y_val, ("train", "y_val"))?);
     let data = [(x_train.as_array(), y_train.as_slice()?), (x_val.as_array(), y_val.as_slice()?)];
-    let (start, pool) = (start.as_ref(), threads::pool(py, threads::count(py, options.threads)?)?);
-    let trained = py.detach(|| train_beside(start, data, options, pool, observe, wait))?;
+    // Of its own: it is held up while Python sees an event, and who shared its threads would be held up as well.
+    let pool = Threads::new(threads::count(py, options.threads)?).map_err(raised)?;
+    let start = start.as_ref();
+    let trained = py.detach(|| train_beside(start, data, options, &pool, observe, wait))?;
     let Trained { model, history, kept_epoch, kept_val_accuracy } = trained;
     let dict = PyDict::new(py);
     let History { loss, train_accuracy, val_accuracy, learning_rate } = history;

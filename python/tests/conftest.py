@@ -57,7 +57,8 @@ def script(tmp_path):
     def run(text, *arguments, timeout=60, **variables):
         file = tmp_path / "program.py"
         file.write_text(text)
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), **variables}
+        path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": path, **variables}
         done = subprocess.run(
             [sys.executable, str(file), *map(str, arguments)],
             capture_output=True, text=True, timeout=timeout, env=environment, cwd=tmp_path,

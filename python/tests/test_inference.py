@@ -189,7 +189,7 @@ def test_files_are_those_of_the_library(checkpoint, tmp_path):
 
     def predicted(file):
         report = json.loads(run("predict", "--checkpoint", file, "records.bin", "--json").splitlines()[-1])
-        return [found["classes"][0]["class"] for found in report["images"]]
+        return [found["classes"][0]["label"] for found in report["predictions"]]
 
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (20, 3, 32, 32), dtype=np.uint8), rng.integers(0, 3, 20)

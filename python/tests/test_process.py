@@ -207,6 +207,28 @@ for _ in range(5):
     assert waited and set(waited) == {"True"}
 
 
+def test_callbacks_may_compute(script, checkpoint):
+    """Trainings that wait for their callbacks leave the threads alone that these use."""
+    program = NETWORK + """
+meet, losses = threading.Barrier(2, timeout=30), []
+
+def callback(event):
+    meet.wait()
+    assert np.array_equal(session.run(x), expected)
+
+def work():
+    losses.append(train(threads=2, epochs=1, callback=callback).history["loss"])
+
+workers = [threading.Thread(target=work) for _ in range(2)]
+for worker in workers:
+    worker.start()
+for worker in workers:
+    worker.join()
+assert losses[0] == losses[1] == train(threads=1, epochs=1).history["loss"]
+"""
+    script(program, checkpoint)
+
+
 def test_processes_of_many_threads_agree(script, checkpoint):
     """Several processes, each with many threads on one session: one set of scores."""
     program = NETWORK + """

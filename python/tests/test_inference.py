@@ -138,12 +138,16 @@ def test_wrong_inputs_are_refused(model, x):
 
 
 def test_files(model, checkpoint, tmp_path, x):
-    alone = tmp_path / "alone.safetensors"
-    model.save(alone)
-    loaded = gemmnet.Model.load(alone)
+    model.save(tmp_path / "model.safetensors")
+    loaded = gemmnet.Model.load(tmp_path / "model.safetensors")
     np.testing.assert_array_equal(loaded.session(17).run(x), model.session(17).run(x))
-    assert loaded.class_names == [] and loaded.notation == model.notation
-    for without in [loaded.normalize, loaded.predict]:
+    np.testing.assert_array_equal(loaded.normalize(pictures(17, 3)[0]), x)
+    assert loaded.class_names == model.class_names and loaded.notation == model.notation
+
+    gemmnet.Model(model.notation, model.input_shape).save(tmp_path / "alone.safetensors")
+    alone = gemmnet.Model.load(tmp_path / "alone.safetensors")
+    assert alone.class_names == []
+    for without in [alone.normalize, alone.predict]:
         with pytest.raises(gemmnet.InvalidError, match="network alone.*load a checkpoint"):
             without(pictures(2, 1)[0])
 

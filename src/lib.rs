@@ -130,3 +130,36 @@ pub mod prelude {
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// The code of the book, chapter by chapter.
+#[cfg(doctest)]
+mod book {
+    #[doc = include_str!("../docs/book/src/introduction.md")]
+    struct Introduction;
+    #[doc = include_str!("../docs/book/src/convolution.md")]
+    struct Convolution;
+    #[doc = include_str!("../docs/book/src/convolution/loops.md")]
+    struct Loops;
+    #[doc = include_str!("../docs/book/src/convolution/im2col.md")]
+    struct Im2col;
+    #[doc = include_str!("../docs/book/src/convolution/tiles.md")]
+    struct Tiles;
+    #[doc = include_str!("../docs/book/src/convolution/pointwise.md")]
+    struct Pointwise;
+    #[doc = include_str!("../docs/book/src/convolution/winograd.md")]
+    struct Winograd;
+    #[doc = include_str!("../docs/book/src/convolution/backward.md")]
+    struct Backward;
+    #[doc = include_str!("../docs/book/src/convolution/pooling.md")]
+    struct Pooling;
+    #[doc = include_str!("../docs/book/src/network.md")]
+    struct Network;
+    #[doc = include_str!("../docs/book/src/notebook.md")]
+    struct Notebook;
+    #[doc = include_str!("../docs/book/src/pictures.md")]
+    struct Pictures;
+    #[doc = include_str!("../docs/book/src/commands.md")]
+    struct Commands;
+    #[doc = include_str!("../docs/book/src/adding.md")]
+    struct Adding;
+}

@@ -20,6 +20,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use super::network::Network;
 use super::steps::Kernel;
+use crate::blocks::Weights;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::params::Params;
@@ -167,43 +168,47 @@ fn modules<'a>(path: &Path, file: &'a SafeTensors<'a>) -> Result<Vec<Module<'a>>
 
 /// The network's layers with parameters, in the order in which they run.
 fn layers<T: Element>(network: &Network<T>) -> Result<Vec<Layer>> {
-    let (params, statistics) = (network.params(), network.statistics());
-    let name = |params: &Params<T>, index: usize| {
-        let name = &params.param(index).name;
-        name.rsplit_once('.').map_or(name.clone(), |(layer, _)| layer.to_owned())
-    };
     let mut layers = Vec::new();
     for step in network.steps() {
         match &step.kernel {
-            Kernel::Block { places, running, .. } => {
-                if let Some(weight) = places.w {
-                    let kind = if params.param(weight).shape.len() == 4 { Kind::Conv } else { Kind::Affine };
-                    let mean_after = running.filter(|_| places.b.is_none()).map(|(mean, _)| mean);
-                    let name = name(params, weight);
-                    layers.push(Layer { name, kind, weight, bias: places.b, running: None, mean_after });
-                }
-                if let (Some(weight), Some(running)) = (places.gamma, *running) {
-                    debug_assert_eq!(name(params, weight), name(statistics, running.0));
-                    layers.push(Layer {
-                        name: name(params, weight),
-                        kind: Kind::Norm,
-                        weight,
-                        bias: places.beta,
-                        running: Some(running),
-                        mean_after: None,
-                    });
-                }
+            Kernel::Block { places, running, .. } => layers.extend(of_block(network.params(), *places, *running)),
+            Kernel::Layer { layer, count, .. } if *count > 0 => {
+                let problem = format!("parameters of the layer {} have no names that others use", layer.notation());
+                return Err(Error::invalid("import", problem, "set them by hand, with `Network::params_mut`"));
             }
-            Kernel::Sum(_) => {}
-            Kernel::Layer { layer, count, .. } => {
-                if *count > 0 {
-                    let problem = format!("parameters of the layer {} have no names that others use", layer.notation());
-                    return Err(Error::invalid("import", problem, "set them by hand, with `Network::params_mut`"));
-                }
-            }
+            Kernel::Sum(_) | Kernel::Layer { .. } => {}
         }
     }
     Ok(layers)
+}
+
+/// The product and the batchnorm of a block, as far as it has them.
+fn of_block<T: Element>(
+    params: &Params<T>,
+    places: Weights<Option<usize>>,
+    running: Option<(usize, usize)>,
+) -> impl Iterator<Item = Layer> {
+    let name = |index: usize| {
+        let name = &params.param(index).name;
+        name.rsplit_once('.').map_or(name.clone(), |(layer, _)| layer.to_owned())
+    };
+    let product = places.w.map(|weight| Layer {
+        name: name(weight),
+        kind: if params.param(weight).shape.len() == 4 { Kind::Conv } else { Kind::Affine },
+        weight,
+        bias: places.b,
+        running: None,
+        mean_after: running.filter(|_| places.b.is_none()).map(|(mean, _)| mean),
+    });
+    let norm = places.gamma.map(|weight| Layer {
+        name: name(weight),
+        kind: Kind::Norm,
+        weight,
+        bias: places.beta,
+        running,
+        mean_after: None,
+    });
+    product.into_iter().chain(norm)
 }
 
 /// For each layer the module that its parameters are in.

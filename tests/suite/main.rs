@@ -2,6 +2,8 @@
 //! count allocations are apart, since nothing may run beside them.
 
 mod blocks;
+#[cfg(feature = "cli")]
+mod book;
 mod checkpoints;
 #[cfg(feature = "cli")]
 mod cli;

@@ -120,15 +120,16 @@ const SAVE: &str = "save it in Python: `safetensors.torch.save_file({k: v.contig
                     model.float().state_dict().items()}, \"weights.safetensors\")`";
 
 fn open<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>> {
-    // A zip archive, as torch.save writes now, or a pickle, as it did.
-    if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(&[0x80]) {
-        let problem = "is a pickle of PyTorch's, which can run programs when it is read";
-        let fix =
-            format!("{SAVE}, after `model.load_state_dict(torch.load(\"{}\", weights_only=True))`", path.display());
-        return Err(Error::data(path, problem, fix));
-    }
-    let damaged = |e| Error::data(path, format!("is no safetensors file, or is cut off or damaged ({e})"), SAVE);
-    SafeTensors::deserialize(bytes).map_err(damaged)
+    SafeTensors::deserialize(bytes).map_err(|e| {
+        // A zip archive, as torch.save writes now, or a pickle, as it did. A safetensors file may begin with these bytes as well.
+        if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(&[0x80]) {
+            let problem = "is a pickle of PyTorch's, which can run programs when it is read";
+            let path_text = path.display();
+            let fix = format!("{SAVE}, after `model.load_state_dict(torch.load(\"{path_text}\", weights_only=True))`");
+            return Error::data(path, problem, fix);
+        }
+        Error::data(path, format!("is no safetensors file, or is cut off or damaged ({e})"), SAVE)
+    })
 }
 
 /// The file's layers, by name.

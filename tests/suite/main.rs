@@ -8,6 +8,8 @@ mod cli;
 mod common;
 mod data;
 mod determinism;
+#[cfg(feature = "cli")]
+mod files;
 mod golden;
 mod golden_graph;
 mod golden_recipe;
@@ -15,6 +17,8 @@ mod golden_training;
 mod naive_gradients;
 mod naive_vs_fast;
 mod network;
+#[cfg(feature = "cli")]
+mod pictures;
 #[cfg(feature = "blas")]
 mod recipe;
 mod session;

@@ -109,7 +109,7 @@ fn a_folder_for_each_class_is_read_as_imagefolder_does() {
     assert!(decoded);
     assert_eq!(stored.class_names(), ["Rot", "blau", "grün"], "sorted by code point");
     assert_eq!(stored.dim(), [3, 8, 8]);
-    assert_eq!(lens(&stored), [33 - 6 - 3, 2 + 2 + 1, 3], "a tenth of each class for validation and for tests");
+    assert_eq!(lens(&stored), [33 - 5 - 3, 2 + 2 + 1, 3], "a tenth of each class for validation and for tests");
     for split in Split::ALL {
         for index in 0..stored.len(split) {
             let (pixels, label) = bytes(&stored, split, index);

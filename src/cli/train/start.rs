@@ -37,17 +37,16 @@ pub(super) fn new<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -
     let network = |facts| network::<T>(args, preset, facts, init, global.seed());
 
     let wanted = Wanted { size: args.image_size.map(|side| [side; 2]), strict: args.strict };
-    let (folder, opened, recipe, network) = if let Some(folder) = given {
+    let (folder, opened, (recipe, net, network)) = if let Some(folder) = given {
         let opened = folder.open(wanted, out)?;
         let (dim, classes) = (opened.source.dim(), opened.source.class_names().len());
         let facts = Facts { dim, classes, images: opened.source.len(Split::Train) };
-        let (recipe, network) = network(facts)?;
-        (folder, opened, recipe, network)
+        (folder, opened, network(facts)?)
     } else {
-        let (recipe, network) = network(Facts::CIFAR10)?;
+        let made = network(Facts::CIFAR10)?;
         let folder = Folder::find(!args.no_fetch, out)?;
         let opened = folder.open(wanted, out)?;
-        (folder, opened, recipe, network)
+        (folder, opened, made)
     };
     let normalization = match args.normalize {
         None => recipe.normalization,
@@ -58,22 +57,22 @@ pub(super) fn new<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -
     if let Some(samples) = args.train_limit {
         data = data.limit(Split::Train, samples)?;
     }
-    let choice = (recipe.name == presets::OWN.name).then(|| recipe.arguments(&network.spec().to_string()));
+    let choice = (recipe.name == presets::OWN.name).then(|| recipe.arguments(&net));
     let solver = Solver::new(network, data, options(args, &recipe, global)?)?;
     Ok(Ready { solver, folder, opened, preset: Some((recipe.name, choice)) })
 }
 
-/// The network that was asked for, or that of the recipe for such data, which is given too.
+/// The recipe for such data, and the network that was asked for, or else the recipe's, in notation and made.
 fn network<T: Element>(
     args: &TrainArgs,
     preset: &Preset,
     facts: Facts,
     init: Init,
     seed: u64,
-) -> Result<(Preset, Network<T>)> {
+) -> Result<(Preset, String, Network<T>)> {
     let (recipe, net) = preset.fit(facts);
-    let net = args.net.as_deref().unwrap_or(&net);
-    let network = Network::new(&NetworkSpec::parse(net)?, facts.dim, init, seed)?;
+    let net = args.net.clone().unwrap_or(net.into_owned());
+    let network = Network::new(&NetworkSpec::parse(&net)?, facts.dim, init, seed)?;
     if network.classes() != facts.classes {
         let (scores, classes) = (network.classes(), facts.classes);
         let problem = format!("it gives {scores} scores, the data has {classes} classes");
@@ -84,7 +83,7 @@ fn network<T: Element>(
         };
         return Err(Error::invalid("network", problem, fix));
     }
-    Ok((recipe, network))
+    Ok((recipe, net, network))
 }
 
 fn options(args: &TrainArgs, preset: &Preset, global: &Global) -> Result<SolverOptions> {

@@ -242,15 +242,25 @@ fn one_line(error: &dyn std::error::Error) -> String {
     error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Whether the header is no longer than those of arrays are: nothing is allocated or parsed before that is known.
+/// Whether a header is as those of plain arrays are: nothing is allocated or parsed before that is known, and what parses it
+/// panics at a shape that no memory holds if one of its sizes is 0.
 fn check_header(path: &Path, bytes: &[u8], fix: &str) -> Result<()> {
-    let len = match bytes {
-        [_, _, _, _, _, _, 1, _, a, b, ..] => u16::from_le_bytes([*a, *b]).into(),
-        [_, _, _, _, _, _, _, _, a, b, c, d, ..] => u32::from_le_bytes([*a, *b, *c, *d]) as usize,
-        _ => 0,
+    let (start, len) = match bytes {
+        [_, _, _, _, _, _, 1, _, a, b, ..] => (10, u16::from_le_bytes([*a, *b]).into()),
+        [_, _, _, _, _, _, _, _, a, b, c, d, ..] => (12, u32::from_le_bytes([*a, *b, *c, *d]) as usize),
+        _ => (0, 0),
     };
-    if !bytes.starts_with(b"\x93NUMPY") || len > LONGEST_HEADER.min(bytes.len()) {
-        return Err(Error::data(path, "is no .npy file of a plain array", fix));
+    let header = bytes.get(start..).and_then(|rest| rest.get(..len)).filter(|_| len <= LONGEST_HEADER);
+    if let Some(text) =
+        header.and_then(|header| str::from_utf8(header).ok()).filter(|_| bytes.starts_with(b"\x93NUMPY"))
+    {
+        let words = text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+        let numbers = words.filter(|word| word.starts_with(|letter: char| letter.is_ascii_digit()));
+        let mut sizes = numbers.map(|number| number.parse().unwrap_or(usize::MAX)).filter(|&size| size > 0);
+        // The bytes of a number are no more than 16.
+        if sizes.try_fold(16_usize, usize::checked_mul).is_some_and(|bytes| isize::try_from(bytes).is_ok()) {
+            return Ok(());
+        }
     }
-    Ok(())
+    Err(Error::data(path, "is no .npy file of a plain array", fix))
 }

@@ -2,12 +2,12 @@
 //! prediction.
 
 use std::fs::File;
-use std::io::{BufReader, ErrorKind};
+use std::io::{Cursor, ErrorKind, Read};
 use std::path::Path;
 
 use fast_image_resize as fir;
 use image::error::ImageError;
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 
 use crate::error::{Error, Result};
 
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 pub(super) const DECODER: &str = "image 0.25.10, fast_image_resize 6.1.0, 1";
 /// How pictures get their size, in words.
 pub(super) const RESIZE: &str = "the largest part from the middle that has the shape, bilinear with antialiasing";
-/// Bytes that decoding a picture may take: 130 megapixels with four bytes each.
+/// Bytes that a file may have, and that decoding it may take: 130 megapixels with four bytes each.
 const MOST: u64 = 512 << 20;
 const FIX: &str = "give a whole JPEG, PNG, WebP or BMP picture";
 
@@ -56,9 +56,17 @@ pub fn read_picture(path: &Path, dim: [usize; 3]) -> Result<Vec<u8>> {
 
 /// Reads the head of a file, whatever the ending of its name says.
 fn decoder(path: &Path) -> Result<impl ImageDecoder> {
-    let file = File::open(path).map_err(|e| Error::io("read", path, e, FIX))?;
-    let reader = ImageReader::new(BufReader::new(file)).with_guessed_format();
-    let mut reader = reader.map_err(|e| Error::io("read", path, e, FIX))?;
+    let failed = |e| Error::io("read", path, e, FIX);
+    let mut bytes = Vec::new();
+    File::open(path).map_err(failed)?.take(MOST + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MOST {
+        return Err(Error::data(path, format!("has more than {} MB", MOST >> 20), "scale it down, or remove it"));
+    }
+    // What is missing of a JPEG picture, its decoder fills with grey.
+    if image::guess_format(&bytes).is_ok_and(|format| format == ImageFormat::Jpeg) && !has_end(&bytes) {
+        return Err(Error::data(path, "is no picture that can be read (the end of the JPEG file is missing)", FIX));
+    }
+    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(failed)?;
     let mut limits = Limits::default();
     limits.max_alloc = Some(MOST);
     reader.limits(limits);
@@ -70,6 +78,26 @@ fn decoder(path: &Path) -> Result<impl ImageDecoder> {
         return Err(Error::data(path, format!("has {width}x{height} pixels, which cannot be taken"), fix));
     }
     Ok(decoder)
+}
+
+/// Whether a JPEG file goes on to its end marker.
+fn has_end(bytes: &[u8]) -> bool {
+    let mut rest = bytes.get(2..).unwrap_or_default();
+    loop {
+        // In the data of a scan, a byte of 255 is followed by a 0, and there are restart markers.
+        let is_marker = |pair: &[u8]| pair[0] == 0xff && !matches!(pair[1], 0 | 0xd0..=0xd7 | 0xff);
+        let Some(at) = rest.windows(2).position(is_marker) else { return false };
+        let marker = rest[at + 1];
+        rest = &rest[at + 2..];
+        if marker == 0xd9 {
+            return true;
+        }
+        // Others come with a length, which counts its own two bytes.
+        let [high, low, ..] = rest else { return false };
+        let len = usize::from(u16::from_be_bytes([*high, *low]));
+        let Some(after) = rest.get(len..) else { return false };
+        rest = after;
+    }
 }
 
 fn unreadable(path: &Path, error: ImageError) -> Error {
@@ -213,7 +241,10 @@ mod tests {
         });
         picture.save(&path).unwrap();
         let pixels = read_picture(&path, [3, 8, 8]).unwrap();
-        assert!(pixels.iter().all(|pixel| (118..=137).contains(pixel)), "{pixels:?}");
+        // At the border a little of what is beside it shows, as if the whole were resized first.
+        let inner = pixels.chunks_exact(8).flat_map(|row| &row[1..7]);
+        assert!(inner.clone().all(|pixel| (126..=129).contains(pixel)), "{pixels:?}");
+        assert!(pixels.iter().all(|pixel| (100..=155).contains(pixel)), "{pixels:?}");
     }
 
     #[test]
@@ -226,7 +257,8 @@ mod tests {
             let whole = std::fs::read(&path).unwrap();
             read_picture(&path, [3, 16, 16]).unwrap();
             let mut taken = Vec::new();
-            for len in (0..whole.len()).step_by(7) {
+            // The last 12 bytes of a PNG file only say that it ends.
+            for len in (0..whole.len() - 12).step_by(7) {
                 std::fs::write(&path, &whole[..len]).unwrap();
                 match read_picture(&path, [3, 16, 16]) {
                     Ok(_) => taken.push(len),

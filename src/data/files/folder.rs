@@ -116,6 +116,7 @@ pub fn open(dir: &Path, options: Options, cache: &Path, progress: &mut dyn FnMut
     match kept {
         // What is kept is not whole: make it anew.
         Err(Error::Data { ref path, .. } | Error::Io { ref path, .. }) if path.starts_with(&place.folder) => {
+            let _ = fs::remove_dir_all(&place.folder);
             place.build(dir, &listing, dim, options.strict, progress)
         }
         other => other,

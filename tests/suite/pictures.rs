@@ -113,6 +113,7 @@ fn own_data_is_refused_in_one_line() {
     room.run("data show photos --out no/sheet.png").fails(1, &["no/sheet.png", "can be written"]);
     assert_eq!(room.run("summary --input 3x64").code, Some(2));
     // Where nothing can be kept, pictures are decoded each time.
+    fs::remove_dir_all(room.path("cache")).unwrap();
     fs::write(room.path("cache"), "in the way").unwrap();
     let done = room.run("train --data-dir photos --image-size 8 --epochs 0.1 --net conv2-gap-affine3").succeeds();
     assert!(done.stderr.contains("cannot be written, so pictures are decoded anew"), "{}", done.stderr);

@@ -95,12 +95,17 @@ impl Source for Stored {
 ///
 /// Where there are none for validation, a tenth of the training images of each class, rounded up, takes their place if it
 /// leaves some for training; where there are none for tests either, another tenth, rounded down, is for them. They are those
-/// of the class with the smallest keys.
+/// of the class with the smallest keys. Each split is in the order of the keys: in files, images often are sorted by class,
+/// and the first so many of a split should tell something about it.
 pub(super) fn splits(labels: &[usize], lens: [usize; 3], key: impl Fn(usize) -> u64) -> [Vec<usize>; 3] {
     let [train, validation, test] = lens;
     let given = [0..train, train..train + validation, train + validation..train + validation + test];
     let mut splits = given.map(|range| range.collect::<Vec<_>>());
+    let order = |splits: &mut [Vec<usize>; 3]| {
+        splits.iter_mut().for_each(|split| split.sort_by_cached_key(|&index| (key(index), index)));
+    };
     if validation > 0 {
+        order(&mut splits);
         return splits;
     }
     let classes = labels.iter().max().map_or(0, |label| label + 1);
@@ -115,7 +120,7 @@ pub(super) fn splits(labels: &[usize], lens: [usize; 3], key: impl Fn(usize) -> 
         splits[2].extend(images.by_ref().take(if test == 0 { n / HELD_OUT } else { 0 }));
         splits[0].extend(images);
     }
-    splits.iter_mut().for_each(|split| split.sort_unstable());
+    order(&mut splits);
     splits
 }
 
@@ -149,11 +154,20 @@ mod tests {
     }
 
     #[test]
-    fn splits_that_are_there_stay() {
-        let labels = [0, 1, 0, 1, 0, 1];
-        assert_eq!(splits(&labels, [3, 2, 1], key_of_index), [vec![0, 1, 2], vec![3, 4], vec![5]]);
-        assert_eq!(splits(&labels, [4, 2, 0], key_of_index)[2], [] as [usize; 0]);
-        let [train, validation, test] = splits(&labels, [4, 0, 2], key_of_index);
-        assert_eq!((train.len(), validation.len(), test), (2, 2, vec![4, 5]));
+    fn splits_that_are_there_stay_and_are_mixed() {
+        let labels: Vec<usize> = (0..60).map(|i| i / 10).collect();
+        let sorted = |lens| {
+            splits(&labels, lens, key_of_index).map(|mut split| {
+                split.sort_unstable();
+                split
+            })
+        };
+        assert_eq!(sorted([30, 20, 10]), [(0..30).collect(), (30..50).collect(), (50..60).collect::<Vec<_>>()]);
+        assert_eq!(sorted([40, 20, 0])[2], [] as [usize; 0]);
+        let [train, validation, test] = sorted([40, 0, 20]);
+        assert_eq!((train.len(), validation.len(), test), (36, 4, (40..60).collect()));
+        let classes: std::collections::BTreeSet<_> =
+            splits(&labels, [60, 0, 0], key_of_index)[0][..20].iter().map(|&i| labels[i]).collect();
+        assert!(classes.len() > 3, "the first 20 are of {classes:?}");
     }
 }

@@ -71,7 +71,7 @@
 //! | --- | --- | --- |
 //! | `openblas-system` | yes | the system's OpenBLAS (package `libopenblas-dev` on Debian and Ubuntu) |
 //! | `openblas-static` | | OpenBLAS built from source; needs network access while building |
-//! | `cli` | yes | the `gemmnet` program, download of CIFAR-10 |
+//! | `cli` | yes | the `gemmnet` program, download of CIFAR-10, folders of pictures and files other than CIFAR-10's |
 //!
 //! Without either OpenBLAS feature products are [`matrixmultiply`](https://docs.rs/matrixmultiply)'s, pure Rust and slower,
 //! and there is no orthogonal initialisation. Do not choose both.

@@ -26,6 +26,8 @@ pub enum Purpose {
     Measure = 7,
     /// Inputs of tests and benches.
     Example = 8,
+    /// Which images of a data set without splits are held out; index = the image.
+    HoldOut = 9,
 }
 
 /// The stream of (seed, purpose, epoch, index): ChaCha with 8 rounds, the four numbers as its 256-bit key.

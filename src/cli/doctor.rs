@@ -5,10 +5,10 @@ use std::env::consts::ARCH;
 use clap::Args;
 use serde_json::json;
 
+use super::data::check;
 use super::output::{Align, Output, Table};
 use super::{Global, Stop};
 use crate::blas::{self, Accum, Mat, MatMut, gemm};
-use crate::data::cifar10;
 use crate::data::places::{default_data_dir, find_cifar10};
 use crate::element::Element;
 use crate::parallel::current_threads;
@@ -32,16 +32,14 @@ pub(super) fn run(_: &DoctorArgs, global: &Global, out: &Output) -> Result<(), S
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let (data_dir, data) = match find_cifar10(global.data_dir.as_deref()) {
         Ok(dir) => {
-            let report = cifar10::verify(&dir);
-            problems.extend(report.problems.iter().map(ToString::to_string));
-            let records: usize = report.batches.iter().map(|batch| batch.1).sum();
-            let state = match report.problems.len() {
-                0 if report.has_official_size() => "complete".to_owned(),
-                0 => format!("{records} records, not CIFAR-10's 60000"),
+            let checked = check(&dir, out)?;
+            let state = match checked.problems.len() {
+                0 => checked.state,
                 n => format!("{n} problem(s)"),
             };
-            let text = format!("{} ({state})", report.dir.display());
-            (Some(report.dir.display().to_string()), text)
+            problems.extend(checked.problems.iter().map(ToString::to_string));
+            let dir = checked.dir.display().to_string();
+            (Some(dir.clone()), format!("{dir} ({state})"))
         }
         Err(_) => {
             let fix = format!("not found; `gemmnet data fetch` puts it into {}", default_data_dir().display());
@@ -59,7 +57,7 @@ pub(super) fn run(_: &DoctorArgs, global: &Global, out: &Output) -> Result<(), S
     }
     row("processor", format!("{cores} cores, {ARCH} {}; vectors: {}", features.join(" "), Isa::used()));
     row("threads", current_threads().to_string());
-    row("CIFAR-10", data);
+    row("data", data);
     out.line(table)?;
     for problem in &problems {
         out.line(format_args!("broken: {problem}"))?;

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::data::{Folder, check_fits, small_test};
 use super::output::{Align, Output, Table, thousands};
 use super::{CHECKPOINT, Global, Stop};
-use crate::data::{Normalization, Split, Views};
+use crate::data::{Dataset, Normalization, Split, Views};
 use crate::element::Element;
 use crate::error::Error;
 use crate::train::{Model, predict};
@@ -22,9 +22,9 @@ pub(super) struct EvalArgs {
     /// File that `gemmnet train` saved; the network it keeps is measured
     #[arg(long, value_name = "FILE", default_value = CHECKPOINT)]
     checkpoint: PathBuf,
-    /// Images to measure on
-    #[arg(long, value_name = "NAME", default_value = "test-full")]
-    split: SplitName,
+    /// Images to measure on [default: test-full; validation where the data has no images for tests]
+    #[arg(long, value_name = "NAME")]
+    split: Option<SplitName>,
     /// Images that go through the network at once; takes memory, changes no result
     #[arg(long, value_name = "IMAGES", default_value_t = 500)]
     batch_size: usize,
@@ -35,11 +35,11 @@ pub(super) struct EvalArgs {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum SplitName {
-    /// The last 2 % of the training batches: 1,000 images of CIFAR-10
+    /// What is held out of the training images: 1,000 images of CIFAR-10
     Validation,
-    /// The first 1,000 images of the test batch, as in CS231n
+    /// The first 1,000 images for tests, as in CS231n
     Test,
-    /// The whole test batch: what published accuracies refer to
+    /// All images for tests: what published accuracies refer to
     TestFull,
 }
 
@@ -88,17 +88,20 @@ pub(super) fn load_any(path: &Path) -> Result<Any, Error> {
 fn eval<T: Element>(mut model: Model<T>, args: &EvalArgs, global: &Global, out: &Output) -> Result<(), Stop> {
     let normalizer = model.normalizer(&args.checkpoint)?.clone();
     let folder = Folder::of_classes(&model.class_names, global)?;
-    let (data, kind) = folder.open(Normalization::MeanImage)?;
+    let opened = folder.open(folder.like(&model.network, false), out)?;
+    let data = Dataset::new(opened.source.clone(), Normalization::MeanImage)?;
     check_fits(&data, &folder, &model.network, &model.class_names, &args.checkpoint)?;
     let mut data = data.with_normalizer(normalizer)?;
     data.notes().iter().for_each(|note| out.note(format_args!("note: {note}")));
-    let (split, split_name) = match args.split {
+    let whole = if data.len(Split::Test) > 0 { SplitName::TestFull } else { SplitName::Validation };
+    let asked = args.split.unwrap_or(whole);
+    let (split, split_name) = match asked {
         SplitName::Validation => (Split::Validation, "validation"),
         SplitName::Test => (Split::Test, "test"),
         SplitName::TestFull => (Split::Test, "test-full"),
     };
-    if let SplitName::Test = args.split {
-        data = small_test(&data)?;
+    if let SplitName::Test = asked {
+        data = small_test(&data)?.unwrap_or(data);
     }
 
     let classes = data.classes();
@@ -141,7 +144,7 @@ fn eval<T: Element>(mut model: Model<T>, args: &EvalArgs, global: &Global, out: 
         "unclassified": unclassified,
         "class_names": names,
         "confusion": confusion,
-        "data": kind,
+        "data": opened.kind,
         "data_dir": folder.dir.display().to_string(),
         "checkpoint": args.checkpoint.display().to_string(),
     }))

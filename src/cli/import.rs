@@ -57,9 +57,9 @@ pub(super) struct ImportArgs {
 
 /// `[C, H, W]`
 #[derive(Clone, Copy, Debug)]
-struct Size([usize; 3]);
+pub(super) struct Size(pub(super) [usize; 3]);
 
-fn size(text: &str) -> Result<Size, String> {
+pub(super) fn size(text: &str) -> Result<Size, String> {
     let sizes: Option<Vec<usize>> = text.split('x').map(|size| size.parse().ok().filter(|&size| size > 0)).collect();
     let sizes = sizes.and_then(|sizes| sizes.try_into().ok());
     sizes.map(Size).ok_or_else(|| "give channels, height and width, such as 3x224x224".to_owned())

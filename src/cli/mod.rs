@@ -62,8 +62,10 @@ struct Global {
     /// Print one JSON object as the last line of stdout, and everything else to stderr [default: off]
     #[arg(long, global = true, help_heading = "Global options")]
     json: bool,
-    /// Folder with CIFAR-10's binary batches [default: the first that has them of GEMMNET_DATA_DIR, ./data, and gemmnet in
-    /// the user's cache folder]
+    /// Folder with data: CIFAR-10's or CIFAR-100's binary files, a folder of JPEG, PNG, WebP or BMP pictures for each class
+    /// (with train, val and test above the classes if there are such folders), IDX files as MNIST's, or NumPy arrays x_train.npy,
+    /// y_train.npy and so on [default: the first with CIFAR-10 of GEMMNET_DATA_DIR, ./data, and gemmnet in the user's cache
+    /// folder]
     #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
     data_dir: Option<PathBuf>,
     /// Seed of all that is random: the same one gives the same results, to the bit [default: 0; with --resume the checkpoint's]

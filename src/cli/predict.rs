@@ -1,7 +1,5 @@
 //! Level 7. `gemmnet predict`: what a saved network takes pictures for.
 
-use std::fs::File;
-use std::io::{BufReader, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -11,6 +9,7 @@ use super::eval::{Any, load_any};
 use super::output::Output;
 use super::{CHECKPOINT, Stop};
 use crate::data::cifar10::{DIM, RECORD};
+use crate::data::files::decode::read_picture;
 use crate::data::{Image, written};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -18,16 +17,18 @@ use crate::train::Model;
 
 /// Classify pictures with a saved network
 ///
-/// Prints the three most probable classes of each. A network for grey pictures sees the brightness of coloured ones.
+/// Prints the three most probable classes of each. Pictures of another size than the network's are resized: of each it sees the
+/// largest part from the middle that has the shape of what it takes. A network for grey pictures sees the brightness of
+/// coloured ones.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  gemmnet predict cat.png\n  \
+#[command(after_help = "Examples:\n  gemmnet predict cat.jpg\n  \
                         gemmnet predict --checkpoint deep.safetensors data/test_batch.bin:0 data/test_batch.bin:7")]
 pub(super) struct PredictArgs {
     /// File that `gemmnet train` saved; the network it keeps is used
     #[arg(long, value_name = "FILE", default_value = CHECKPOINT)]
     checkpoint: PathBuf,
-    /// PNG files of the network's size; for CIFAR-10's 32x32 pixels its batches too, as FILE.bin for all records, or
-    /// FILE.bin:INDEX for one, from 0
+    /// JPEG, PNG, WebP or BMP files of any size; for CIFAR-10's 32x32 pixels its batches too, as FILE.bin for all records,
+    /// or FILE.bin:INDEX for one, from 0
     #[arg(required = true, value_name = "IMAGES")]
     images: Vec<String>,
 }
@@ -99,14 +100,14 @@ fn read(argument: &str, dim: [usize; 3], pictures: &mut Vec<Picture>) -> Result<
     if path.ends_with(".bin") {
         return read_batch(Path::new(path), index, dim, pictures);
     }
-    pictures.push(Picture { name: argument.to_owned(), pixels: read_png(Path::new(argument), dim)?, label: None });
+    pictures.push(Picture { name: argument.to_owned(), pixels: read_picture(Path::new(argument), dim)?, label: None });
     Ok(())
 }
 
 /// What to give to a network for pictures of this size.
 fn give(dim: [usize; 3]) -> String {
     let batches = if dim == DIM { ", or batches of CIFAR-10 as FILE.bin or FILE.bin:INDEX" } else { "" };
-    format!("give PNG files of {}x{} pixels{batches}", dim[2], dim[1])
+    format!("give JPEG, PNG, WebP or BMP files{batches}")
 }
 
 fn read_batch(path: &Path, index: Option<usize>, dim: [usize; 3], pictures: &mut Vec<Picture>) -> Result<()> {
@@ -136,50 +137,6 @@ fn read_batch(path: &Path, index: Option<usize>, dim: [usize; 3], pictures: &mut
     Ok(())
 }
 
-/// The pixels `dim = (C, H, W)` of a PNG file, without its transparency.
-fn read_png(path: &Path, dim: [usize; 3]) -> Result<Vec<u8>> {
-    let [channels, height, width] = dim;
-    if channels != 1 && channels != 3 {
-        let problem = format!("has grey or coloured pixels, the network takes {channels} channels");
-        return Err(Error::data(path, problem, "use the library: gemmnet::data::Normalizer::apply takes any number"));
-    }
-    let file = File::open(path).map_err(|e| Error::io("read", path, e, give(dim)))?;
-    let unreadable = |e: png::DecodingError| match e {
-        png::DecodingError::IoError(e) if e.kind() != ErrorKind::UnexpectedEof => Error::io("read", path, e, give(dim)),
-        e => Error::data(path, format!("is no PNG picture that can be read ({e})"), give(dim)),
-    };
-    let mut decoder = png::Decoder::new(BufReader::new(file));
-    // Palettes and 16 bits to 8 bits a channel.
-    decoder.set_transformations(png::Transformations::normalize_to_color8());
-    let mut reader = decoder.read_info().map_err(unreadable)?;
-    let (wide, high) = reader.info().size();
-    if (wide as usize, high as usize) != (width, height) {
-        let problem = format!("has {wide}x{high} pixels, the network takes {width}x{height}");
-        return Err(Error::data(path, problem, format!("crop and scale it to {width}x{height} first")));
-    }
-    let mut samples = vec![0; reader.output_buffer_size().expect("pictures of the network's size fit the memory")];
-    let frame = reader.next_frame(&mut samples).map_err(unreadable)?;
-    Ok(planes(&samples, frame.color_type.samples(), channels))
-}
-
-/// The `channels` planes, one or three, of pixels with one to four samples each: grey or red, green and blue, and then
-/// perhaps alpha, which is left out.
-///
-/// Grey is all three colours at once. The grey of a colour is its luma (ITU-R BT.601), rounded as Pillow does for mode
-/// `L`, so that a network trained on its grey pictures sees the same here.
-fn planes(samples: &[u8], per_pixel: usize, channels: usize) -> Vec<u8> {
-    let pixels = || samples.chunks_exact(per_pixel);
-    let luma = |pixel: &[u8]| {
-        let [red, green, blue] = [pixel[0], pixel[1], pixel[2]].map(u32::from);
-        ((19_595 * red + 38_470 * green + 7_471 * blue + (1 << 15)) >> 16) as u8
-    };
-    match (channels, per_pixel) {
-        (1, 3..) => pixels().map(luma).collect(),
-        (_, 3..) => (0..channels).flat_map(|channel| pixels().map(move |pixel| pixel[channel])).collect(),
-        _ => (0..channels).flat_map(|_| pixels().map(|pixel| pixel[0])).collect(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,56 +148,15 @@ mod tests {
     }
 
     #[test]
-    fn png_of_every_colour_type_become_planes() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("picture.png");
-        let (height, width) = (5, 7);
-        // Sample `s` of pixel `i`.
-        let value = |i: usize, s: usize| (i * 7 + s * 50) as u8;
-        for (color, samples) in [
-            (png::ColorType::Rgb, 3),
-            (png::ColorType::Rgba, 4),
-            (png::ColorType::Grayscale, 1),
-            (png::ColorType::GrayscaleAlpha, 2),
-        ] {
-            let mut encoder = png::Encoder::new(File::create(&path).unwrap(), width as u32, height as u32);
-            encoder.set_color(color);
-            encoder.set_depth(png::BitDepth::Eight);
-            let bytes: Vec<u8> = (0..height * width).flat_map(|i| (0..samples).map(move |s| value(i, s))).collect();
-            encoder.write_header().unwrap().write_image_data(&bytes).unwrap();
-            let grey = read_png(&path, [1, height, width]).unwrap();
-            let colours = read_png(&path, [3, height, width]).unwrap();
-            assert_eq!((grey.len(), colours.len()), (height * width, 3 * height * width));
-            for i in 0..height * width {
-                for channel in 0..3 {
-                    let sample = if samples < 3 { 0 } else { channel };
-                    assert_eq!(colours[channel * height * width + i], value(i, sample), "{color:?}");
-                }
-                let [red, green, blue] = [0, 1, 2].map(|s| f64::from(value(i, s)));
-                let luma = (0.299 * red + 0.587 * green + 0.114 * blue).round() as u8;
-                assert_eq!(grey[i], if samples < 3 { value(i, 0) } else { luma }, "{color:?}");
-            }
-        }
-    }
-
-    #[test]
     fn pictures_that_do_not_suit_the_network_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("picture.png");
-        png::Encoder::new(File::create(&path).unwrap(), 7, 5)
-            .write_header()
-            .unwrap()
-            .write_image_data(&[0; 35])
-            .unwrap();
-        let argument = path.to_str().unwrap();
+        image::GrayImage::new(7, 5).save(&path).unwrap();
         let message = |argument: &str, dim| read(argument, dim, &mut Vec::new()).unwrap_err().to_string();
-        assert!(
-            message(argument, [1, 7, 5]).contains("has 7x5 pixels, the network takes 5x7; crop and scale it to 5x7")
-        );
-        assert!(message(argument, [2, 5, 7]).contains("the network takes 2 channels; use the library"));
+        assert!(message(path.to_str().unwrap(), [2, 5, 7]).contains("the network takes 2 channels; use the library"));
         let batch = message("data/test_batch.bin:3", [1, 28, 30]);
         assert!(
-            batch.ends_with("holds images of 3x32x32, the network takes 1x28x30; give PNG files of 30x28 pixels"),
+            batch.ends_with("holds images of 3x32x32, the network takes 1x28x30; give JPEG, PNG, WebP or BMP files"),
             "{batch}"
         );
     }

@@ -1,5 +1,8 @@
 //! Level 7. Recipes by name.
 
+use std::borrow::Cow;
+
+use crate::data::cifar10;
 use crate::data::{Augment, Fill, Flip, Normalization, Sampler};
 use crate::error::{Error, Result};
 use crate::train::Keep;
@@ -10,7 +13,8 @@ pub(super) struct Preset {
     pub(super) name: &'static str,
     /// One line about it.
     pub(super) about: &'static str,
-    pub(super) net: &'static str,
+    /// Empty where it depends on the data: [`Preset::fit`].
+    net: &'static str,
     pub(super) init: &'static str,
     pub(super) epochs: f64,
     pub(super) batch_size: usize,
@@ -27,9 +31,44 @@ pub(super) struct Preset {
     pub(super) normalization: Normalization,
 }
 
+/// What a recipe may depend on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts {
+    /// `[C, H, W]` of the images.
+    pub(super) dim: [usize; 3],
+    pub(super) classes: usize,
+    /// For training.
+    pub(super) images: usize,
+}
+
+impl Facts {
+    /// CIFAR-10's, and those of all that is read in its place.
+    pub(super) const CIFAR10: Self = Facts { dim: cifar10::DIM, classes: cifar10::CLASSES, images: 49_000 };
+}
+
 impl Preset {
-    /// The options of `train` that say the same.
-    pub(super) fn arguments(&self) -> String {
+    /// The recipe for such data, and its network.
+    pub(super) fn fit(&self, facts: Facts) -> (Preset, Cow<'static, str>) {
+        if self.name != OWN.name {
+            return (*self, self.net.into());
+        }
+        let Facts { dim: [channels, height, width], classes, images } = facts;
+        let shortest = height.min(width);
+        // Halved until little is left; twice the filters each time, 128 in the end.
+        let stages = (0..6).take_while(|&stage| shortest >> stage >= 6).count();
+        let stage = |stage: usize| format!("[conv{}-bn-relu]x2-pool-", 128 >> (stages - 1 - stage).min(3));
+        let net = (0..stages).map(stage).collect::<String>() + &format!("gap-affine{classes}");
+        let net = if stages == 0 { format!("conv64-bn-relu-gap-affine{classes}") } else { net };
+        let epochs = (OWN_IMAGES / images.max(1) as f64).round().clamp(4.0, 40.0);
+        let batch_size = if images < 10_000 { 32 } else { 128 };
+        // Mirrored digits are others, mirrored photos are not.
+        let flip = if channels == 3 { Flip::Random } else { Flip::None };
+        let augment = Augment { flip, shift: shortest / 16, ..Augment::NONE };
+        (Preset { epochs, batch_size, augment, ..*self }, net.into())
+    }
+
+    /// The options of `train` that say the same, with this network.
+    pub(super) fn arguments(&self, net: &str) -> String {
         let sampler = match self.sampler {
             Sampler::ShuffledEpochs => "shuffle",
             Sampler::WithReplacement => "replacement",
@@ -46,7 +85,7 @@ impl Preset {
         format!(
             "--net '{}' --init {} --epochs {} --batch-size {} {groups}--optimizer {} --learning-rate {} --schedule {} \
              --warmup-epochs {} --l2 {} --keep {keep} --sampler {sampler} {} --normalize {normalization}",
-            self.net,
+            net,
             self.init,
             self.epochs,
             self.batch_size,
@@ -77,6 +116,29 @@ fn augmentation(augment: Augment) -> String {
 
 /// What `train` does if no preset is asked for.
 pub(super) const DEFAULT: &str = if cfg!(feature = "blas") { "sprint" } else { PLAIN };
+
+/// What `train` does with data other than CIFAR-10 if no preset is asked for.
+pub(super) const OWN: Preset = Preset {
+    name: "own",
+    about: "for data of your own: network, epochs and batches by the size, number and classes of its images; here for CIFAR-10",
+    net: "",
+    init: "he",
+    epochs: 40.0,
+    batch_size: 32,
+    groups: &[],
+    optimizer: "adam",
+    learning_rate: 2e-3,
+    schedule: "onecycle:0.23:0.2:0",
+    warmup_epochs: 0.0,
+    l2: 0.0,
+    keep: Keep::Last,
+    sampler: Sampler::ShuffledEpochs,
+    augment: Augment::NONE,
+    normalization: Normalization::PerChannel,
+};
+
+/// Images that a training on data of one's own looks at in all epochs.
+const OWN_IMAGES: f64 = 200_000.0;
 
 /// What a network of the user's own is trained with if no preset is asked for.
 pub(super) const PLAIN: &str = "three-layer-65";
@@ -120,7 +182,7 @@ const MUON: &str = "weight=muon,lr=0.24,momentum=0.6,iterations=3,fixed_norm=tru
 const HEAD_OF_500: &str = "affine1.weight=nesterov,lr=0.67,l2=0.00149,momentum=0.85";
 const BIASES_OF_500: &str = "bias=nesterov,lr=0.053,l2=0.0189,momentum=0.85";
 
-pub(super) const PRESETS: [Preset; 8] = [
+pub(super) const PRESETS: [Preset; 9] = [
     Preset {
         name: "sprint",
         about: "65 % in about five seconds: 0.26 epochs of a small network by the record's recipe",
@@ -246,7 +308,13 @@ pub(super) const PRESETS: [Preset; 8] = [
         augment: Augment { flip: Flip::Random, shift: 4, ..Augment::NONE },
         normalization: Normalization::PerChannel,
     },
+    OWN,
 ];
+
+/// A preset as it is explained, for CIFAR-10, and its network.
+pub(super) fn example(preset: &Preset) -> (Preset, Cow<'static, str>) {
+    preset.fit(Facts::CIFAR10)
+}
 
 /// The preset of this name.
 pub(super) fn find(name: &str) -> Result<&'static Preset> {
@@ -260,13 +328,14 @@ pub(super) fn find(name: &str) -> Result<&'static Preset> {
 mod tests {
     use super::*;
     use crate::nn::init::Init;
+    use crate::nn::network::Network;
     use crate::nn::notation::NetworkSpec;
     use crate::optim::{LearningRate, Schedule, UpdateRule};
 
     #[test]
     fn every_preset_can_be_read() {
         for preset in PRESETS {
-            NetworkSpec::parse(preset.net).unwrap();
+            NetworkSpec::parse(&example(&preset).1).unwrap();
             preset.init.parse::<Init>().unwrap();
             preset.optimizer.parse::<UpdateRule>().unwrap();
             let schedule: Schedule = preset.schedule.parse().unwrap();
@@ -277,5 +346,35 @@ mod tests {
         assert_eq!(augmentation(all), "--flip=alternating --shift 2 --shift-fill reflect --cutout 8");
         assert_eq!(find(DEFAULT).unwrap().name, DEFAULT);
         assert!(find("four-layer").unwrap_err().to_string().contains("three-layer, three-layer-65, deep, resnet20"));
+    }
+
+    #[test]
+    fn the_recipe_for_own_data_suits_images_of_any_size() {
+        let fit = |dim, classes, images| OWN.fit(Facts { dim, classes, images });
+        for side in [1, 2, 5, 6, 8, 28, 32, 64, 96, 224, 640] {
+            for dim in [[3, side, side], [1, side, side + 3], [2, side + 1, side]] {
+                let (preset, net) = fit(dim, 7, 100);
+                let network = Network::<f32>::new(&net.parse().unwrap(), dim, Init::He, 0).unwrap();
+                assert_eq!(network.classes(), 7);
+                assert!(preset.augment.shift < side.max(1), "{dim:?}");
+            }
+        }
+        let (photos, net) = fit([3, 64, 64], 5, 480);
+        assert_eq!(
+            net,
+            "[conv16-bn-relu]x2-pool-[conv32-bn-relu]x2-pool-[conv64-bn-relu]x2-pool-[conv128-bn-relu]x2-pool-gap-affine5"
+        );
+        assert_eq!(
+            (photos.epochs, photos.batch_size, photos.augment.flip, photos.augment.shift),
+            (40.0, 32, Flip::Random, 4)
+        );
+        let (digits, net) = fit([1, 28, 28], 10, 54_000);
+        assert_eq!(net, "[conv32-bn-relu]x2-pool-[conv64-bn-relu]x2-pool-[conv128-bn-relu]x2-pool-gap-affine10");
+        assert_eq!(
+            (digits.epochs, digits.batch_size, digits.augment.flip, digits.augment.shift),
+            (4.0, 128, Flip::None, 1)
+        );
+        // Others are what they are.
+        assert_eq!(find("deep").unwrap().fit(Facts::CIFAR10).1, find("deep").unwrap().net);
     }
 }

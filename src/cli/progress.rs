@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output::Output;
 use crate::data::fetch::{self, FetchOptions, Stage};
+use crate::data::files::folder;
 use crate::error::Result;
 
 /// A bar of `len` units in this style of indicatif's.
@@ -56,4 +57,23 @@ pub(super) fn fetch(options: &FetchOptions, out: &Output) -> Result<PathBuf> {
     });
     out.finish_bar();
     folder
+}
+
+/// Runs `work`, which decodes pictures, with a progress bar, or with a line at its start where nobody watches.
+pub(super) fn decoding<R>(out: &Output, work: impl FnOnce(&mut dyn FnMut(folder::Progress)) -> R) -> R {
+    let mut current = None;
+    let done = work(&mut |progress| {
+        let start = || {
+            if out.is_watched() {
+                let bar = bar(progress.total as u64, "decoding pictures {bar:30} {pos}/{len} {per_sec} {eta} left");
+                out.show_bar(bar.clone());
+                return bar;
+            }
+            out.note(format_args!("decoding {} pictures", progress.total));
+            ProgressBar::hidden()
+        };
+        current.get_or_insert_with(start).set_position(progress.done as u64);
+    });
+    out.finish_bar();
+    done
 }

@@ -3,9 +3,10 @@
 use clap::Args;
 use serde_json::json;
 
+use super::import::{Size, size};
 use super::output::{Align, Output, Table, thousands};
+use super::presets::Facts;
 use super::{Stop, presets};
-use crate::data::cifar10::DIM;
 use crate::data::written;
 use crate::nn::init::Init;
 use crate::nn::network::Network;
@@ -13,10 +14,10 @@ use crate::nn::notation::NetworkSpec;
 
 /// Layers of a network: the graph, output shapes, parameters, multiply-adds
 ///
-/// For images of 3x32x32. Layers that run as one kernel are one step; each step names those whose output it takes.
+/// Layers that run as one kernel are one step; each step names those whose output it takes.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  gemmnet summary\n  gemmnet summary --preset deep\n  \
-                        gemmnet summary --net '[conv32-bn-relu-pool]x3-affine10'")]
+                        gemmnet summary --net '[conv32-bn-relu-pool]x3-gap-affine5' --input 3x64x64")]
 pub(super) struct SummaryArgs {
     /// Network in notation, such as [conv32-relu-pool]x2-affine10 [default: the preset's]
     #[arg(long, value_name = "NOTATION")]
@@ -24,12 +25,17 @@ pub(super) struct SummaryArgs {
     /// Recipe whose network to show; `gemmnet train --list-presets` lists them
     #[arg(long, value_name = "NAME", default_value = presets::DEFAULT)]
     preset: String,
+    /// Channels, height and width of its images
+    #[arg(long, value_name = "CxHxW", default_value = "3x32x32", value_parser = size)]
+    input: Size,
 }
 
 pub(super) fn run(args: &SummaryArgs, out: &Output) -> Result<(), Stop> {
     let preset = presets::find(&args.preset)?;
-    let spec = NetworkSpec::parse(args.net.as_deref().unwrap_or(preset.net))?;
-    let network = Network::<f32>::new(&spec, DIM, Init::He, 0)?;
+    let Size(input) = args.input;
+    let (_, net) = preset.fit(Facts { dim: input, ..Facts::CIFAR10 });
+    let spec = NetworkSpec::parse(args.net.as_deref().unwrap_or(&net))?;
+    let network = Network::<f32>::new(&spec, input, Init::He, 0)?;
     let layers = network.summary();
     let (parameters, multiply_adds) =
         (network.params().count(), layers.iter().map(|layer| layer.multiply_adds).sum::<usize>());
@@ -55,7 +61,7 @@ pub(super) fn run(args: &SummaryArgs, out: &Output) -> Result<(), Stop> {
     let [number, inputs, shape] = [const { String::new() }; 3];
     table.row([number, "total".into(), inputs, shape, thousands(parameters), thousands(multiply_adds)]);
     out.line(table)?;
-    out.line(format_args!("{} input, {} loss", written(DIM), spec.loss))?;
+    out.line(format_args!("{} input, {} loss", written(input), spec.loss))?;
 
     let layers: Vec<_> = (layers.iter())
         .map(|layer| {
@@ -70,6 +76,7 @@ pub(super) fn run(args: &SummaryArgs, out: &Output) -> Result<(), Stop> {
         .collect();
     out.json(&json!({
         "network": spec.to_string(),
+        "input": input,
         "layers": layers,
         "parameters": parameters,
         "multiply_adds": multiply_adds,

@@ -6,7 +6,7 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::map::Map;
+use super::map::{Bytes, Map};
 use super::source::{Image, Source, Split};
 use crate::error::{Error, Result};
 
@@ -48,12 +48,6 @@ pub type Record<'a> = (&'a [u8; PIXELS], u8);
 #[derive(Debug)]
 pub struct Records(Bytes);
 
-#[derive(Debug)]
-enum Bytes {
-    Mapped(Map),
-    Owned(Vec<u8>),
-}
-
 impl Records {
     /// Records in memory; `bytes` holds a label and [`PIXELS`] bytes, and so on.
     ///
@@ -89,16 +83,9 @@ impl Records {
         if problems.is_empty() { Ok(Records(Bytes::Mapped(map))) } else { Err(problems) }
     }
 
-    fn bytes(&self) -> &[u8] {
-        match &self.0 {
-            Bytes::Mapped(map) => map,
-            Bytes::Owned(bytes) => bytes,
-        }
-    }
-
     /// Number of records.
     pub fn len(&self) -> usize {
-        self.bytes().len() / RECORD
+        self.0.len() / RECORD
     }
 
     /// Whether there are none.
@@ -111,7 +98,7 @@ impl Records {
     /// # Panics
     /// If there is no such record.
     pub fn get(&self, index: usize) -> Record<'_> {
-        let record = &self.bytes()[index * RECORD..][..RECORD];
+        let record = &self.0[index * RECORD..][..RECORD];
         let (label, pixels) = record.split_first_chunk::<1>().expect("a record starts with its label");
         (pixels.try_into().expect("a record holds one image"), label[0])
     }

@@ -65,6 +65,24 @@ impl Deref for Map {
     }
 }
 
+/// The bytes of a file: mapped, or in memory where they are made or unpacked.
+#[derive(Debug)]
+pub(super) enum Bytes {
+    Mapped(Map),
+    Owned(Vec<u8>),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Owned(bytes) => bytes,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,8 +1,8 @@
 //! Level 5. Data: sources of images of any size, splits, normalisation, augmentation, batches.
 //!
 //! A [`Source`] lends labelled images `(C, H, W)` of bytes or floats: [`Cifar10`] from mapped files, [`Arrays`] from
-//! memory, [`Pictures`](pictures::Pictures) that are drawn, or one of your own. A [`Dataset`] normalises them and fills
-//! batches:
+//! memory, [`Pictures`](pictures::Pictures) that are drawn, or one of your own; with the feature `cli` also folders of
+//! pictures and other files, in `data::files`. A [`Dataset`] normalises them and fills batches:
 //!
 //! ```no_run
 //! use gemmnet::data::{Augment, Batches, Dataset, Draw, Flip, Normalization, Sampler, Split};
@@ -28,6 +28,8 @@ mod dataset;
 mod draw;
 #[cfg(feature = "cli")]
 pub mod fetch;
+#[cfg(feature = "cli")]
+pub mod files;
 mod map;
 mod normalize;
 mod order;

@@ -10,6 +10,8 @@ mod cli;
 mod common;
 mod data;
 mod determinism;
+#[cfg(feature = "cli")]
+mod files;
 mod golden;
 mod golden_graph;
 mod golden_recipe;
@@ -18,6 +20,8 @@ mod interop;
 mod naive_gradients;
 mod naive_vs_fast;
 mod network;
+#[cfg(feature = "cli")]
+mod pictures;
 #[cfg(feature = "blas")]
 mod recipe;
 mod session;

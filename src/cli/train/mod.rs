@@ -21,20 +21,21 @@ use crate::error::{Error, Result};
 use crate::profile;
 use crate::train::{Event, Log, Report, Solver};
 
-/// Train a network on CIFAR-10
+/// Train a network on CIFAR-10 or on data of your own
 ///
-/// Starts from a preset; every option given beside it changes it. Without CIFAR-10 on this machine it is downloaded; where
-/// there is no network, the built-in pictures take its place. After every epoch the network is saved. Ctrl-C saves it too.
+/// Starts from a preset; every option given beside it changes it. With --data-dir it trains on what lies there: a folder of
+/// pictures for each class, or other files, and chooses by them what is not said. Without, on CIFAR-10, which is downloaded if
+/// it is not on this machine; where there is no network, the built-in pictures take its place. After every epoch the network
+/// is saved. Ctrl-C saves it too.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  gemmnet train\n  gemmnet train --preset deep --epochs 10 --checkpoint deep.safetensors\n  \
+#[command(after_help = "Examples:\n  gemmnet train\n  gemmnet train --data-dir photos\n  \
+                        gemmnet train --preset deep --epochs 10 --checkpoint deep.safetensors\n  \
                         gemmnet train --net '[conv32-relu-pool]x3-affine10' --init he --batch-size 100\n  \
                         gemmnet train --resume gemmnet.safetensors --epochs 12\n  \
-                        gemmnet train --train-limit 100 --batch-size 50 --epochs 10 --no-fetch"
-)]
+                        gemmnet train --train-limit 100 --batch-size 50 --epochs 10 --no-fetch")]
 pub(super) struct TrainArgs {
     /// Recipe to start from, one of those that --list-presets explains [default: sprint; three-layer-65 with a --net of
-    /// one's own]
+    /// one's own; own for data other than CIFAR-10]
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
     /// Explain the presets and stop [default: off]
@@ -109,6 +110,13 @@ pub(super) struct TrainArgs {
     /// Train on the first N training images only [default: all]
     #[arg(long, value_name = "N")]
     train_limit: Option<usize>,
+    /// Height and width in pixels that the pictures of a folder are resized to, from the middle, with antialiasing [default:
+    /// 64, or less where pictures are smaller]
+    #[arg(long, value_name = "PIXELS", conflicts_with = "resume")]
+    image_size: Option<usize>,
+    /// Refuse a folder with pictures that cannot be read [default: leave them out and name them]
+    #[arg(long)]
+    strict: bool,
     /// Numbers to compute with
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     dtype: Dtype,
@@ -187,9 +195,13 @@ enum Dtype {
 }
 
 impl TrainArgs {
-    /// The recipe to start from.
-    fn preset(&self) -> Result<&'static Preset> {
-        let default = if self.net.is_some() { presets::PLAIN } else { presets::DEFAULT };
+    /// The recipe to start from; `own` says that the data is other than CIFAR-10.
+    fn preset(&self, own: bool) -> Result<&'static Preset> {
+        let default = match (own, &self.net) {
+            (true, _) => presets::OWN.name,
+            (false, Some(_)) => presets::PLAIN,
+            (false, None) => presets::DEFAULT,
+        };
         presets::find(self.preset.as_deref().unwrap_or(default))
     }
 }
@@ -215,7 +227,7 @@ fn train<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -> Result<
     let checkpoint = args.checkpoint.as_ref().or(args.resume.as_ref()).map_or(Path::new(CHECKPOINT), PathBuf::as_path);
     let mut ready = match &args.resume {
         None => start::new::<T>(args, global, out)?,
-        Some(from) => start::resumed::<T>(from, args, global)?,
+        Some(from) => start::resumed::<T>(from, args, global, out)?,
     };
     check_writable(checkpoint)?;
     ready.solver.save_to(checkpoint);
@@ -229,7 +241,7 @@ fn train<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -> Result<
     if let Some(rows) = &rows {
         out.line(report::profile_table(rows))?;
     }
-    report::conclude(&mut ready, &watched?, args, checkpoint, rows.as_deref(), out)
+    report::conclude(&mut ready, &watched?, checkpoint, rows.as_deref(), out)
 }
 
 /// Whether a file can be made beside `path`: better to know now than after the first epoch.
@@ -304,12 +316,17 @@ fn show(bar: &ProgressBar, event: &Event) {
 }
 
 fn list_presets(out: &Output) -> Result<(), Stop> {
+    let mut presets = Vec::new();
     for preset in &PRESETS {
-        let default = if preset.name == presets::DEFAULT { " (the default)" } else { "" };
-        out.line(format_args!("{}{default}: {}\n    {}", preset.name, preset.about, preset.arguments()))?;
+        let default = match preset.name {
+            presets::DEFAULT => " (the default)",
+            _ if preset.name == presets::OWN.name => " (the default for data other than CIFAR-10)",
+            _ => "",
+        };
+        let (recipe, net) = presets::example(preset);
+        let arguments = recipe.arguments(&net);
+        out.line(format_args!("{}{default}: {}\n    {arguments}", preset.name, preset.about))?;
+        presets.push(json!({ "name": preset.name, "about": preset.about, "arguments": arguments }));
     }
-    let presets: Vec<_> = PRESETS
-        .map(|preset| json!({ "name": preset.name, "about": preset.about, "arguments": preset.arguments() }))
-        .into();
     out.json(&json!({ "presets": presets }))
 }

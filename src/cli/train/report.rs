@@ -7,9 +7,10 @@ use serde_json::json;
 use super::TrainArgs;
 use super::start::Ready;
 use crate::cli::Stop;
-use crate::cli::data::small_test;
+use crate::cli::data::{imbalance, small_test};
 use crate::cli::output::{Align, Output, Table, thousands};
-use crate::data::{Split, Views};
+use crate::data::files::Format;
+use crate::data::{Split, Views, written};
 use crate::element::Element;
 use crate::parallel::current_threads;
 use crate::profile::Row;
@@ -22,10 +23,25 @@ pub(super) fn announce<T: Element>(
     checkpoint: &Path,
     out: &Output,
 ) -> Result<(), Stop> {
-    let Ready { solver, folder, .. } = ready;
-    solver.data().notes().iter().for_each(|note| out.note(format_args!("note: {note}")));
+    let Ready { solver, folder, opened, preset } = ready;
+    let data = solver.data();
+    let notes = data.notes().iter().cloned().chain(imbalance(&*opened.source));
+    notes.for_each(|note| out.note(format_args!("note: {note}")));
     if args.quiet {
         return Ok(());
+    }
+    if folder.format != Format::Cifar10 {
+        let [train, validation, test] = Split::ALL.map(|split| thousands(data.len(split)));
+        out.line(format_args!(
+            "{} holds {}: {train} images for training, {validation} for validation, {test} for tests, of {} in {} classes",
+            folder.dir.display(),
+            folder.format.describe(),
+            written(data.dim()),
+            data.classes()
+        ))?;
+    }
+    if let Some((name, Some(choice))) = preset {
+        out.line(format_args!("recipe `{name}`, chosen by the data where nothing was said: {choice}"))?;
     }
     if args.resume.is_none() && checkpoint.exists() {
         let file = checkpoint.display();
@@ -48,16 +64,17 @@ pub(super) fn announce<T: Element>(
 pub(super) fn conclude<T: Element>(
     ready: &mut Ready<T>,
     report: &Report,
-    args: &TrainArgs,
     checkpoint: &Path,
     rows: Option<&[Row]>,
     out: &Output,
 ) -> Result<(), Stop> {
-    let Ready { solver, folder, data_kind } = ready;
+    let Ready { solver, folder, opened, preset } = ready;
     let (options, data) = (solver.checkpoint().options.clone(), solver.data().clone());
-    let small = small_test(&data)?;
     let mut measure = |data| accuracy(solver.network_mut(), data, Split::Test, options.batch_size, Views::One);
-    let (test, test_full) = (measure(&small)?, measure(&data)?);
+    let tests = match small_test(&data)? {
+        Some(small) => Some((measure(&small)?, measure(&data)?, small.len(Split::Test))),
+        None => None,
+    };
     out.line(format_args!(
         "validation accuracy: {:.4}, of the network that is kept, after epoch {}; {:.4} in the end ({} images)",
         report.kept_val_accuracy,
@@ -65,11 +82,14 @@ pub(super) fn conclude<T: Element>(
         report.final_val_accuracy,
         thousands(data.len(Split::Validation))
     ))?;
-    out.line(format_args!(
-        "test accuracy: {test:.4} on the first {} images, {test_full:.4} on all {}",
-        thousands(small.len(Split::Test)),
-        thousands(data.len(Split::Test))
-    ))?;
+    match tests {
+        Some((test, test_full, small)) => out.line(format_args!(
+            "test accuracy: {test:.4} on the first {} images, {test_full:.4} on all {}",
+            thousands(small),
+            thousands(data.len(Split::Test))
+        ))?,
+        None => out.line("test accuracy: none, the data has no images for tests")?,
+    }
     let (seconds, speed, threads) = (report.train_seconds, report.images_per_second, current_threads());
     let file = checkpoint.display();
     out.line(format_args!(
@@ -82,20 +102,20 @@ pub(super) fn conclude<T: Element>(
         "final_val_accuracy": report.final_val_accuracy,
         "final_train_accuracy": report.final_train_accuracy,
         "final_loss": history.loss.last(),
-        "test_accuracy": test_full,
-        "test_1000_accuracy": test,
+        "test_accuracy": tests.map(|tests| tests.1),
+        "test_1000_accuracy": tests.map(|tests| tests.0),
         "val_accuracy": history.val_accuracy,
         "train_accuracy": history.train_accuracy,
         "train_seconds": seconds,
         "images_per_second": speed,
         "network": network,
-        "preset": if args.resume.is_none() { Some(args.preset()?.name) } else { None },
+        "preset": preset.as_ref().map(|preset| preset.0),
         "epochs": whole_or_not(options.epochs),
         "steps": report.steps,
         "dtype": T::NAME,
         "seed": options.seed,
         "threads": threads,
-        "data": data_kind,
+        "data": opened.kind,
         "data_dir": folder.dir.display().to_string(),
         "checkpoint": file.to_string(),
     });

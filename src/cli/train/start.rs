@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use super::{FillName, FlipName, KeepName, NormalizationName, SamplerName, TrainArgs};
-use crate::cli::data::{Folder, check_fits};
+use crate::cli::data::{Folder, Opened, Wanted, check_fits};
 use crate::cli::output::Output;
-use crate::cli::presets::Preset;
+use crate::cli::presets::{self, Facts, Preset};
 use crate::cli::{Global, Stop};
-use crate::data::cifar10::DIM;
-use crate::data::{Augment, Batches, Fill, Flip, Normalization, Sampler, Split};
+use crate::data::files::Format;
+use crate::data::{Augment, Batches, Dataset, Fill, Flip, Normalization, Sampler, Split};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::nn::init::Init;
@@ -21,15 +21,72 @@ use crate::train::{Checkpoint, Keep, Solver, SolverOptions, Trained};
 pub(super) struct Ready<T: Element> {
     pub(super) solver: Solver<T>,
     pub(super) folder: Folder,
-    pub(super) data_kind: &'static str,
+    pub(super) opened: Opened,
+    /// The recipe of a new training, and what it says for data of one's own.
+    pub(super) preset: Option<(&'static str, Option<String>)>,
 }
 
-/// A new training. What the user typed is checked before anything is downloaded.
+/// A new training. What the user typed is checked before anything is downloaded or decoded.
 pub(super) fn new<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -> Result<Ready<T>, Stop> {
-    let preset = args.preset()?;
-    let spec = NetworkSpec::parse(args.net.as_deref().unwrap_or(preset.net))?;
+    let given = global.data_dir.clone().map(Folder::given).transpose()?;
+    let own = given.as_ref().is_some_and(|folder| folder.format != Format::Cifar10);
+    let preset = args.preset(own)?;
+    args.net.as_deref().map(NetworkSpec::parse).transpose()?;
     let init: Init = args.init.as_deref().unwrap_or(preset.init).parse()?;
-    let network = Network::<T>::new(&spec, DIM, init, global.seed())?;
+    options(args, preset, global)?;
+    let network = |facts| network::<T>(args, preset, facts, init, global.seed());
+
+    let wanted = Wanted { size: args.image_size.map(|side| [side; 2]), strict: args.strict };
+    let (folder, opened, (recipe, net, network)) = if let Some(folder) = given {
+        let opened = folder.open(wanted, out)?;
+        let (dim, classes) = (opened.source.dim(), opened.source.class_names().len());
+        let facts = Facts { dim, classes, images: opened.source.len(Split::Train) };
+        (folder, opened, network(facts)?)
+    } else {
+        let made = network(Facts::CIFAR10)?;
+        let folder = Folder::find(!args.no_fetch, out)?;
+        let opened = folder.open(wanted, out)?;
+        (folder, opened, made)
+    };
+    let normalization = match args.normalize {
+        None => recipe.normalization,
+        Some(NormalizationName::MeanImage) => Normalization::MeanImage,
+        Some(NormalizationName::PerChannel) => Normalization::PerChannel,
+    };
+    let mut data = Dataset::new(opened.source.clone(), normalization)?;
+    if let Some(samples) = args.train_limit {
+        data = data.limit(Split::Train, samples)?;
+    }
+    let choice = (recipe.name == presets::OWN.name).then(|| recipe.arguments(&net));
+    let solver = Solver::new(network, data, options(args, &recipe, global)?)?;
+    Ok(Ready { solver, folder, opened, preset: Some((recipe.name, choice)) })
+}
+
+/// The recipe for such data, and the network that was asked for, or else the recipe's, in notation and made.
+fn network<T: Element>(
+    args: &TrainArgs,
+    preset: &Preset,
+    facts: Facts,
+    init: Init,
+    seed: u64,
+) -> Result<(Preset, String, Network<T>)> {
+    let (recipe, net) = preset.fit(facts);
+    let net = args.net.clone().unwrap_or(net.into_owned());
+    let network = Network::new(&NetworkSpec::parse(&net)?, facts.dim, init, seed)?;
+    if network.classes() != facts.classes {
+        let (scores, classes) = (network.classes(), facts.classes);
+        let problem = format!("it gives {scores} scores, the data has {classes} classes");
+        let last = format!("affine{scores}");
+        let fix = match net.rsplit_once(&last) {
+            Some((before, after)) => format!("end it with affine{classes}: --net '{before}affine{classes}{after}'"),
+            None => format!("end it with affine{classes}"),
+        };
+        return Err(Error::invalid("network", problem, fix));
+    }
+    Ok((recipe, net, network))
+}
+
+fn options(args: &TrainArgs, preset: &Preset, global: &Global) -> Result<SolverOptions> {
     let options = SolverOptions {
         epochs: args.epochs.unwrap_or(preset.epochs),
         batch_size: args.batch_size.unwrap_or(preset.batch_size),
@@ -52,22 +109,16 @@ pub(super) fn new<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -
         ..SolverOptions::default()
     };
     Batches::new(1, options.batch_size)?;
-    let normalization = match args.normalize {
-        None => preset.normalization,
-        Some(NormalizationName::MeanImage) => Normalization::MeanImage,
-        Some(NormalizationName::PerChannel) => Normalization::PerChannel,
-    };
-
-    let folder = Folder::find(global, !args.no_fetch, out)?;
-    let (mut data, data_kind) = folder.open(normalization)?;
-    if let Some(samples) = args.train_limit {
-        data = data.limit(Split::Train, samples)?;
-    }
-    Ok(Ready { solver: Solver::new(network, data, options)?, folder, data_kind })
+    Ok(options)
 }
 
 /// A training that was saved, with the options that were given again.
-pub(super) fn resumed<T: Element>(from: &Path, args: &TrainArgs, global: &Global) -> Result<Ready<T>, Stop> {
+pub(super) fn resumed<T: Element>(
+    from: &Path,
+    args: &TrainArgs,
+    global: &Global,
+    out: &Output,
+) -> Result<Ready<T>, Stop> {
     let mut checkpoint = Checkpoint::<T>::load(from)?;
     let options = &mut checkpoint.options;
     if let Some(seed) = global.seed.filter(|&seed| seed != options.seed) {
@@ -83,15 +134,16 @@ pub(super) fn resumed<T: Element>(from: &Path, args: &TrainArgs, global: &Global
     let main = main.map_or(1.0, |group| group.learning_rate.base());
     let groups = std::mem::take(&mut options.groups).into_iter();
     options.groups = groups.map(|group| regroup(group, args, main)).collect::<Result<_>>()?;
-    let folder = Folder::of_classes(&checkpoint.trained.class_names, global)?;
-    // The solver puts the checkpoint's normalisation in the place of this one.
-    let (mut data, data_kind) = folder.open(Normalization::MeanImage)?;
     let Trained { network, class_names, .. } = &checkpoint.trained;
+    let folder = Folder::of_classes(class_names, global)?;
+    let opened = folder.open(folder.like(network, args.strict), out)?;
+    // The solver puts the checkpoint's normalisation in the place of this one.
+    let mut data = Dataset::new(opened.source.clone(), Normalization::MeanImage)?;
     check_fits(&data, &folder, network, class_names, from)?;
     if let Some(samples) = args.train_limit {
         data = data.limit(Split::Train, samples)?;
     }
-    Ok(Ready { solver: Solver::resume(checkpoint, data)?, folder, data_kind })
+    Ok(Ready { solver: Solver::resume(checkpoint, data)?, folder, opened, preset: None })
 }
 
 /// The groups that were asked for, then one rule for the rest.
@@ -198,7 +250,7 @@ mod tests {
 
     fn groups_of(line: &str) -> Vec<Group> {
         let Line { args } = Line::parse_from(format!("train {line}").split(' '));
-        groups(&args, args.preset().unwrap()).unwrap()
+        groups(&args, args.preset(false).unwrap()).unwrap()
     }
 
     #[test]

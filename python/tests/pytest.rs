@@ -8,12 +8,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The library that was compiled for this test, which lies beside or above its program.
+/// The library that was compiled with this test, as an example: by `cargo test`, unless that is told to take a test only.
 fn library() -> PathBuf {
     let program = std::env::current_exe().unwrap();
-    let name = format!("{}_native{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
-    let places = program.ancestors().skip(1).take(2).map(|folder| folder.join(&name));
-    places.into_iter().find(|path| path.exists()).unwrap_or_else(|| panic!("there is no {name} beside {program:?}"))
+    let profile = program.ancestors().nth(2).expect("the program is in PROFILE/deps");
+    let name = format!("{}native{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    let path = profile.join("examples").join(name);
+    assert!(path.exists(), "there is no {path:?}; run `cargo test -p gemmnet-python --all-targets`");
+    path
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -38,11 +40,15 @@ fn the_package_does_what_its_tests_say() {
     let site = tempfile::tempdir().unwrap();
     copy(&here.join("gemmnet"), &site.path().join("gemmnet"));
     fs::copy(library(), site.path().join("gemmnet/_native.abi3.so")).unwrap();
-    for arguments in
-        [&["-m", "pytest", "--quiet", "-p", "no:cacheprovider", "tests"][..], &["-m", "mypy.stubtest", "gemmnet"]]
-    {
+    let (tests, settings) = (here.join("tests"), here.join("pyproject.toml"));
+    let [tests, settings] = [&tests, &settings].map(|path| path.to_str().expect("a path in Unicode"));
+    let pytest = ["-m", "pytest", "--quiet", "-p", "no:cacheprovider", "--config-file", settings, tests];
+    let stubtest = ["-m", "mypy.stubtest", "--mypy-config-file", settings, "gemmnet"];
+    for arguments in [&pytest[..], &stubtest] {
         let mut command = Command::new(&python);
-        command.args(arguments).current_dir(here).env("PYTHONPATH", site.path()).env("PYTHONDONTWRITEBYTECODE", "1");
+        // The folder that it runs in comes first where modules are looked for.
+        command.args(arguments).current_dir(site.path()).env("PYTHONPATH", site.path());
+        command.env("PYTHONDONTWRITEBYTECODE", "1");
         let output = command.output().unwrap_or_else(|e| panic!("{}: {e}", Path::new(&python).display()));
         let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
         assert!(output.status.success(), "{arguments:?}: {}\n{out}\n{err}", output.status);

@@ -8,13 +8,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The library that was compiled with this test, as an example: by `cargo test`, unless that is told to take a test only.
+/// The library that was compiled with this test, as an example: by `cargo test` if it is told no targets.
 fn library() -> PathBuf {
     let program = std::env::current_exe().unwrap();
     let profile = program.ancestors().nth(2).expect("the program is in PROFILE/deps");
     let name = format!("{}native{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
     let path = profile.join("examples").join(name);
-    assert!(path.exists(), "there is no {path:?}; run `cargo test -p gemmnet-python --all-targets`");
+    assert!(path.exists(), "there is no {path:?}; run `cargo test -p gemmnet-python`");
     path
 }
 

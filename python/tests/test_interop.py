@@ -100,7 +100,7 @@ def test_a_state_dict_that_does_not_fit_is_explained():
     of = lambda notation, weights=weights, **more: gemmnet.Model.from_state_dict(notation, weights, (3, 2, 2), **more)
     with pytest.raises(gemmnet.DataError, match="`0.weight` of .2, 3, 1, 1., needed is one of .4, 3, 1, 1."):
         of("conv4k1-gap")
-    with pytest.raises(gemmnet.DataError, match="left over here are conv2, there none"):
+    with pytest.raises(gemmnet.DataError, match="left over here are conv1, conv2, there 0"):
         of("conv2k1-conv2-gap")
     with pytest.raises(gemmnet.InvalidError, match="no layer `first`"):
         of("conv2k1-gap", names={"first": "0"})

@@ -134,7 +134,7 @@ type Data<'a, P> = [(ArrayView4<'a, P>, &'a [i64]); 2];
 fn solver<P: Pixel>(start: Beginning<'_>, data: Data<'_, P>, options: &Options) -> Result<Solver<f32>> {
     let (solver_options, normalization) = (options.solver()?, options.normalization()?);
     let init: Init = options.init.parse()?;
-    let spec = match start {
+    let spec: NetworkSpec = match start {
         Beginning::Notation(notation) => notation.parse()?,
         Beginning::Model(model) => model.network.spec().clone(),
     };
@@ -153,10 +153,7 @@ fn solver<P: Pixel>(start: Beginning<'_>, data: Data<'_, P>, options: &Options) 
             if let Some(normalizer) = &model.normalizer {
                 data = data.with_normalizer(normalizer.clone())?;
             }
-            let mut network = Network::new(&spec, model.network.input(), Init::Gaussian { std: 0.0 }, 0)?;
-            network.params_mut().values_mut().copy_from_slice(model.network.params().values());
-            network.statistics_mut().values_mut().copy_from_slice(model.network.statistics().values());
-            network
+            model.network.clone()
         }
     };
     let mut solver = Solver::new(network, data, solver_options)?;

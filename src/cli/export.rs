@@ -12,7 +12,7 @@ use super::eval::{Any, load_any};
 use super::output::{Output, thousands};
 use super::{CHECKPOINT, Stop};
 use crate::element::Element;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::store::replace;
 use crate::train::Model;
 
@@ -57,21 +57,19 @@ pub(super) fn run(args: &ExportArgs, out: &Output) -> Result<(), Stop> {
 fn export<T: Element + WritableElement>(model: &Model<T>, args: &ExportArgs, out: &Output) -> Result<(), Stop> {
     let (ending, pixels) = match args.format {
         Format::Onnx => ("onnx", args.pixels),
+        Format::Npz if args.pixels => {
+            let problem = "arrays do not normalise pixels";
+            let fix = "leave --pixels out: the arrays normalizer.mean and normalizer.scale say how";
+            return Err(Error::invalid("--pixels with npz", problem, fix).into());
+        }
         Format::Npz => ("npz", false),
     };
-    if args.pixels && !pixels {
-        let problem = "arrays do not normalise pixels";
-        let fix = "leave --pixels out: the arrays normalizer.mean and normalizer.scale say how";
-        return Err(crate::error::Error::invalid("--pixels with npz", problem, fix).into());
+    if pixels {
+        model.normalizer(&args.checkpoint)?;
     }
     let path = args.out.clone().unwrap_or_else(|| args.checkpoint.with_extension(ending));
     match args.format {
-        Format::Onnx => {
-            if pixels {
-                model.normalizer(&args.checkpoint)?;
-            }
-            model.save_onnx(&path, pixels)?;
-        }
+        Format::Onnx => model.save_onnx(&path, pixels)?,
         Format::Npz => save_npz(model, &path)?,
     }
     let parameters = model.network.params().count();

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::json;
 
-use super::Stop;
 use super::output::{Align, Output, Table, thousands};
+use super::{Size, Stop, size};
+use crate::data::files::names_in;
 use crate::data::{Normalizer, written};
 use crate::error::{Error, Result};
 use crate::nn::import::{NameMap, load_state_dict};
@@ -53,16 +54,6 @@ pub(super) struct ImportArgs {
     /// Where to save it, for `eval`, `predict`, `export` and programs
     #[arg(long, value_name = "FILE", default_value = "imported.safetensors")]
     out: PathBuf,
-}
-
-/// `[C, H, W]`
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Size(pub(super) [usize; 3]);
-
-pub(super) fn size(text: &str) -> Result<Size, String> {
-    let sizes: Option<Vec<usize>> = text.split('x').map(|size| size.parse().ok().filter(|&size| size > 0)).collect();
-    let sizes = sizes.and_then(|sizes| sizes.try_into().ok());
-    sizes.map(Size).ok_or_else(|| "give channels, height and width, such as 3x224x224".to_owned())
 }
 
 pub(super) fn run(args: &ImportArgs, out: &Output) -> Result<(), Stop> {
@@ -117,5 +108,5 @@ fn read_class_names(path: &Path) -> Result<Vec<String>> {
     let text = fs::read_to_string(path);
     let text =
         text.map_err(|e| Error::io("read", path, e, "give a text file with the name of a class on each line"))?;
-    Ok(text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect())
+    Ok(names_in(&text))
 }

@@ -112,6 +112,16 @@ impl From<Error> for Stop {
     }
 }
 
+/// `[C, H, W]` of images, as an argument.
+#[derive(Clone, Copy, Debug)]
+struct Size([usize; 3]);
+
+fn size(text: &str) -> Result<Size, String> {
+    let sizes: Option<Vec<usize>> = text.split('x').map(|size| size.parse().ok().filter(|&size| size > 0)).collect();
+    let sizes = sizes.and_then(|sizes| sizes.try_into().ok());
+    sizes.map(Size).ok_or_else(|| "give channels, height and width, such as 3x224x224".to_owned())
+}
+
 /// Where `train` puts the network, and `eval` and `predict` look for it.
 const CHECKPOINT: &str = "gemmnet.safetensors";
 

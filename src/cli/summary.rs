@@ -3,10 +3,9 @@
 use clap::Args;
 use serde_json::json;
 
-use super::import::{Size, size};
 use super::output::{Align, Output, Table, thousands};
 use super::presets::Facts;
-use super::{Stop, presets};
+use super::{Size, Stop, presets, size};
 use crate::data::written;
 use crate::nn::init::Init;
 use crate::nn::network::Network;

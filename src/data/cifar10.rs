@@ -44,6 +44,23 @@ const FETCH: &str = "run `gemmnet data fetch` or restore the file from where it 
 /// Image and label of one record.
 pub type Record<'a> = (&'a [u8; PIXELS], u8);
 
+/// What is wrong with a file of `len` bytes that is a row of records, if the last is not whole.
+pub(super) fn cut_record(path: &Path, len: usize, record: usize, fix: &str) -> Option<Error> {
+    let over = len % record;
+    (over > 0).then(|| {
+        let problem = format!(
+            "has {len} bytes, which is {} records of {record} bytes and {over} bytes over: it looks truncated",
+            len / record
+        );
+        Error::data(path, problem, fix)
+    })
+}
+
+/// How many of so many training records are held out for validation, the last ones: 1,000 of 50,000.
+pub(super) fn held_out(records: usize) -> usize {
+    (records / 50).max(1)
+}
+
 /// Whole records in CIFAR-10's layout: a mapped file, or bytes in memory.
 #[derive(Debug)]
 pub struct Records(Bytes);
@@ -62,15 +79,7 @@ impl Records {
     fn map(path: &Path) -> Result<Self, Vec<Error>> {
         let map = Map::open(path, FETCH).map_err(|problem| vec![problem])?;
         let mut problems = Vec::new();
-        let over = map.len() % RECORD;
-        if over > 0 {
-            let problem = format!(
-                "has {} bytes, which is {} records of {RECORD} bytes and {over} bytes over: it looks truncated",
-                map.len(),
-                map.len() / RECORD
-            );
-            problems.push(Error::data(path, problem, FETCH));
-        }
+        problems.extend(cut_record(path, map.len(), RECORD, FETCH));
         let mut wrong = map.chunks_exact(RECORD).map(|record| record[0]).enumerate().filter(|r| r.1 >= CLASSES as u8);
         if let Some((index, label)) = wrong.next() {
             let others = match wrong.count() {
@@ -122,7 +131,7 @@ impl Splits {
 
     /// How many of them are held out for validation.
     fn held_out(&self) -> usize {
-        (self.records() / 50).max(1)
+        held_out(self.records())
     }
 
     pub(super) fn len(&self, split: Split) -> usize {

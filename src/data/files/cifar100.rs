@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::stored::{Block, Stored, Values};
 use super::{class_names, or_inner};
-use crate::data::cifar10::{DIM, PIXELS};
+use crate::data::cifar10::{DIM, PIXELS, cut_record, held_out};
 use crate::data::map::{Bytes, Map};
 use crate::error::{Error, Result};
 
@@ -50,7 +50,7 @@ pub fn open(dir: &Path) -> Result<Stored> {
     let labels = [&train, &test].into_iter().flat_map(|block| block.bytes.chunks_exact(RECORD));
     let labels = labels.map(|record| record[1].into()).collect();
     let (all, records) = (train.images + test.images, train.images);
-    let kept = records - (records / 50).max(1);
+    let kept = records - held_out(records);
     Ok(Stored {
         dim: DIM,
         class_names: class_names(&dir, NAMES, FINE.into())?,
@@ -63,13 +63,8 @@ pub fn open(dir: &Path) -> Result<Stored> {
 
 fn block(path: &Path) -> Result<Block> {
     let map = Map::open(path, FIX)?;
-    let over = map.len() % RECORD;
-    if over > 0 {
-        let (whole, bytes) = (map.len() / RECORD, map.len());
-        let problem = format!(
-            "has {bytes} bytes, which is {whole} records of {RECORD} bytes and {over} bytes over: it looks truncated"
-        );
-        return Err(Error::data(path, problem, FIX));
+    if let Some(problem) = cut_record(path, map.len(), RECORD, FIX) {
+        return Err(problem);
     }
     let bad = |record: &[u8]| record[0] >= COARSE || record[1] >= FINE;
     if let Some((index, record)) = map.chunks_exact(RECORD).enumerate().find(|(_, record)| bad(record)) {

@@ -126,12 +126,17 @@ fn class_names(dir: &Path, name: &str, classes: usize) -> Result<Vec<String>> {
         }
         Err(e) => return Err(Error::io("read", path, e, "make it a text file with a name on each line, or remove it")),
     };
-    let names: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect();
+    let names = names_in(&text);
     if names.len() < classes {
         let problem = format!("names {} classes, the labels need {classes}", names.len());
         return Err(Error::data(path, problem, "write a name on each line, or remove the file"));
     }
     Ok(names)
+}
+
+/// The names in a text with one a line.
+pub(crate) fn names_in(text: &str) -> Vec<String> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect()
 }
 
 /// `dir`, or the first of these folders in it that is there.

@@ -147,17 +147,17 @@ def translate(arguments):
 class Ours:
     def __init__(self, gemmnet, preset, seed, args, folder):
         self.gemmnet, self.seconds, self.common = gemmnet, 0, ["--threads", args.threads, "--data-dir", args.data]
-        self.checkpoint = Path(folder) / f"{preset}-{seed}.safetensors"
-        self.start = ["--preset", preset, "--seed", seed, "--checkpoint", self.checkpoint]
+        self.run = Path(folder) / f"{preset}-{seed}"
+        self.start = ["--preset", preset, "--seed", seed, "--run", self.run]
 
     def up_to(self, epoch):
         answer = self.gemmnet("train", *self.start, "--stop-after", epoch, "--quiet", *self.common)
-        self.start = ["--resume", self.checkpoint]
+        self.start = ["--resume", self.run]
         self.seconds += answer["train_seconds"]
         return {"epoch": epoch, "seconds": self.seconds, "test_accuracy": answer["test_accuracy"]}
 
     def views_accuracy(self):
-        where = ["--checkpoint", self.checkpoint, "--split", "test-full", "--views", 6]
+        where = ["--checkpoint", self.run, "--split", "test-full", "--views", 6]
         return self.gemmnet("eval", *where, *self.common)["accuracy"]
 
     def close(self):

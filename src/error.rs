@@ -77,7 +77,7 @@ pub enum Error {
     },
     /// Training produced a loss that is not a number.
     #[error(
-        "the loss became {loss} at iteration {iteration}; lower the learning rate (it was {learning_rate:e}) or the weight scale"
+        "the loss became {loss} at iteration {iteration}, and {origin}; lower the learning rate (it was {learning_rate:e}) or the weight scale"
     )]
     Diverged {
         /// Iteration at which it happened, from 1.
@@ -86,6 +86,9 @@ pub enum Error {
         loss: f64,
         /// The learning rate of that iteration.
         learning_rate: f64,
+        /// Where the first value that is not finite is, as a part of a sentence: in which parameter or in what which layer
+        /// gives.
+        origin: String,
     },
 }
 

@@ -28,6 +28,8 @@ pub enum Purpose {
     Example = 8,
     /// Which images of a data set without splits are held out; index = the image.
     HoldOut = 9,
+    /// Recipes that a search tries; index = the trial.
+    Trial = 10,
 }
 
 /// The stream of (seed, purpose, epoch, index): ChaCha with 8 rounds, the four numbers as its 256-bit key.

@@ -1,7 +1,7 @@
 /* A server in small: worker threads take pictures from a common queue and classify them with one session.
  *
  *     cc -O2 server.c -o server $(pkg-config --cflags --libs gemmnet) -pthread
- *     ./server gemmnet.safetensors data/cifar-10-batches-bin/test_batch.bin 4
+ *     ./server runs/1/model.safetensors data/cifar-10-batches-bin/test_batch.bin 4
  *
  * The queue is a batch of CIFAR-10: records of a label and 3 x 32 x 32 pixels. */
 

@@ -255,7 +255,7 @@ fn object(py: Python<'_>, event: Event) -> PyResult<Bound<'_, PyAny>> {
     static STEP: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     static EPOCH: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     match event {
-        Event::Step { epoch, epochs, step, steps, loss, learning_rate, images_per_second } => {
+        Event::Step { epoch, epochs, step, steps, loss, learning_rate, images_per_second, .. } => {
             let class = STEP.import(py, "gemmnet.training", "Step")?;
             class.call1((epoch, epochs, step, steps, loss, learning_rate, images_per_second))
         }

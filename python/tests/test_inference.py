@@ -207,10 +207,10 @@ def test_files_are_those_of_the_library(checkpoint, tmp_path):
 
     run("data", "pictures", "pictures")
     net = ["--net", "conv4-bn-relu-pool8-affine10", "--epochs", "0.01", "--train-limit", "1000"]
-    run("train", *net, "--data-dir", "pictures", "--checkpoint", "rust.safetensors", "--quiet")
-    model = gemmnet.Model.load(tmp_path / "rust.safetensors")
+    run("train", *net, "--data-dir", "pictures", "--run", "rust", "--quiet")
+    model = gemmnet.Model.load(tmp_path / "rust" / "model.safetensors")
     assert model.class_names[0] and len(model.class_names) == 10
-    assert predicted("rust.safetensors") == model.predict(images).tolist()
+    assert predicted("rust") == model.predict(images).tolist()
 
 
 def test_scores_are_the_same_at_any_number_of_threads(model, x):

@@ -122,6 +122,7 @@ mod openblas {
         static INFO: OnceLock<BackendInfo> = OnceLock::new();
         INFO.get_or_init(|| {
             let core = corename();
+            tracing::debug!(core, "OpenBLAS");
             let note = better_than(&core, Isa::used()).map(|better| match std::env::var_os(CORETYPE) {
                 Some(_) => format!("{CORETYPE} asks for the slow {core} kernels; unset it to let gemmnet choose"),
                 None => format!(

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::data::{Folder, check_fits, small_test};
 use super::output::{Align, Output, Table, thousands};
-use super::{CHECKPOINT, Global, Stop};
+use super::{Global, Stop, runs};
 use crate::data::{Dataset, Normalization, Split, Views};
 use crate::element::Element;
 use crate::error::Error;
@@ -19,9 +19,9 @@ use crate::train::{Model, predict};
     after_help = "Examples:\n  gemmnet eval\n  gemmnet eval --checkpoint deep.safetensors --split validation\n  gemmnet eval --views 6"
 )]
 pub(super) struct EvalArgs {
-    /// File that `gemmnet train` saved; the network it keeps is measured
-    #[arg(long, value_name = "FILE", default_value = CHECKPOINT)]
-    checkpoint: PathBuf,
+    /// File of a saved network, or folder of a run [default: the last run in runs]
+    #[arg(long, value_name = "PATH")]
+    checkpoint: Option<PathBuf>,
     /// Images to measure on [default: test-full; validation where the data has no images for tests]
     #[arg(long, value_name = "NAME")]
     split: Option<SplitName>,
@@ -67,9 +67,10 @@ impl From<ViewsName> for Views {
 }
 
 pub(super) fn run(args: &EvalArgs, global: &Global, out: &Output) -> Result<(), Stop> {
-    match load_any(&args.checkpoint)? {
-        Any::F32(model) => eval(model, args, global, out),
-        Any::F64(model) => eval(model, args, global, out),
+    let path = runs::saved_network(args.checkpoint.as_deref())?;
+    match load_any(&path)? {
+        Any::F32(model) => eval(model, &path, args, global, out),
+        Any::F64(model) => eval(model, &path, args, global, out),
     }
 }
 
@@ -85,12 +86,19 @@ pub(super) fn load_any(path: &Path) -> Result<Any, Error> {
     Model::load(path).map(Any::F32).or_else(|error| Model::load(path).map(Any::F64).map_err(|_| error))
 }
 
-fn eval<T: Element>(mut model: Model<T>, args: &EvalArgs, global: &Global, out: &Output) -> Result<(), Stop> {
-    let normalizer = model.normalizer(&args.checkpoint)?.clone();
-    let folder = Folder::of_classes(&model.class_names, global)?;
+fn eval<T: Element>(
+    mut model: Model<T>,
+    path: &Path,
+    args: &EvalArgs,
+    global: &Global,
+    out: &Output,
+) -> Result<(), Stop> {
+    let normalizer = model.normalizer(path)?.clone();
+    let data_dir = global.data_dir.clone().map_or_else(|| runs::data_dir(path), |dir| Ok(Some(dir)))?;
+    let folder = Folder::of_classes(&model.class_names, data_dir.as_deref())?;
     let opened = folder.open(folder.like(&model.network, false), out)?;
     let data = Dataset::new(opened.source.clone(), Normalization::MeanImage)?;
-    check_fits(&data, &folder, &model.network, &model.class_names, &args.checkpoint)?;
+    check_fits(&data, &folder, &model.network, &model.class_names, path)?;
     let mut data = data.with_normalizer(normalizer)?;
     data.notes().iter().for_each(|note| out.note(format_args!("note: {note}")));
     let whole = if data.len(Split::Test) > 0 { SplitName::TestFull } else { SplitName::Validation };
@@ -146,6 +154,6 @@ fn eval<T: Element>(mut model: Model<T>, args: &EvalArgs, global: &Global, out: 
         "confusion": confusion,
         "data": opened.kind,
         "data_dir": folder.dir.display().to_string(),
-        "checkpoint": args.checkpoint.display().to_string(),
+        "checkpoint": path.display().to_string(),
     }))
 }

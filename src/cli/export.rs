@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::eval::{Any, load_any};
 use super::output::{Output, thousands};
-use super::{CHECKPOINT, Stop};
+use super::{Stop, runs};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::store::replace;
@@ -24,9 +24,9 @@ use crate::train::Model;
 #[command(after_help = "Examples:\n  gemmnet export\n  gemmnet export --pixels --out cifar.onnx\n  \
                         gemmnet export --checkpoint deep.safetensors --format npz")]
 pub(super) struct ExportArgs {
-    /// File that `gemmnet train` or `import` saved; the network it keeps is exported
-    #[arg(long, value_name = "FILE", default_value = CHECKPOINT)]
-    checkpoint: PathBuf,
+    /// File of a saved network, or folder of a run [default: the last run in runs]
+    #[arg(long, value_name = "PATH")]
+    checkpoint: Option<PathBuf>,
     /// What to write
     #[arg(long, value_name = "NAME", default_value = "onnx")]
     format: Format,
@@ -48,13 +48,19 @@ enum Format {
 }
 
 pub(super) fn run(args: &ExportArgs, out: &Output) -> Result<(), Stop> {
-    match load_any(&args.checkpoint)? {
-        Any::F32(model) => export(&model, args, out),
-        Any::F64(model) => export(&model, args, out),
+    let path = runs::saved_network(args.checkpoint.as_deref())?;
+    match load_any(&path)? {
+        Any::F32(model) => export(&model, &path, args, out),
+        Any::F64(model) => export(&model, &path, args, out),
     }
 }
 
-fn export<T: Element + WritableElement>(model: &Model<T>, args: &ExportArgs, out: &Output) -> Result<(), Stop> {
+fn export<T: Element + WritableElement>(
+    model: &Model<T>,
+    path: &Path,
+    args: &ExportArgs,
+    out: &Output,
+) -> Result<(), Stop> {
     let (ending, pixels) = match args.format {
         Format::Onnx => ("onnx", args.pixels),
         Format::Npz if args.pixels => {
@@ -65,22 +71,22 @@ fn export<T: Element + WritableElement>(model: &Model<T>, args: &ExportArgs, out
         Format::Npz => ("npz", false),
     };
     if pixels {
-        model.normalizer(&args.checkpoint)?;
+        model.normalizer(path)?;
     }
-    let path = args.out.clone().unwrap_or_else(|| args.checkpoint.with_extension(ending));
+    let file = args.out.clone().unwrap_or_else(|| path.with_extension(ending));
     match args.format {
-        Format::Onnx => model.save_onnx(&path, pixels)?,
-        Format::Npz => save_npz(model, &path)?,
+        Format::Onnx => model.save_onnx(&file, pixels)?,
+        Format::Npz => save_npz(model, &file)?,
     }
     let parameters = model.network.params().count();
-    out.line(format_args!("{} has the network's {} parameters", path.display(), thousands(parameters)))?;
+    out.line(format_args!("{} has the network's {} parameters", file.display(), thousands(parameters)))?;
     out.json(&json!({
-        "file": path.display().to_string(),
+        "file": file.display().to_string(),
         "format": ending,
         "pixels": pixels,
         "network": model.network.spec().to_string(),
         "parameters": parameters,
-        "checkpoint": args.checkpoint.display().to_string(),
+        "checkpoint": path.display().to_string(),
     }))
 }
 

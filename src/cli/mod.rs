@@ -13,6 +13,7 @@ mod data;
 mod doctor;
 mod eval;
 mod export;
+mod fault;
 mod gradcheck;
 mod import;
 mod interrupt;
@@ -20,14 +21,21 @@ mod output;
 mod predict;
 mod presets;
 mod progress;
+mod recipe;
+mod report;
+mod runs;
 mod summary;
 mod train;
+mod tune;
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::error::Error;
 use crate::simd::Isa;
@@ -39,7 +47,7 @@ Examples:
   gemmnet train                              the three-layer network that passes 65 % on CIFAR-10
   gemmnet train --preset deep --epochs 3     another recipe, shortened
   gemmnet train --net '[conv32-relu-pool]x3-affine10' --init he
-  gemmnet eval --checkpoint gemmnet.safetensors
+  gemmnet eval                               the network of the last run
   gemmnet bench                              naive against fast layers
   gemmnet doctor                             what this machine offers";
 
@@ -68,12 +76,13 @@ struct Global {
     /// folder]
     #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
     data_dir: Option<PathBuf>,
-    /// Seed of all that is random: the same one gives the same results, to the bit [default: 0; with --resume the checkpoint's]
+    /// Seed of all that is random: the same one gives the same results, to the bit [default: 0; with --resume or --config what the run had]
     #[arg(long, global = true, value_name = "N", help_heading = "Global options")]
     seed: Option<u64>,
 }
 
 impl Global {
+    /// For commands that have no other source of it than this option.
     fn seed(&self) -> u64 {
         self.seed.unwrap_or(0)
     }
@@ -82,7 +91,9 @@ impl Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     Train(Box<train::TrainArgs>),
+    Tune(Box<tune::TuneArgs>),
     Eval(eval::EvalArgs),
+    Report(report::ReportArgs),
     Predict(predict::PredictArgs),
     Export(export::ExportArgs),
     Import(import::ImportArgs),
@@ -98,6 +109,8 @@ enum Command {
 enum Stop {
     /// Something failed or was asked wrongly.
     Error(Error),
+    /// Training failed; where it can go on, as a part of a sentence.
+    Training { error: Error, last: String },
     /// What the command checked is not as it should be; one line that says what.
     Check(String),
     /// Ctrl-C; all is said.
@@ -122,9 +135,6 @@ fn size(text: &str) -> Result<Size, String> {
     sizes.map(Size).ok_or_else(|| "give channels, height and width, such as 3x224x224".to_owned())
 }
 
-/// Where `train` puts the network, and `eval` and `predict` look for it.
-const CHECKPOINT: &str = "gemmnet.safetensors";
-
 /// Runs the program on the arguments of this process.
 pub fn main() -> ExitCode {
     // SAFETY: the program has one thread, this one, and has done nothing yet.
@@ -142,7 +152,7 @@ pub fn main() -> ExitCode {
     out.finish_bar();
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(stop) => report(&stop, &out).into(),
+        Err(stop) => complain(&stop, &out).into(),
     }
 }
 
@@ -153,10 +163,13 @@ const BROKEN_PIPE: u8 = 141;
 
 fn run(cli: &Cli, out: &Output) -> Result<(), Stop> {
     let global = &cli.global;
+    log()?;
     Isa::limit()?;
     let threads = parallel::thread_count(global.threads)?;
     parallel::with_threads(threads, || match &cli.command {
         Command::Train(args) => train::run(args, global, out),
+        Command::Tune(args) => tune::run(args, global, out),
+        Command::Report(args) => report::run(args, out),
         Command::Eval(args) => eval::run(args, global, out),
         Command::Predict(args) => predict::run(args, out),
         Command::Export(args) => export::run(args, out),
@@ -169,14 +182,31 @@ fn run(cli: &Cli, out: &Output) -> Result<(), Stop> {
     })?
 }
 
+/// What the library logs goes to stderr, as far as `GEMMNET_LOG` asks for it.
+fn log() -> Result<(), Error> {
+    let asked = std::env::var("GEMMNET_LOG").unwrap_or_else(|_| "warn".to_owned());
+    let filter: Targets = asked.parse().map_err(|_| {
+        let fix = "set it to error, warn, info, debug or trace, or to parts and levels such as gemmnet::train=debug";
+        Error::invalid("GEMMNET_LOG", format!("`{asked}` is no level"), fix)
+    })?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    // Where a program has a subscriber already, that stays.
+    let _ = tracing_subscriber::registry().with(lines).with(filter).try_init();
+    Ok(())
+}
+
 /// Says what went wrong and returns the exit code.
-fn report(stop: &Stop, out: &Output) -> u8 {
+fn complain(stop: &Stop, out: &Output) -> u8 {
     match stop {
         Stop::Error(error) => {
             out.note(format_args!("error: {error}"));
             if let Some(pointer) = error.notation_pointer() {
                 out.note(pointer);
             }
+            if error.is_usage() { 2 } else { 1 }
+        }
+        Stop::Training { error, last } => {
+            out.note(format_args!("error: {error}; {last}"));
             if error.is_usage() { 2 } else { 1 }
         }
         Stop::Check(problem) => {

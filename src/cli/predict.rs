@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::eval::{Any, load_any};
 use super::output::Output;
-use super::{CHECKPOINT, Stop};
+use super::{Stop, runs};
 use crate::data::cifar10::{DIM, RECORD};
 use crate::data::files::decode::read_picture;
 use crate::data::{Image, written};
@@ -24,9 +24,9 @@ use crate::train::Model;
 #[command(after_help = "Examples:\n  gemmnet predict cat.jpg\n  \
                         gemmnet predict --checkpoint deep.safetensors data/test_batch.bin:0 data/test_batch.bin:7")]
 pub(super) struct PredictArgs {
-    /// File that `gemmnet train` saved; the network it keeps is used
-    #[arg(long, value_name = "FILE", default_value = CHECKPOINT)]
-    checkpoint: PathBuf,
+    /// File of a saved network, or folder of a run [default: the last run in runs]
+    #[arg(long, value_name = "PATH")]
+    checkpoint: Option<PathBuf>,
     /// JPEG, PNG, WebP or BMP files of any size; for CIFAR-10's 32x32 pixels its batches too, as FILE.bin for all records,
     /// or FILE.bin:INDEX for one, from 0
     #[arg(required = true, value_name = "IMAGES")]
@@ -46,14 +46,15 @@ struct Picture {
 }
 
 pub(super) fn run(args: &PredictArgs, out: &Output) -> Result<(), Stop> {
-    match load_any(&args.checkpoint)? {
-        Any::F32(model) => classify(model, args, out),
-        Any::F64(model) => classify(model, args, out),
+    let path = runs::saved_network(args.checkpoint.as_deref())?;
+    match load_any(&path)? {
+        Any::F32(model) => classify(model, &path, args, out),
+        Any::F64(model) => classify(model, &path, args, out),
     }
 }
 
-fn classify<T: Element>(mut model: Model<T>, args: &PredictArgs, out: &Output) -> Result<(), Stop> {
-    let normalizer = model.normalizer(&args.checkpoint)?.clone();
+fn classify<T: Element>(mut model: Model<T>, path: &Path, args: &PredictArgs, out: &Output) -> Result<(), Stop> {
+    let normalizer = model.normalizer(path)?.clone();
     let mut pictures = Vec::new();
     for image in &args.images {
         read(image, normalizer.dim(), &mut pictures)?;
@@ -76,11 +77,11 @@ fn classify<T: Element>(mut model: Model<T>, args: &PredictArgs, out: &Output) -
             .collect();
         predictions.push(json!({ "image": picture.name, "label": picture.label, "classes": classes }));
     }
-    out.json(&json!({ "predictions": predictions, "checkpoint": args.checkpoint.display().to_string() }))
+    out.json(&json!({ "predictions": predictions, "checkpoint": path.display().to_string() }))
 }
 
 /// `exp(s) / sum of exp(s)`
-fn softmax<T: Element>(scores: &[T]) -> Vec<f64> {
+pub(super) fn softmax<T: Element>(scores: &[T]) -> Vec<f64> {
     let largest = scores.iter().map(|s| s.f64()).fold(f64::NEG_INFINITY, f64::max);
     let exp: Vec<_> = scores.iter().map(|s| (s.f64() - largest).exp()).collect();
     let sum: f64 = exp.iter().sum();

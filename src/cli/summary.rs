@@ -32,7 +32,7 @@ pub(super) struct SummaryArgs {
 pub(super) fn run(args: &SummaryArgs, out: &Output) -> Result<(), Stop> {
     let preset = presets::find(&args.preset)?;
     let Size(input) = args.input;
-    let (_, net) = preset.fit(Facts { dim: input, ..Facts::CIFAR10 });
+    let net = preset.fit(Facts { dim: input, ..Facts::CIFAR10 }).net;
     let spec = NetworkSpec::parse(args.net.as_deref().unwrap_or(&net))?;
     let network = Network::<f32>::new(&spec, input, Init::He, 0)?;
     let layers = network.summary();

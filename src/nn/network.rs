@@ -301,6 +301,24 @@ impl<T: Element> Network<T> {
         Ok(TrainStep { loss, stepped })
     }
 
+    /// After a [`Network::step`] on `x` whose loss is not finite: where the first value is that is not, as a part of a sentence.
+    pub(crate) fn origin_of_non_finite(&self, x: &[T], images: usize) -> String {
+        let finite = |values: &[T]| values.iter().all(|value| value.is_finite());
+        let Network { steps, params, memory, .. } = self;
+        if !finite(x) {
+            return "the images, as they are normalised, are not finite".into();
+        }
+        for (i, step) in steps.iter().enumerate() {
+            if let Some(index) = step.params().into_iter().find(|&index| !finite(params.slice(index))) {
+                return format!("{} is not finite", params.param(index).name);
+            }
+            if !finite(memory.values.get(i + 1, images * step.output_len())) {
+                return format!("what {} gives is the first that is not finite", step.label);
+            }
+        }
+        "the scores are finite, but too large for the loss".into()
+    }
+
     /// Scores of images `x` in training mode; their gradients into their place. Returns the loss.
     fn forward(
         &mut self,

@@ -36,7 +36,7 @@ pub(super) enum Kernel<T> {
 #[derive(Clone, Debug)]
 pub(super) struct Step<T> {
     /// Its number, from 1, and its layers in notation, for the profile.
-    label: String,
+    pub(super) label: String,
     pub(super) notation: String,
     pub(super) kernel: Kernel<T>,
     pub(super) inputs: Vec<Value>,

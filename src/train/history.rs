@@ -54,6 +54,8 @@ pub enum Event {
         loss: f64,
         /// Learning rate of the iteration, of the first group that is trained.
         learning_rate: f64,
+        /// Seconds that the iterations of this call of `train` took, without the time for measuring accuracy and saving.
+        seconds: f64,
         /// Training images per second since this call of `train` began, without the time for measuring accuracy.
         images_per_second: f64,
     },
@@ -70,6 +72,22 @@ pub enum Event {
         /// Whether the network is kept, in the place of the one before.
         kept: bool,
     },
+}
+
+impl Event {
+    /// What CS231n's solver prints of it, if it prints every epoch and every `every`-th iteration, beginning with the first.
+    pub(super) fn line(&self, every: usize) -> Option<String> {
+        match *self {
+            Event::Step { step, steps, loss, .. } if (step - 1).is_multiple_of(every) => {
+                Some(format!("(Iteration {step} / {steps}) loss: {loss:.6}"))
+            }
+            Event::Step { .. } => None,
+            Event::Epoch { epoch, epochs, train_accuracy, val_accuracy, .. } => {
+                let epoch = epochs.min(epoch as f64);
+                Some(format!("(Epoch {epoch} / {epochs}) train acc: {train_accuracy:.6}; val_acc: {val_accuracy:.6}"))
+            }
+        }
+    }
 }
 
 /// Writes events as CS231n's solver prints them.
@@ -94,19 +112,7 @@ impl<W: Write> Log<W> {
     /// # Errors
     /// As writing to `out`.
     pub fn write(&mut self, event: &Event) -> io::Result<()> {
-        match *event {
-            Event::Step { step, steps, loss, .. } if (step - 1).is_multiple_of(self.every) => {
-                writeln!(self.out, "(Iteration {step} / {steps}) loss: {loss:.6}")
-            }
-            Event::Step { .. } => Ok(()),
-            Event::Epoch { epoch, epochs, train_accuracy, val_accuracy, .. } => {
-                let epoch = epochs.min(epoch as f64);
-                writeln!(
-                    self.out,
-                    "(Epoch {epoch} / {epochs}) train acc: {train_accuracy:.6}; val_acc: {val_accuracy:.6}"
-                )
-            }
-        }
+        event.line(self.every).map_or(Ok(()), |line| writeln!(self.out, "{line}"))
     }
 }
 
@@ -156,6 +162,7 @@ mod tests {
             steps: 980,
             loss,
             learning_rate: 1e-3,
+            seconds: 1.0,
             images_per_second: 1.0,
         };
         let epoch = |epoch, train_accuracy, val_accuracy| Event::Epoch {

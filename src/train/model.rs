@@ -69,16 +69,7 @@ impl<T: Element> Model<T> {
     /// # Errors
     /// [`Error::Io`] if the folder does not exist, cannot be written or is full.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut tensors = file::tensors(&self.network);
-        if let Some(normalizer) = &self.normalizer {
-            push_normalizer(normalizer, &mut tensors);
-        }
-        let contents = Contents {
-            header: Header::new(&self.network),
-            class_names: &self.class_names,
-            normalized: self.normalizer.is_some(),
-        };
-        tensors.save(path, serde_json::to_string(&contents).expect("plain data has a JSON form"))
+        save(path, &self.network, self.normalizer.as_ref(), &self.class_names)
     }
 
     /// What turns pixels into the network's input; `path` is where it was read from.
@@ -116,6 +107,21 @@ impl<T: Element> Model<T> {
         let metadata = [("class_names", names), ("notation", self.network.spec().to_string())];
         replace(path, &onnx::encode(&self.network, scaling, &metadata)?)
     }
+}
+
+/// [`Model::save`] of one in its parts.
+pub(super) fn save<T: Element>(
+    path: &Path,
+    network: &Network<T>,
+    normalizer: Option<&Normalizer>,
+    class_names: &[String],
+) -> Result<()> {
+    let mut tensors = file::tensors(network);
+    if let Some(normalizer) = normalizer {
+        push_normalizer(normalizer, &mut tensors);
+    }
+    let contents = Contents { header: Header::new(network), class_names, normalized: normalizer.is_some() };
+    tensors.save(path, serde_json::to_string(&contents).expect("plain data has a JSON form"))
 }
 
 /// What normalises images of size `dim`.

@@ -45,9 +45,10 @@ pub struct SolverOptions {
     /// Training accuracy is measured on so many images, drawn with replacement anew in each epoch, or on the whole
     /// training split if it is no larger; 1 or more.
     pub train_accuracy_samples: usize,
-    /// Whether to print to the standard error stream, as [`Log`](super::Log) does.
+    /// Whether `train` logs what CS231n's solver prints: as events of level INFO of the crate `tracing`, which a program shows
+    /// that has a subscriber. [`Log`](super::Log) writes the same lines to any stream.
     pub verbose: bool,
-    /// Every how many iterations to print the loss, 1 or more.
+    /// Every how many iterations to log the loss, 1 or more.
     pub print_every: usize,
 }
 

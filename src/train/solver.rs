@@ -1,6 +1,5 @@
 //! Level 6. The training loop.
 
-use std::io;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -9,7 +8,7 @@ use rand::RngExt;
 
 use super::checkpoint::{Checkpoint, Trained};
 use super::evaluate::Batch;
-use super::history::{Event, History, Log, Report};
+use super::history::{Event, History, Report};
 use super::options::{Keep, SolverOptions};
 use crate::data::{Batches, Dataset, Draw, Split, Views};
 use crate::element::Element;
@@ -35,9 +34,18 @@ pub struct Solver<T: Element> {
     batch: Batch<T>,
     /// The images of an epoch, and which epoch that is.
     order: (Option<usize>, Vec<usize>),
-    save_to: Option<PathBuf>,
+    save: Option<Save<T>>,
     /// Time that was spent on training before its first iteration.
     preparation: Duration,
+}
+
+/// Saves a checkpoint.
+struct Save<T: Element>(Box<dyn FnMut(&Checkpoint<T>) -> Result<()> + Send + Sync>);
+
+impl<T: Element> std::fmt::Debug for Save<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Save")
+    }
 }
 
 /// What this call of `train` has done so far.
@@ -123,7 +131,7 @@ impl<T: Element> Solver<T> {
         Ok(Solver {
             batch: Batch::new(network, &data, state.batches.size)?,
             order: (None, Vec::new()),
-            save_to: None,
+            save: None,
             preparation: Duration::ZERO,
             state,
             data,
@@ -132,7 +140,14 @@ impl<T: Element> Solver<T> {
 
     /// From now on `train` saves a checkpoint at this path after every epoch, and when the observer ends training.
     pub fn save_to(&mut self, path: impl Into<PathBuf>) {
-        self.save_to = Some(path.into());
+        let path = path.into();
+        self.save_with(move |checkpoint| checkpoint.save(&path));
+    }
+
+    /// From now on `train` calls `save` where [`Solver::save_to`] would save: with the checkpoint as it would be saved, and
+    /// after the observer knows of the epoch. An error ends training.
+    pub fn save_with(&mut self, save: impl FnMut(&Checkpoint<T>) -> Result<()> + Send + Sync + 'static) {
+        self.save = Some(Save(Box::new(save)));
     }
 
     /// The state of training: options, history, the step it has reached; to be saved.
@@ -153,6 +168,21 @@ impl<T: Element> Solver<T> {
     /// The network that is kept; to measure it takes its buffers, hence `mut`.
     pub fn network_mut(&mut self) -> &mut Network<T> {
         &mut self.state.trained.network
+    }
+
+    /// The share of a split's images that the network takes for what they are where training stands, of the moving average if
+    /// there is one; the history does not hear of it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the split has no images.
+    pub fn accuracy_now(&mut self, split: Split) -> Result<f64> {
+        self.exchange();
+        self.exchange_average();
+        let Checkpoint { trained: Trained { network, .. }, options, .. } = &mut self.state;
+        let measured = super::accuracy(network, &self.data, split, options.batch_size, Views::One);
+        self.exchange_average();
+        self.exchange();
+        measured
     }
 
     /// The network that is kept.
@@ -180,13 +210,11 @@ impl<T: Element> Solver<T> {
             let problem = format!("training up to epoch {epoch} does nothing");
             return Err(Error::invalid("epochs", problem, "give more than 0"));
         }
-        let last = steps_of(epoch, self.state.batches).min(self.steps_total());
+        let last = steps_of(epoch, self.state.batches).min(self.steps());
         let SolverOptions { verbose, print_every, .. } = self.state.options;
-        let mut log = verbose.then(|| Log::new(io::stderr(), print_every));
         let mut observe = |event: Event| {
-            if let Some(log) = &mut log {
-                // A closed stream is no reason to give up training.
-                let _ = log.write(&event);
+            if let Some(line) = verbose.then(|| event.line(print_every)).flatten() {
+                tracing::info!("{line}");
             }
             observer(&event).is_break()
         };
@@ -207,12 +235,18 @@ impl<T: Element> Solver<T> {
             steps: self.state.step,
             train_seconds: effort.time.as_secs_f64(),
             images_per_second: effort.images_per_second(),
-            stopped_early: self.state.step < self.steps_total(),
+            stopped_early: self.state.step < self.steps(),
         })
     }
 
-    fn steps_total(&self) -> usize {
+    /// Iterations of the whole training.
+    pub fn steps(&self) -> usize {
         steps_of(self.state.options.epochs, self.state.batches)
+    }
+
+    /// Iterations of an epoch.
+    pub fn steps_per_epoch(&self) -> usize {
+        self.state.batches.count
     }
 
     /// The kept parameters into the network and the latest out of it, or the other way round.
@@ -222,7 +256,7 @@ impl<T: Element> Solver<T> {
 
     /// Trains until `last` iterations are done.
     fn run(&mut self, last: usize, observe: &mut impl FnMut(Event) -> bool, effort: &mut Effort) -> Result<()> {
-        let (per_epoch, total) = (self.state.batches.count, self.steps_total());
+        let (per_epoch, total) = (self.state.batches.count, self.steps());
         while self.state.step < last {
             let event = self.step(effort)?;
             let step = self.state.step;
@@ -235,12 +269,13 @@ impl<T: Element> Solver<T> {
                 stop |= observe(self.measure(step.div_ceil(per_epoch))?);
             }
             stop |= step == last;
-            if let Some(path) = self.save_to.as_ref().filter(|_| epoch_done || stop) {
+            if let Some(Save(save)) = self.save.as_mut().filter(|_| epoch_done || stop) {
                 // A checkpoint has the kept network in its place.
                 self.state.latest.swap(&mut self.state.trained.network);
-                let saved = self.state.save(path);
+                let saved = save(&self.state);
                 self.state.latest.swap(&mut self.state.trained.network);
                 saved?;
+                tracing::debug!(step, "saved a checkpoint");
             }
             if stop {
                 break;
@@ -252,7 +287,7 @@ impl<T: Element> Solver<T> {
     /// One iteration.
     fn step(&mut self, effort: &mut Effort) -> Result<Event> {
         let begin = Instant::now();
-        let steps = self.steps_total();
+        let steps = self.steps();
         let Checkpoint {
             trained: Trained { network, history, .. }, options, step, batches, optimizer, average, ..
         } = &mut self.state;
@@ -282,7 +317,8 @@ impl<T: Element> Solver<T> {
             loss += stepped.regularization;
         }
         if !loss.is_finite() {
-            return Err(Error::Diverged { iteration: *step + 1, loss, learning_rate });
+            let origin = network.origin_of_non_finite(x, y.len());
+            return Err(Error::Diverged { iteration: *step + 1, loss, learning_rate, origin });
         }
         if let Some(average) = average {
             average.update(network);
@@ -298,6 +334,7 @@ impl<T: Element> Solver<T> {
             steps,
             loss,
             learning_rate,
+            seconds: effort.time.as_secs_f64(),
             images_per_second: effort.images_per_second(),
         })
     }
@@ -324,7 +361,7 @@ impl<T: Element> Solver<T> {
         self.exchange_average();
         let [train_accuracy, val_accuracy] = measured?;
 
-        let steps = self.steps_total();
+        let steps = self.steps();
         let Checkpoint { trained: Trained { history, .. }, options, step, batches, optimizer, .. } = &mut self.state;
         let at = Progress { step: *step - 1, steps_per_epoch: batches.count, steps };
         history.train_accuracy.push(train_accuracy);

@@ -38,7 +38,7 @@ impl Room {
         self.0.path().join(name)
     }
 
-    fn std_command(&self, args: &str) -> std::process::Command {
+    pub(crate) fn std_command(&self, args: &str) -> std::process::Command {
         let mut command = std::process::Command::new(PROGRAM);
         command.args(args.split_whitespace()).current_dir(self.0.path());
         command.env("HOME", self.0.path()).env("XDG_CACHE_HOME", self.path("cache"));
@@ -48,7 +48,12 @@ impl Room {
     }
 
     pub(crate) fn run(&self, args: &str) -> Done {
-        let output = Command::from_std(self.std_command(args)).timeout(Duration::from_secs(100)).output().unwrap();
+        self.done(args, self.std_command(args))
+    }
+
+    /// What `command`, which runs the program with these arguments, has done.
+    pub(crate) fn done(&self, args: &str, command: std::process::Command) -> Done {
+        let output = Command::from_std(command).timeout(Duration::from_secs(100)).output().unwrap();
         Done {
             args: args.to_owned(),
             code: output.status.code(),
@@ -113,8 +118,6 @@ impl Done {
 #[test]
 fn wrong_usage_is_one_line_and_code_2() {
     let room = Room::new();
-    let kept = room.path("gemmnet.safetensors");
-    fs::write(&kept, "of great value").unwrap();
     for (args, parts) in [
         ("--threads 0", &["threads", "0 threads", "1 or more"][..]),
         ("--batch-size 0", &["batch size", "0 images", "1 or more"]),
@@ -148,7 +151,7 @@ fn wrong_usage_is_one_line_and_code_2() {
     let early = room.run("train --batch-size 0");
     early.fails(2, &["batch size"]);
     assert!(!early.stderr.contains("downloading"), "{}", early.stderr);
-    assert_eq!(fs::read(kept).unwrap(), b"of great value", "a failed start overwrites nothing");
+    assert!(!room.path("runs").exists(), "a failed start leaves nothing");
     // What clap finds out is code 2 too, with its own text.
     for args in
         ["train --batch-size many", "train --flip=often", "eval --views 3", "trian", "train --optimise", "predict", ""]
@@ -205,11 +208,9 @@ fn broken_data_is_one_line_and_code_1() {
     ];
     for (destroy, parts) in cases {
         let room = Room::new();
-        let kept = room.path("gemmnet.safetensors");
-        fs::write(&kept, "of great value").unwrap();
         destroy(&room.path("pics"));
         room.run(&format!("train --data-dir pics --net {NET}")).fails(1, parts);
-        assert_eq!(fs::read(kept).unwrap(), b"of great value", "a failed start overwrites nothing");
+        assert!(!room.path("runs").exists(), "a failed start leaves nothing");
 
         let verify = room.run("data verify pics");
         assert_eq!(verify.code, Some(1));
@@ -225,13 +226,17 @@ fn files_that_do_not_serve_are_code_1() {
     let room = Room::new();
     fs::write(room.path("not.png"), "not a picture").unwrap();
     fs::write(room.path("odd.bin"), [0; RECORD + 1]).unwrap();
-    room.run("eval").fails(1, &["cannot read", "gemmnet.safetensors", "gemmnet train"]);
+    room.run("eval").fails(1, &["runs", "no run with a network", "gemmnet train", "--checkpoint"]);
+    room.run("eval --checkpoint nothing.safetensors").fails(1, &["cannot read", "nothing.safetensors"]);
+    room.run("eval --checkpoint pics").fails(1, &["pics", "no model.safetensors"]);
     fs::write(room.path("junk.safetensors"), "junk").unwrap();
     room.run("eval --checkpoint junk.safetensors").fails(1, &["junk.safetensors", "not a checkpoint"]);
-    room.run("train --resume junk.safetensors").fails(1, &["junk.safetensors", "not a checkpoint"]);
-    room.run(&format!("train --data-dir pics --net {NET} --checkpoint no/where.safetensors"))
-        .fails(1, &["no/where.safetensors", "--checkpoint"]);
-    room.run(&format!("train --data-dir pics --net {NET} --checkpoint pics")).fails(1, &["pics", "is a folder"]);
+    let train = format!("train --data-dir pics --net {NET}");
+    room.run("train --resume nowhere").fails(1, &["cannot read nowhere", "the config.toml of a run"]);
+    room.run(&format!("{train} --run junk.safetensors/in")).fails(1, &["junk.safetensors/in", "--run"]);
+    room.run(&format!("{train} --run pics")).fails(1, &["pics", "exists already", "another with --run"]);
+    room.run(&format!("{train} --config junk.safetensors")).fails(1, &["junk.safetensors", "line 1", "--help"]);
+    room.run(&format!("{train} --config nothing.toml")).fails(1, &["cannot read nothing.toml", "config.toml of a run"]);
     room.run("data fetch --data-dir new").fails(1, &["cannot download", NOWHERE, "--mirror", "GEMMNET_CIFAR10_URL"]);
     room.run("data fetch --data-dir pics --url ftp://here").fails(2, &["`ftp://here`", "https://"]);
 
@@ -263,7 +268,9 @@ fn train_reports_as_json() {
     assert_eq!((&report["seed"], &report["threads"]), (&5.into(), &2.into()));
     assert_eq!((&report["data"], &report["epochs"]), (&"pictures".into(), &3.into()));
     assert_eq!(report["val_accuracy"].as_array().unwrap().len(), 4, "before training and after each epoch");
-    assert!(room.path("gemmnet.safetensors").is_file());
+    for file in ["config.toml", "history.jsonl", "model.safetensors", "checkpoints/step-12.safetensors"] {
+        assert!(room.path("runs/1").join(file).is_file(), "{file}");
+    }
     // 98 of 100 pictures are for training: 4 batches of 20, 3 times.
     assert_eq!(report["steps"], 12);
 }
@@ -275,9 +282,9 @@ fn train_stops_within_an_epoch_and_goes_on() {
     let whole = room.train("--epochs 1.5");
     assert_eq!((&whole["steps"], &whole["epochs"]), (&6.into(), &1.5.into()));
     assert_eq!(whole["val_accuracy"].as_array().unwrap().len(), 3, "after 0, 1 and 1.5 epochs");
-    let part = room.train("--epochs 1.5 --stop-after 0.5 --checkpoint part.safetensors");
+    let part = room.train("--epochs 1.5 --stop-after 0.5 --run part");
     assert_eq!((&part["steps"], &part["epochs"]), (&2.into(), &1.5.into()));
-    let rest = room.json("train --data-dir pics --resume part.safetensors");
+    let rest = room.json("train --data-dir pics --resume part");
     assert_eq!(course(&rest), course(&whole));
     let text = room.run(&format!("train --data-dir pics --net {NET} --batch-size 20 --epochs 0.5")).succeeds();
     assert!(text.stdout.contains("(Epoch 0.5 / 0.5)"), "{}", text.stdout);
@@ -410,11 +417,9 @@ fn augmentation_is_spelled_in_several_ways() {
         first.push(one);
     }
     // Given again, it holds from there on.
-    room.train("--epochs 1 --flip");
     let resumed = |more: &str| {
-        let args =
-            format!("train --data-dir pics --resume gemmnet.safetensors --epochs 2 --checkpoint 2.safetensors {more}");
-        course(&room.json(&args))
+        let report = room.train("--epochs 1 --flip");
+        course(&room.json(&format!("train --resume {} --epochs 2 {more}", report["run"].as_str().unwrap())))
     };
     assert_eq!(resumed(""), resumed("--flip=random --shift 0"));
     for more in ["--flip=none", "--cutout 9", "--shift 2", "--shift 2 --shift-fill reflect"] {
@@ -438,23 +443,27 @@ fn options_override_the_preset() {
 #[test]
 fn training_goes_on_where_it_was_saved() {
     let room = Room::new();
-    let straight = room.train("--epochs 4 --checkpoint straight.safetensors");
-    room.train("--epochs 2");
-    let resumed = room.json("train --data-dir pics --resume gemmnet.safetensors --epochs 4");
+    let straight = room.train("--epochs 4 --run straight");
+    room.train("--epochs 2 --run parts");
+    let resumed = room.json("train --resume parts --epochs 4");
     assert_eq!(course(&resumed), course(&straight));
-    assert_eq!(resumed["checkpoint"], "gemmnet.safetensors");
-    assert_eq!(
-        fs::read(room.path("gemmnet.safetensors")).unwrap(),
-        fs::read(room.path("straight.safetensors")).unwrap(),
-        "the files are the same, to the bit"
-    );
-    let resume = "train --data-dir pics --resume gemmnet.safetensors";
+    assert_eq!(resumed["run"], "parts");
+    for file in
+        ["model.safetensors", "checkpoints/step-12.safetensors", "checkpoints/step-16.safetensors", "config.toml"]
+    {
+        let [straight, parts] = ["straight", "parts"].map(|run| fs::read(room.path(run).join(file)).unwrap());
+        assert!(straight == parts, "{file}: the files are the same, to the bit");
+    }
+    assert_eq!(fs::read_dir(room.path("parts/checkpoints")).unwrap().count(), 2);
+    let before = fs::read_to_string(room.path("parts/config-until-8.toml")).unwrap();
+    assert!(before.contains("epochs = 2.0"), "{before}");
+    let resume = "train --resume parts";
     room.run(&format!("{resume} --seed 7")).fails(2, &["seed", "7", "leave it out"]);
     room.run(&format!("{resume} --epochs 1")).fails(2, &["epochs", "16 iterations"]);
     room.run(&format!("{resume} --train-limit 50")).fails(2, &["checkpoint", "98 images", "50"]);
     let conflict = room.run(&format!("{resume} --net {NET}"));
     assert_eq!(conflict.code, Some(2), "{}", conflict.stderr);
-    assert!(conflict.stderr.contains("'--resume <FILE>' cannot be used with"), "{}", conflict.stderr);
+    assert!(conflict.stderr.contains("'--resume <DIR>' cannot be used with"), "{}", conflict.stderr);
 }
 
 #[test]
@@ -500,7 +509,8 @@ fn eval_and_predict_use_the_saved_network() {
 #[test]
 fn export_writes_what_other_programs_read() {
     let room = Room::new();
-    room.train("--epochs 1 --checkpoint net.safetensors");
+    room.train("--epochs 1 --run net");
+    fs::copy(room.path("net/model.safetensors"), room.path("net.safetensors")).unwrap();
     let onnx = room.json("export --checkpoint net.safetensors --pixels");
     assert_eq!((&onnx["file"], &onnx["format"], &onnx["pixels"]), (&"net.onnx".into(), &"onnx".into(), &true.into()));
     let bytes = fs::read(room.path("net.onnx")).unwrap();
@@ -588,7 +598,8 @@ fn predict_takes_the_size_from_the_network() {
     let data = Dataset::new(Arc::new(arrays), Normalization::PerChannel).unwrap();
     let network = Network::<f32>::new(&"conv2-relu-affine3".parse().unwrap(), data.dim(), Init::He, 0).unwrap();
     let solver = Solver::new(network, data, SolverOptions::default()).unwrap();
-    solver.checkpoint().save(&room.path("gemmnet.safetensors")).unwrap();
+    fs::create_dir_all(room.path("runs/mine")).unwrap();
+    solver.checkpoint().save(&room.path("runs/mine/model.safetensors")).unwrap();
 
     image::GrayImage::from_fn(12, 9, |x, y| image::Luma([(x + 12 * y) as u8])).save(room.path("grey.png")).unwrap();
     write_png(&room.path("coloured.png"), (12, 9));
@@ -601,7 +612,6 @@ fn predict_takes_the_size_from_the_network() {
     room.run("predict turned.png").succeeds();
     room.run("predict pics/test_batch.bin").fails(1, &["3x32x32", "takes 1x9x12", "give JPEG, PNG, WebP or BMP files"]);
     room.run("eval --data-dir pics").fails(1, &["pics", "3x32x32", "trained on 1x9x12", "--data-dir"]);
-    room.run("train --resume gemmnet.safetensors --data-dir pics").fails(1, &["pics", "3x32x32", "1x9x12"]);
 }
 
 #[test]
@@ -783,10 +793,10 @@ fn ctrl_c_saves_and_says_how_to_go_on() {
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(130), "{stderr}");
-    assert!(stderr.contains("gemmnet train --resume gemmnet.safetensors --data-dir pics"), "{stderr}");
+    assert!(stderr.contains("gemmnet train --resume runs/1"), "{stderr}");
     assert!(!stderr.contains("error:"), "{stderr}");
-    assert!(room.path("gemmnet.safetensors").is_file());
-    room.run("eval --data-dir pics").succeeds();
+    assert!(room.path("runs/1/model.safetensors").is_file());
+    room.run("eval").succeeds();
 }
 
 #[cfg(unix)]

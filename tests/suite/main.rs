@@ -24,6 +24,8 @@ mod network;
 mod pictures;
 #[cfg(feature = "blas")]
 mod recipe;
+#[cfg(feature = "cli")]
+mod runs;
 mod session;
 mod sources;
 mod training;

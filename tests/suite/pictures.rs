@@ -63,7 +63,8 @@ fn a_folder_of_photos_is_trained_on_measured_and_predicted() {
     assert!(again.stderr.contains("both/broken.jpg"), "what is left out is named each time: {}", again.stderr);
     assert_eq!(again.object()["val_accuracy"], report["val_accuracy"]);
 
-    let measured = room.json("eval --data-dir photos");
+    // The run says where its data is.
+    let measured = room.json("eval");
     assert_eq!((&measured["accuracy"], &measured["images"]), (&report["test_accuracy"], &12.into()));
     assert_eq!(measured["class_names"], serde_json::json!(["both", "lying", "standing"]));
 
@@ -79,7 +80,7 @@ fn a_folder_of_photos_is_trained_on_measured_and_predicted() {
     );
     room.run("predict photos/both/broken.jpg").fails(1, &["photos/both/broken.jpg", "no picture", "give a whole JPEG"]);
 
-    let more = room.json("train --resume gemmnet.safetensors --data-dir photos --epochs 4");
+    let more = room.json("train --resume runs/2 --epochs 4");
     assert_eq!(more["val_accuracy"].as_array().unwrap().len(), 5);
     room.run("eval --data-dir pics").fails(1, &["pics", "3x32x32", "trained on 3x16x16"]);
     room.run(&format!("{train} --strict")).fails(1, &["both/broken.jpg", "no picture", "--strict"]);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 use crate::cli::output::{Output, thousands};
-use crate::cli::{Global, Stop, progress};
+use crate::cli::{Stop, progress};
 use crate::data::cifar10::{self, OFFICIAL_RECORDS};
 use crate::data::fetch::{FetchOptions, MIRROR_VARIABLE};
 use crate::data::files::{Format, arrays, cifar100, folder, idx};
@@ -23,7 +23,7 @@ pub(in crate::cli) struct Folder {
     pub(in crate::cli) dir: PathBuf,
     pub(in crate::cli) format: Format,
     /// Keeps a folder of pictures that could go nowhere else.
-    _temporary: Option<TempDir>,
+    temporary: Option<TempDir>,
 }
 
 /// How pictures are to be read.
@@ -49,7 +49,7 @@ pub(in crate::cli) struct Opened {
 impl Folder {
     /// A folder that was asked for.
     pub(in crate::cli) fn given(dir: PathBuf) -> Result<Self> {
-        Ok(Folder { format: Format::of(&dir)?, dir, _temporary: None })
+        Ok(Folder { format: Format::of(&dir)?, dir, temporary: None })
     }
 
     /// CIFAR-10 where it can be found, or else, if `fetch`, downloaded; where that fails, the built-in pictures.
@@ -80,16 +80,21 @@ impl Folder {
 
     /// For a network that was trained to tell these classes apart: what was asked for with `--data-dir`, or where such
     /// data lies on this machine.
-    pub(in crate::cli) fn of_classes(classes: &[String], global: &Global) -> Result<Self> {
-        match &global.data_dir {
-            Some(dir) => Self::given(dir.clone()),
+    pub(in crate::cli) fn of_classes(classes: &[String], data_dir: Option<&Path>) -> Result<Self> {
+        match data_dir {
+            Some(dir) => Self::given(dir.to_owned()),
             None if classes == CLASS_NAMES => Self::pictures(),
             None => find_cifar10(None).map(Self::of_cifar10),
         }
     }
 
+    /// Where it is, if it will be there tomorrow.
+    pub(in crate::cli) fn lasting(&self) -> Option<&Path> {
+        self.temporary.is_none().then_some(&self.dir)
+    }
+
     fn of_cifar10(dir: PathBuf) -> Self {
-        Folder { dir, format: Format::Cifar10, _temporary: None }
+        Folder { dir, format: Format::Cifar10, temporary: None }
     }
 
     /// The built-in pictures, always the same ones: drawn once and kept in the cache folder, or in a temporary one if that
@@ -104,7 +109,7 @@ impl Folder {
         let temporary = temporary()?;
         write_pictures(temporary.path(), PICTURES_SEED, pictures::DEFAULT_RECORDS)?;
         let dir = temporary.path().to_owned();
-        Ok(Folder { _temporary: Some(temporary), ..Self::of_cifar10(dir) })
+        Ok(Folder { temporary: Some(temporary), ..Self::of_cifar10(dir) })
     }
 
     /// Pictures of the size that `network` takes; other data has the size that it has.

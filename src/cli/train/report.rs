@@ -5,25 +5,31 @@ use std::path::Path;
 use serde_json::json;
 
 use super::TrainArgs;
-use super::start::Ready;
-use crate::cli::Stop;
+use super::start::{Place, Ready};
+use crate::blas;
 use crate::cli::data::{imbalance, small_test};
 use crate::cli::output::{Align, Output, Table, thousands};
+use crate::cli::report::{self as page, evaluate};
+use crate::cli::runs::events::{End, Entry, Images, Operation, Start};
+use crate::cli::runs::{self, Run};
+use crate::cli::{Stop, presets};
 use crate::data::files::Format;
 use crate::data::{Split, Views, written};
 use crate::element::Element;
 use crate::parallel::current_threads;
 use crate::profile::Row;
+use crate::simd::Isa;
 use crate::train::{Report, accuracy};
 
 /// What is about to be trained.
 pub(super) fn announce<T: Element>(
     ready: &mut Ready<T>,
     args: &TrainArgs,
-    checkpoint: &Path,
+    run: &Path,
     out: &Output,
 ) -> Result<(), Stop> {
-    let Ready { solver, folder, opened, preset } = ready;
+    let Ready { solver, place, preset, recipe, .. } = ready;
+    let Place { folder, opened } = &**place;
     let data = solver.data();
     let notes = data.notes().iter().cloned().chain(imbalance(&*opened.source));
     notes.for_each(|note| out.note(format_args!("note: {note}")));
@@ -40,35 +46,71 @@ pub(super) fn announce<T: Element>(
             data.classes()
         ))?;
     }
-    if let Some((name, Some(choice))) = preset {
+    if preset.is_some_and(|preset| preset.name == presets::OWN) {
+        let (name, choice) = (presets::OWN, recipe.arguments());
         out.line(format_args!("recipe `{name}`, chosen by the data where nothing was said: {choice}"))?;
-    }
-    if args.resume.is_none() && checkpoint.exists() {
-        let file = checkpoint.display();
-        out.note(format_args!("note: {file} will be replaced after the first epoch, or by Ctrl-C"));
     }
     let network = solver.network_mut();
     let what = format!("{}: {} parameters", network.spec(), thousands(network.params().count()));
     let options = &solver.checkpoint().options;
     out.line(format_args!(
-        "{what}, {}, {} epoch(s) of {} images in batches of {}, from {}",
+        "{what}, {}, {} epoch(s) of {} images in batches of {}, from {}, to {}",
         T::NAME,
         options.epochs,
         thousands(solver.data().len(Split::Train)),
         options.batch_size,
-        folder.dir.display()
+        folder.dir.display(),
+        run.display()
     ))
 }
 
-/// How it went; `rows` is the profile, if there is one.
+/// What the history says first.
+pub(in crate::cli) fn start<T: Element>(ready: &mut Ready<T>) -> Entry {
+    let Ready { solver, place, preset, .. } = ready;
+    let Place { folder, opened } = &**place;
+    let (network, parameters) = (solver.network_mut().spec().to_string(), solver.network_mut().params().count());
+    let (data, checkpoint) = (solver.data(), solver.checkpoint());
+    let [train, validation, test] = Split::ALL.map(|split| data.len(split));
+    let blas = blas::setup();
+    Entry::Start(Box::new(Start {
+        step: checkpoint.step(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        threads: current_threads(),
+        processor: processor(),
+        vectors: Isa::used().to_string(),
+        blas: format!("{} ({})", blas.name, blas.core),
+        dtype: T::NAME.to_owned(),
+        network,
+        parameters,
+        preset: preset.map(|preset| preset.name.clone()),
+        seed: checkpoint.options.seed,
+        data: opened.kind.to_owned(),
+        data_dir: folder.dir.display().to_string(),
+        image: data.dim(),
+        images: Images { train, validation, test },
+        classes: data.class_names().to_vec(),
+        steps: solver.steps(),
+        steps_per_epoch: solver.steps_per_epoch(),
+    }))
+}
+
+/// What the system calls the processor.
+fn processor() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
+}
+
+/// How it went; `profile` is where the time went, and whether that is to be shown.
 pub(super) fn conclude<T: Element>(
     ready: &mut Ready<T>,
     report: &Report,
-    checkpoint: &Path,
-    rows: Option<&[Row]>,
+    run: &mut Run,
+    (rows, show): (&[Row], bool),
     out: &Output,
 ) -> Result<(), Stop> {
-    let Ready { solver, folder, opened, preset } = ready;
+    let Ready { solver, place, preset, .. } = ready;
+    let Place { folder, opened } = &**place;
     let (options, data) = (solver.checkpoint().options.clone(), solver.data().clone());
     let mut measure = |data| accuracy(solver.network_mut(), data, Split::Test, options.batch_size, Views::One);
     let tests = match small_test(&data)? {
@@ -91,9 +133,23 @@ pub(super) fn conclude<T: Element>(
         None => out.line("test accuracy: none, the data has no images for tests")?,
     }
     let (seconds, speed, threads) = (report.train_seconds, report.images_per_second, current_threads());
-    let file = checkpoint.display();
+    if !report.stopped_early {
+        run.record(&Entry::End(Box::new(End {
+            step: report.steps,
+            kept_epoch: options.epochs.min(report.kept_epoch as f64),
+            kept_val_accuracy: report.kept_val_accuracy,
+            test_accuracy: tests.map(|tests| tests.1),
+            seconds: run.seconds,
+            images_per_second: speed,
+            profile: rows.iter().map(Operation::from).collect(),
+        })))?;
+    }
+    let evaluation = evaluate(solver.network_mut(), &data, options.batch_size)?;
+    run.write(runs::EVALUATION, serde_json::to_string(&evaluation).expect("plain data has a JSON form").as_bytes())?;
+    page::write(run.dir())?;
+    let dir = run.dir().display();
     out.line(format_args!(
-        "{seconds:.1} s of training, {speed:.0} images/s, {threads} thread(s); the network is in {file}"
+        "{seconds:.1} s of training, {speed:.0} images/s, {threads} thread(s); the network and the report are in {dir}"
     ))?;
     let (network, history) = (solver.network_mut().spec().to_string(), solver.history());
     let mut object = json!({
@@ -109,7 +165,7 @@ pub(super) fn conclude<T: Element>(
         "train_seconds": seconds,
         "images_per_second": speed,
         "network": network,
-        "preset": preset.as_ref().map(|preset| preset.0),
+        "preset": preset.map(|preset| &preset.name),
         "epochs": whole_or_not(options.epochs),
         "steps": report.steps,
         "dtype": T::NAME,
@@ -117,11 +173,11 @@ pub(super) fn conclude<T: Element>(
         "threads": threads,
         "data": opened.kind,
         "data_dir": folder.dir.display().to_string(),
-        "checkpoint": file.to_string(),
+        "run": dir.to_string(),
     });
     object["parameters"] = solver.network_mut().params().count().into();
-    if let Some(rows) = rows {
-        object["profile"] = rows.iter().map(profile_json).collect();
+    if show {
+        object["profile"] = rows.iter().map(|row| json!(Operation::from(row))).collect();
     }
     out.json(&object)
 }
@@ -160,15 +216,4 @@ pub(super) fn profile_table(rows: &[Row]) -> Table {
     }
     table.row(["total".into(), String::new(), format!("{total:.3}")].into_iter().chain(vec![String::new(); 5]));
     table
-}
-
-fn profile_json(row: &Row) -> serde_json::Value {
-    json!({
-        "operation": row.op,
-        "phase": row.phase.name(),
-        "seconds": row.time.as_secs_f64(),
-        "calls": row.calls,
-        "flops": row.flops,
-        "bytes": row.bytes,
-    })
 }

@@ -1,78 +1,191 @@
 //! Level 7. From arguments to a solver: a new training, or one that was saved.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::{FillName, FlipName, KeepName, NormalizationName, SamplerName, TrainArgs};
 use crate::cli::data::{Folder, Opened, Wanted, check_fits};
 use crate::cli::output::Output;
 use crate::cli::presets::{self, Facts, Preset};
+use crate::cli::recipe::{Choices, Dtype, Recipe};
+use crate::cli::runs;
 use crate::cli::{Global, Stop};
 use crate::data::files::Format;
-use crate::data::{Augment, Batches, Dataset, Fill, Flip, Normalization, Sampler, Split};
+use crate::data::{Dataset, Normalization, Source, Split};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::nn::init::Init;
 use crate::nn::network::Network;
 use crate::nn::notation::NetworkSpec;
-use crate::optim::{Group, LearningRate, Schedule, Select, UpdateRule};
-use crate::train::{Checkpoint, Keep, Solver, SolverOptions, Trained};
+use crate::train::{Checkpoint, Solver, Trained};
 
-/// A solver with its data: where that is from, and what it is.
-pub(super) struct Ready<T: Element> {
-    pub(super) solver: Solver<T>,
-    pub(super) folder: Folder,
-    pub(super) opened: Opened,
-    /// The recipe of a new training, and what it says for data of one's own.
-    pub(super) preset: Option<(&'static str, Option<String>)>,
+/// What is said about a training: on the command line, and before that in a config.toml.
+pub(in crate::cli) struct Said<'a> {
+    choices: &'a Choices,
+    preset: Option<&'a str>,
+    /// Of the file that is given, or of the run that goes on; empty without one.
+    config: Choices,
+    pub(in crate::cli) data_dir: Option<PathBuf>,
+    pub(in crate::cli) seed: u64,
+}
+
+impl<'a> Said<'a> {
+    /// With a `config` of this name; a run that goes on has its own, and its seed.
+    pub(in crate::cli) fn new(
+        choices: &'a Choices,
+        preset: Option<&'a str>,
+        config: Option<&Path>,
+        goes_on: bool,
+        global: &Global,
+    ) -> Result<Self> {
+        let config = config.map_or(Ok(Choices::default()), Choices::read)?;
+        if let (Some(seed), Some(of_run), true) = (global.seed, config.seed, goes_on)
+            && seed != of_run
+        {
+            return Err(Error::invalid("seed", format!("{seed} is not that of the run, {of_run}"), "leave it out"));
+        }
+        let data_dir = global.data_dir.clone().or_else(|| config.data_dir.clone());
+        let seed = global.seed.or(config.seed).unwrap_or(0);
+        Ok(Said { choices, preset, config, data_dir, seed })
+    }
+
+    pub(in crate::cli) fn dtype(&self) -> Dtype {
+        self.choices.dtype.or(self.config.dtype).unwrap_or(Dtype::F32)
+    }
+
+    fn train_limit(&self) -> Option<usize> {
+        self.choices.train_limit.or(self.config.train_limit)
+    }
+
+    fn strict(&self) -> bool {
+        self.choices.strict || self.config.strict
+    }
+
+    fn wanted(&self) -> Wanted {
+        let size = self.choices.image_size.or(self.config.image_size);
+        Wanted { size: size.map(|side| [side; 2]), strict: self.strict() }
+    }
+
+    /// The preset to start from; `own` says that the data is other than CIFAR-10.
+    fn start_from(&self, own: bool) -> Result<&'static Preset> {
+        let net = self.choices.net.as_ref().or(self.config.net.as_ref());
+        let default = match (own, net) {
+            (true, _) => presets::OWN,
+            (false, Some(_)) => presets::PLAIN,
+            (false, None) => presets::DEFAULT,
+        };
+        presets::find(self.preset.unwrap_or(default))
+    }
+
+    /// `base` with what is said in its place.
+    fn recipe(&self, base: &Recipe) -> Result<Recipe> {
+        base.with(&self.config)?.with(&self.choices)
+    }
+
+    fn data(&self, source: Arc<dyn Source>, normalization: Normalization) -> Result<Dataset> {
+        let data = Dataset::new(source, normalization)?;
+        self.train_limit().map_or(Ok(data.clone()), |samples| data.limit(Split::Train, samples))
+    }
+}
+
+/// Data that is open, and where it is.
+pub(in crate::cli) struct Place {
+    pub(in crate::cli) folder: Folder,
+    pub(in crate::cli) opened: Opened,
+}
+
+impl Place {
+    fn open(folder: Folder, wanted: Wanted, out: &Output) -> Result<Arc<Self>> {
+        Ok(Arc::new(Place { opened: folder.open(wanted, out)?, folder }))
+    }
+
+    fn facts(&self) -> Facts {
+        let source = &self.opened.source;
+        Facts { dim: source.dim(), classes: source.class_names().len(), images: source.len(Split::Train) }
+    }
+}
+
+/// A solver with its data.
+pub(in crate::cli) struct Ready<T: Element> {
+    pub(in crate::cli) solver: Solver<T>,
+    pub(in crate::cli) place: Arc<Place>,
+    pub(in crate::cli) recipe: Recipe,
+    /// The one that a new training started from.
+    pub(in crate::cli) preset: Option<&'static Preset>,
+    /// The text of its config.toml.
+    pub(in crate::cli) config: String,
+}
+
+/// What new trainings start from.
+pub(in crate::cli) struct Base {
+    pub(in crate::cli) place: Arc<Place>,
+    pub(in crate::cli) preset: &'static Preset,
+    pub(in crate::cli) recipe: Recipe,
+}
+
+impl Base {
+    /// Opens the data, and downloads it before if need be. `check` is asked before that whether the recipe is possible, with what
+    /// is known by then.
+    pub(in crate::cli) fn open(
+        said: &Said<'_>,
+        fetch: bool,
+        check: impl Fn(&Recipe, Option<Facts>) -> Result<()>,
+        out: &Output,
+    ) -> Result<Self, Stop> {
+        let given = said.data_dir.clone().map(Folder::given).transpose()?;
+        let own = given.as_ref().is_some_and(|folder| folder.format != Format::Cifar10);
+        let preset = said.start_from(own)?;
+        let here = given.is_none().then_some(Facts::CIFAR10);
+        check(&said.recipe(&preset.example())?, here)?;
+        let folder = given.map_or_else(|| Folder::find(fetch, out), Ok)?;
+        let place = Place::open(folder, said.wanted(), out)?;
+        let recipe = said.recipe(&preset.fit(place.facts()))?;
+        Ok(Base { place, preset, recipe })
+    }
+
+    /// A training by this recipe.
+    pub(in crate::cli) fn ready<T: Element>(&self, recipe: Recipe, said: &Said<'_>, seed: u64) -> Result<Ready<T>> {
+        let place = &self.place;
+        let network = network(&recipe, place.facts(), seed)?;
+        let data = said.data(place.opened.source.clone(), recipe.normalization())?;
+        let solver = Solver::new(network, data, recipe.options(seed)?)?;
+        let config = config(&recipe, said, place, seed)?;
+        Ok(Ready { solver, place: place.clone(), recipe, preset: Some(self.preset), config })
+    }
+
+    /// The same where a checkpoint of it was.
+    pub(in crate::cli) fn resumed<T: Element>(
+        &self,
+        recipe: Recipe,
+        said: &Said<'_>,
+        mut checkpoint: Checkpoint<T>,
+    ) -> Result<Ready<T>> {
+        let (place, seed) = (&self.place, checkpoint.options.seed);
+        checkpoint.options = recipe.options(seed)?;
+        let solver = Solver::resume(checkpoint, said.data(place.opened.source.clone(), recipe.normalization())?)?;
+        let config = config(&recipe, said, place, seed)?;
+        Ok(Ready { solver, place: place.clone(), recipe, preset: Some(self.preset), config })
+    }
 }
 
 /// A new training. What the user typed is checked before anything is downloaded or decoded.
-pub(super) fn new<T: Element>(args: &TrainArgs, global: &Global, out: &Output) -> Result<Ready<T>, Stop> {
-    let given = global.data_dir.clone().map(Folder::given).transpose()?;
-    let own = given.as_ref().is_some_and(|folder| folder.format != Format::Cifar10);
-    let preset = args.preset(own)?;
-    args.net.as_deref().map(NetworkSpec::parse).transpose()?;
-    let init: Init = args.init.as_deref().unwrap_or(preset.init).parse()?;
-    options(args, preset, global)?;
-    let network = |facts| network::<T>(args, preset, facts, init, global.seed());
-
-    let wanted = Wanted { size: args.image_size.map(|side| [side; 2]), strict: args.strict };
-    let (folder, opened, (recipe, net, network)) = if let Some(folder) = given {
-        let opened = folder.open(wanted, out)?;
-        let (dim, classes) = (opened.source.dim(), opened.source.class_names().len());
-        let facts = Facts { dim, classes, images: opened.source.len(Split::Train) };
-        (folder, opened, network(facts)?)
-    } else {
-        let made = network(Facts::CIFAR10)?;
-        let folder = Folder::find(!args.no_fetch, out)?;
-        let opened = folder.open(wanted, out)?;
-        (folder, opened, made)
-    };
-    let normalization = match args.normalize {
-        None => recipe.normalization,
-        Some(NormalizationName::MeanImage) => Normalization::MeanImage,
-        Some(NormalizationName::PerChannel) => Normalization::PerChannel,
-    };
-    let mut data = Dataset::new(opened.source.clone(), normalization)?;
-    if let Some(samples) = args.train_limit {
-        data = data.limit(Split::Train, samples)?;
-    }
-    let choice = (recipe.name == presets::OWN.name).then(|| recipe.arguments(&net));
-    let solver = Solver::new(network, data, options(args, &recipe, global)?)?;
-    Ok(Ready { solver, folder, opened, preset: Some((recipe.name, choice)) })
+pub(super) fn new<T: Element>(said: &Said<'_>, fetch: bool, out: &Output) -> Result<Ready<T>, Stop> {
+    let check = |recipe: &Recipe, facts| check::<T>(recipe, facts, said.seed);
+    let base = Base::open(said, fetch, check, out)?;
+    Ok(base.ready(base.recipe.clone(), said, said.seed)?)
 }
 
-/// The recipe for such data, and the network that was asked for, or else the recipe's, in notation and made.
-fn network<T: Element>(
-    args: &TrainArgs,
-    preset: &Preset,
-    facts: Facts,
-    init: Init,
-    seed: u64,
-) -> Result<(Preset, String, Network<T>)> {
-    let (recipe, net) = preset.fit(facts);
-    let net = args.net.clone().unwrap_or(net.into_owned());
-    let network = Network::new(&NetworkSpec::parse(&net)?, facts.dim, init, seed)?;
+/// Whether a network can be trained by this recipe, as far as that can be told.
+pub(in crate::cli) fn check<T: Element>(recipe: &Recipe, facts: Option<Facts>, seed: u64) -> Result<()> {
+    recipe.options(seed)?;
+    recipe.init.parse::<Init>()?;
+    NetworkSpec::parse(&recipe.net)?;
+    facts.map_or(Ok(()), |facts| network::<T>(recipe, facts, seed).map(drop))
+}
+
+/// The network of a recipe.
+fn network<T: Element>(recipe: &Recipe, facts: Facts, seed: u64) -> Result<Network<T>> {
+    let net = &recipe.net;
+    let network = Network::new(&NetworkSpec::parse(net)?, facts.dim, recipe.init.parse()?, seed)?;
     if network.classes() != facts.classes {
         let (scores, classes) = (network.classes(), facts.classes);
         let problem = format!("it gives {scores} scores, the data has {classes} classes");
@@ -83,194 +196,44 @@ fn network<T: Element>(
         };
         return Err(Error::invalid("network", problem, fix));
     }
-    Ok((recipe, net, network))
+    Ok(network)
 }
 
-fn options(args: &TrainArgs, preset: &Preset, global: &Global) -> Result<SolverOptions> {
-    let options = SolverOptions {
-        epochs: args.epochs.unwrap_or(preset.epochs),
-        batch_size: args.batch_size.unwrap_or(preset.batch_size),
-        groups: groups(args, preset)?,
-        clip_norm: args.clip_norm,
-        ema: args.ema,
-        keep: match args.keep {
-            None => preset.keep,
-            Some(KeepName::Best) => Keep::Best,
-            Some(KeepName::Last) => Keep::Last,
-        },
-        sampler: match args.sampler {
-            None => preset.sampler,
-            Some(SamplerName::Shuffle) => Sampler::ShuffledEpochs,
-            Some(SamplerName::Replacement) => Sampler::WithReplacement,
-        },
-        augment: augment(args, preset.augment),
-        seed: global.seed(),
-        verbose: false,
-        ..SolverOptions::default()
-    };
-    Batches::new(1, options.batch_size)?;
-    Ok(options)
-}
-
-/// A training that was saved, with the options that were given again.
-pub(super) fn resumed<T: Element>(
-    from: &Path,
-    args: &TrainArgs,
-    global: &Global,
-    out: &Output,
-) -> Result<Ready<T>, Stop> {
-    let mut checkpoint = Checkpoint::<T>::load(from)?;
-    let options = &mut checkpoint.options;
-    if let Some(seed) = global.seed.filter(|&seed| seed != options.seed) {
-        let problem = format!("{seed} is not that of the checkpoint, {}", options.seed);
-        return Err(Error::invalid("seed", problem, "leave it out").into());
-    }
-    options.epochs = args.epochs.unwrap_or(options.epochs);
-    options.augment = augment(args, options.augment.unwrap_or_default());
-    options.verbose = false;
-    // The rate that is asked for is that of the weights, or where several groups share them, of the first.
-    let mut trained = options.groups.iter().filter(|group| !group.frozen);
-    let main = trained.clone().find(|group| group.select == Select::WEIGHTS).or_else(|| trained.next());
-    let main = main.map_or(1.0, |group| group.learning_rate.base());
-    let groups = std::mem::take(&mut options.groups).into_iter();
-    options.groups = groups.map(|group| regroup(group, args, main)).collect::<Result<_>>()?;
+/// A run that goes on, with the options that were given again.
+pub(super) fn resumed<T: Element>(dir: &Path, said: &Said<'_>, out: &Output) -> Result<Ready<T>, Stop> {
+    let recipe = said.config.recipe(&runs::config(dir))?.with(said.choices)?;
+    let from = runs::newest_checkpoint(dir)?;
+    let mut checkpoint = Checkpoint::<T>::load(&from)?;
+    checkpoint.options = recipe.options(said.seed)?;
     let Trained { network, class_names, .. } = &checkpoint.trained;
-    let folder = Folder::of_classes(class_names, global)?;
-    let opened = folder.open(folder.like(network, args.strict), out)?;
+    let folder = Folder::of_classes(class_names, said.data_dir.as_deref())?;
+    let wanted = folder.like(network, said.strict());
+    let place = Place::open(folder, wanted, out)?;
     // The solver puts the checkpoint's normalisation in the place of this one.
-    let mut data = Dataset::new(opened.source.clone(), Normalization::MeanImage)?;
-    check_fits(&data, &folder, network, class_names, from)?;
-    if let Some(samples) = args.train_limit {
-        data = data.limit(Split::Train, samples)?;
-    }
-    Ok(Ready { solver: Solver::resume(checkpoint, data)?, folder, opened, preset: None })
+    let data = said.data(place.opened.source.clone(), Normalization::MeanImage)?;
+    check_fits(&data, &place.folder, network, class_names, &from)?;
+    let solver = Solver::resume(checkpoint, data)?;
+    let config = config(&recipe, said, &place, said.seed)?;
+    Ok(Ready { solver, place, recipe, preset: None, config })
 }
 
-/// The groups that were asked for, then one rule for the rest.
-fn groups(args: &TrainArgs, preset: &Preset) -> Result<Vec<Group>> {
-    let schedule: Schedule = preset.schedule.parse()?;
-    let rate = LearningRate::new(preset.learning_rate, schedule, preset.warmup_epochs)?;
-    let asked_rate = asked_rate(rate, args, preset.learning_rate)?;
-    // A rule or groups of the user's own take the place of the preset's.
-    let mut groups = if args.group.is_empty() && args.optimizer.is_none() {
-        let of_preset = preset.groups.iter().map(|text| regroup(group(text, rate)?, args, preset.learning_rate));
-        of_preset.collect::<Result<Vec<_>>>()?
-    } else {
-        args.group.iter().map(|text| group(text, asked_rate)).collect::<Result<Vec<_>>>()?
+/// The text of a config.toml: all that is needed to train by this recipe again.
+pub(in crate::cli) fn config(recipe: &Recipe, said: &Said<'_>, place: &Place, seed: u64) -> Result<String> {
+    let Place { folder, opened } = place;
+    let all = Choices {
+        // As it is found from anywhere; none if it will not be there any more.
+        data_dir: folder.lasting().map(|dir| dir.canonicalize().unwrap_or_else(|_| dir.to_owned())),
+        seed: Some(seed),
+        dtype: Some(said.dtype()),
+        train_limit: said.train_limit(),
+        image_size: (folder.format == Format::Pictures).then(|| opened.source.dim()[1]),
+        strict: said.strict(),
+        ..recipe.choices()
     };
-    let rule: UpdateRule = args.optimizer.as_deref().unwrap_or(preset.optimizer).parse()?;
-    let classic = Group::classic(rule, asked_rate, args.l2.unwrap_or(preset.l2));
-    // A group of all weights leaves none to the rest.
-    let all_weights = groups.iter().any(|group: &Group| group.select == Select::WEIGHTS);
-    groups.extend(classic.into_iter().filter(|rest| !(all_weights && rest.select == Select::WEIGHTS)));
-    Ok(groups)
-}
-
-/// `SELECT=RULE[,NAME=VALUE]...` or `SELECT=frozen`; the rate and its schedule are these where none is given.
-fn group(text: &str, rate: LearningRate) -> Result<Group> {
-    let (mut base, mut schedule, warmup) = (rate.base(), rate.schedule(), rate.warmup_epochs());
-    let fault = |problem: String| {
-        let fix = "write SELECT=RULE[,NAME=VALUE]..., such as conv*.weight=momentum,lr=0.05,momentum=0.8";
-        Error::invalid("group", problem, fix)
-    };
-    let (select, how) = text.split_once('=').ok_or_else(|| fault(format!("`{text}` has no `=`")))?;
-    let select: Select = select.trim().parse()?;
-    let mut words = how.split(',').map(str::trim);
-    let rule = words.next().unwrap_or_default();
-    let frozen = rule == "frozen";
-    let mut rule = if frozen { UpdateRule::Sgd } else { rule.parse()? };
-    let (mut l2, mut own_schedule) = (0.0, false);
-    for word in words {
-        let (name, value) = word.split_once('=').ok_or_else(|| fault(format!("`{word}` in `{text}` has no `=`")))?;
-        let number = || value.parse().map_err(|_| fault(format!("`{value}` in `{text}` is not a number")));
-        match name {
-            "lr" => base = number()?,
-            "l2" => l2 = number()?,
-            "schedule" => (schedule, own_schedule) = (value.parse()?, true),
-            _ => {
-                rule = rule.with(name, value).map_err(|_| fault(format!("`{word}` is no option of {}", rule.name())))?
-            }
-        }
-    }
-    if frozen {
-        return Ok(Group::frozen(select));
-    }
-    let rate = LearningRate::new(base, schedule, if own_schedule { 0.0 } else { warmup })?;
-    Ok(Group { l2, ..Group::new(select, rule, rate) })
-}
-
-/// A group of a checkpoint or a preset with the rate and decay that were asked for.
-fn regroup(group: Group, args: &TrainArgs, main: f64) -> Result<Group> {
-    let l2 = args.l2.filter(|_| group.select == Select::WEIGHTS).unwrap_or(group.l2);
-    Ok(Group { l2, learning_rate: asked_rate(group.learning_rate, args, main)?, ..group })
-}
-
-/// A rate with what was asked for in its place: the rate that was asked for is that of groups of base `main`, and others
-/// keep their proportion to it.
-fn asked_rate(rate: LearningRate, args: &TrainArgs, main: f64) -> Result<LearningRate> {
-    let base = rate.base();
-    let proportional = |asked: f64| if base == main { asked } else { base / main * asked };
-    LearningRate::new(
-        args.learning_rate.map_or(base, proportional),
-        args.schedule.as_deref().map_or(Ok(rate.schedule()), str::parse)?,
-        args.warmup_epochs.unwrap_or(rate.warmup_epochs()),
-    )
-}
-
-fn augment(args: &TrainArgs, base: Augment) -> Option<Augment> {
-    let augment = Augment {
-        flip: match args.flip {
-            None => base.flip,
-            Some(FlipName::None) => Flip::None,
-            Some(FlipName::Random) => Flip::Random,
-            Some(FlipName::Alternating) => Flip::Alternating,
-        },
-        shift: args.shift.unwrap_or(base.shift),
-        fill: match args.shift_fill {
-            None => base.fill,
-            Some(FillName::Zeros) => Fill::Zeros,
-            Some(FillName::Reflect) => Fill::Reflect,
-        },
-        cutout: args.cutout.unwrap_or(base.cutout),
-    };
-    (augment != Augment::default()).then_some(augment)
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: TrainArgs,
-    }
-
-    fn groups_of(line: &str) -> Vec<Group> {
-        let Line { args } = Line::parse_from(format!("train {line}").split(' '));
-        groups(&args, args.preset(false).unwrap()).unwrap()
-    }
-
-    #[test]
-    fn a_rate_that_is_asked_for_changes_those_of_a_presets_groups_in_proportion() {
-        let preset = groups_of("--preset record");
-        let asked = groups_of("--preset record --learning-rate 0.48 --schedule constant --l2 0.5");
-        assert_eq!(asked.len(), preset.len());
-        for (asked, preset) in asked.iter().zip(&preset) {
-            let [new, old] = [asked, preset].map(|group| group.learning_rate.base());
-            assert!((new - 2.0 * old).abs() <= 1e-12, "{:?}: {new}, not twice {old}", asked.select);
-            assert_eq!(asked.learning_rate.schedule(), Schedule::Constant);
-            let l2 = if asked.select == Select::WEIGHTS { 0.5 } else { preset.l2 };
-            assert_eq!(asked.l2, l2, "{:?}", asked.select);
-        }
-    }
-
-    #[test]
-    fn groups_of_ones_own_keep_the_rates_that_they_name() {
-        let own = groups_of("--preset record --group conv*.weight=sgd,lr=0.1 --group bias=sgd --learning-rate 0.5");
-        let rates = own.iter().map(|group| group.learning_rate.base());
-        assert_eq!(rates.collect::<Vec<_>>()[..3], [0.1, 0.5, 0.5]);
-    }
+    let fault =
+        |e: toml::ser::Error| Error::invalid("options", format!("a value is too large ({e})"), "give a smaller one");
+    let text = toml::to_string(&all).map_err(fault)?;
+    Ok(format!(
+        "# gemmnet train --config FILE trains the same again, on the same kind of processor to the bit.\n{text}"
+    ))
 }

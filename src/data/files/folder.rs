@@ -111,11 +111,17 @@ pub fn open(dir: &Path, options: Options, cache: &Path, progress: &mut dyn FnMut
     let place = Place::of(dir, &listing, dim, cache)?;
     let kept = match place.meta() {
         Some(meta) => place.open(dir, &listing, meta, options.strict),
-        None => return place.build(dir, &listing, dim, options.strict, progress),
+        None => {
+            tracing::debug!(folder = %place.folder.display(), "decoding pictures: none are kept of this folder as it is");
+            return place.build(dir, &listing, dim, options.strict, progress);
+        }
     };
     match kept {
         // What is kept is not whole: make it anew.
-        Err(Error::Data { ref path, .. } | Error::Io { ref path, .. }) if path.starts_with(&place.folder) => {
+        Err(ref error @ (Error::Data { ref path, .. } | Error::Io { ref path, .. }))
+            if path.starts_with(&place.folder) =>
+        {
+            tracing::warn!(%error, "decoding pictures anew");
             let _ = fs::remove_dir_all(&place.folder);
             place.build(dir, &listing, dim, options.strict, progress)
         }

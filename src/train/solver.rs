@@ -39,8 +39,10 @@ pub struct Solver<T: Element> {
     preparation: Duration,
 }
 
+type SaveFn<T> = dyn FnMut(&Checkpoint<T>) -> Result<()> + Send + Sync;
+
 /// Saves a checkpoint.
-struct Save<T: Element>(Box<dyn FnMut(&Checkpoint<T>) -> Result<()> + Send + Sync>);
+struct Save<T: Element>(Box<SaveFn<T>>);
 
 impl<T: Element> std::fmt::Debug for Save<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -204,7 +204,7 @@ fn a_full_disk_loses_nothing() {
     fs::remove_dir_all(room.path("full")).unwrap();
     room.run(&train).succeeds();
     let before = newest_checkpoint(&room.path("full"));
-    limited("train --resume full --epochs 4")
+    limited("train --resume full --epochs 4 --quiet")
         .fails(1, &["cannot write full/", "the last good checkpoint is full/checkpoints/step-8"]);
     assert!(newest_checkpoint(&room.path("full")) == before);
     room.run("train --resume full --epochs 4 --quiet").succeeds();

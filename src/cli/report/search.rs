@@ -81,13 +81,9 @@ fn over(found: &Found<'_>, key: usize) -> maud::Markup {
     for (tried, at) in found.tried.iter().zip(at) {
         series.entry(&tried.extent).or_default().extend(tried.accuracy.map(|accuracy| (at, accuracy)));
     }
-    let curve = |(series, (name, points)): (usize, (&str, Vec<(f64, f64)>))| Curve {
-        name: name.to_owned(),
-        points,
-        series,
-        faint: false,
-    };
-    let curves = series.into_iter().enumerate().map(curve).collect();
+    let curves = series.into_iter().enumerate();
+    let curves = curves.map(|(series, (name, points))| Curve { name: name.to_owned(), points, series, faint: false });
+    let curves = curves.collect();
     Plot { title: "Accuracy", x: &x, scale: Scale::Percent, curves, marks: Vec::new(), joined: false }.figure("")
 }
 

@@ -82,6 +82,15 @@ impl Run {
         Ok(())
     }
 
+    /// Removes a run that has done nothing.
+    pub(super) fn discard(&self) {
+        // What cannot be removed does no harm; `runs` can only be if it is empty.
+        let _ = fs::remove_dir_all(&self.dir);
+        if self.dir.parent() == Some(Path::new(RUNS)) {
+            let _ = fs::remove_dir(RUNS);
+        }
+    }
+
     pub(super) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -215,31 +224,39 @@ pub(super) fn lines<L: DeserializeOwned>(path: &Path) -> Result<Vec<L>> {
     lines.map(read).collect()
 }
 
-/// The checkpoints of a run by their iterations, the newest last, and what interrupted writing has left.
-fn saved(dir: &Path) -> Result<(Vec<(usize, PathBuf)>, Vec<PathBuf>)> {
+/// The files in a run's folder of checkpoints.
+#[derive(Debug, Default)]
+struct Saved {
+    /// By their iterations, the newest last.
+    checkpoints: Vec<(usize, PathBuf)>,
+    /// What interrupted writing has left.
+    rest: Vec<PathBuf>,
+}
+
+fn saved(dir: &Path) -> Result<Saved> {
     let folder = checkpoints(dir);
     let fix = "give the folder of a run, which `gemmnet train` has made";
     let unreadable = |e| Error::io("read", &folder, e, fix);
-    let (mut steps, mut rest) = (Vec::new(), Vec::new());
+    let mut saved = Saved::default();
     for entry in fs::read_dir(&folder).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let number = name.strip_prefix("step-").and_then(|name| name.strip_suffix(".safetensors"));
         match number.and_then(|number| number.parse().ok()) {
-            Some(step) => steps.push((step, path)),
-            None if name.starts_with(".tmp") => rest.push(path),
+            Some(step) => saved.checkpoints.push((step, path)),
+            None if name.starts_with(".tmp") => saved.rest.push(path),
             None => {}
         }
     }
-    steps.sort();
-    Ok((steps, rest))
+    saved.checkpoints.sort();
+    Ok(saved)
 }
 
 /// Removes all checkpoints but the `last`.
 fn forget(dir: &Path, last: usize) -> Result<()> {
-    let (mut steps, rest) = saved(dir)?;
-    steps.truncate(steps.len().saturating_sub(last));
-    for path in steps.into_iter().map(|(_, path)| path).chain(rest) {
+    let Saved { mut checkpoints, rest } = saved(dir)?;
+    checkpoints.truncate(checkpoints.len().saturating_sub(last));
+    for path in checkpoints.into_iter().map(|(_, path)| path).chain(rest) {
         fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e, "check who may write into its folder"))?;
     }
     Ok(())
@@ -247,8 +264,7 @@ fn forget(dir: &Path, last: usize) -> Result<()> {
 
 /// The newest checkpoint of a run, to go on from.
 pub(super) fn newest_checkpoint(dir: &Path) -> Result<PathBuf> {
-    let (mut steps, _) = saved(dir)?;
-    steps.pop().map(|(_, path)| path).ok_or_else(|| {
+    saved(dir)?.checkpoints.pop().map(|(_, path)| path).ok_or_else(|| {
         let fix = format!("begin anew: gemmnet train --config {}", config(dir).display());
         Error::data(dir, "has no checkpoint: the run ended before its first epoch", fix)
     })
@@ -332,8 +348,8 @@ mod tests {
             fs::write(checkpoints(dir.path()).join(name), "").unwrap();
         }
         forget(dir.path(), 2).unwrap();
-        let (steps, rest) = saved(dir.path()).unwrap();
-        assert_eq!(steps.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [9, 10]);
+        let Saved { checkpoints: kept, rest } = saved(dir.path()).unwrap();
+        assert_eq!(kept.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [9, 10]);
         assert!(rest.is_empty() && checkpoints(dir.path()).join("notes.txt").exists());
         assert!(newest_checkpoint(dir.path()).unwrap().ends_with("step-10.safetensors"));
         let error = saved_network(Some(dir.path())).unwrap_err().to_string();

@@ -121,6 +121,9 @@ fn train<T: Element>(args: &TrainArgs, said: &Said<'_>, out: &Output) -> Result<
     profile::start();
     let watched = watch(&mut ready.solver, args, &mut run, out);
     let rows = profile::stop();
+    if watched.is_err() && args.resume.is_none() && ready.solver.checkpoint().step() == 0 {
+        run.discard();
+    }
     // after Ctrl-C too
     if show_profile {
         out.line(report::profile_table(&rows))?;

@@ -16,10 +16,11 @@ use crate::cli::{Stop, presets};
 use crate::data::files::Format;
 use crate::data::{Split, Views, written};
 use crate::element::Element;
+use crate::error::Result;
 use crate::parallel::current_threads;
 use crate::profile::Row;
 use crate::simd::Isa;
-use crate::train::{Report, accuracy};
+use crate::train::{Report, Solver, accuracy};
 
 /// What is about to be trained.
 pub(super) fn announce<T: Element>(
@@ -133,20 +134,7 @@ pub(super) fn conclude<T: Element>(
         None => out.line("test accuracy: none, the data has no images for tests")?,
     }
     let (seconds, speed, threads) = (report.train_seconds, report.images_per_second, current_threads());
-    if !report.stopped_early {
-        run.record(&Entry::End(Box::new(End {
-            step: report.steps,
-            kept_epoch: options.epochs.min(report.kept_epoch as f64),
-            kept_val_accuracy: report.kept_val_accuracy,
-            test_accuracy: tests.map(|tests| tests.1),
-            seconds: run.seconds,
-            images_per_second: speed,
-            profile: rows.iter().map(Operation::from).collect(),
-        })))?;
-    }
-    let evaluation = evaluate(solver.network_mut(), &data, options.batch_size)?;
-    run.write(runs::EVALUATION, serde_json::to_string(&evaluation).expect("plain data has a JSON form").as_bytes())?;
-    page::write(run.dir())?;
+    write_down(solver, report, run, tests.map(|tests| tests.1), rows)?;
     let dir = run.dir().display();
     out.line(format_args!(
         "{seconds:.1} s of training, {speed:.0} images/s, {threads} thread(s); the network and the report are in {dir}"
@@ -180,6 +168,32 @@ pub(super) fn conclude<T: Element>(
         object["profile"] = rows.iter().map(|row| json!(Operation::from(row))).collect();
     }
     out.json(&object)
+}
+
+/// The end of the history, what the network makes of the validation images, and the page.
+fn write_down<T: Element>(
+    solver: &mut Solver<T>,
+    report: &Report,
+    run: &mut Run,
+    test_accuracy: Option<f64>,
+    rows: &[Row],
+) -> Result<()> {
+    let (epochs, batch_size) = (solver.checkpoint().options.epochs, solver.checkpoint().options.batch_size);
+    if !report.stopped_early {
+        run.record(&Entry::End(Box::new(End {
+            step: report.steps,
+            kept_epoch: epochs.min(report.kept_epoch as f64),
+            kept_val_accuracy: report.kept_val_accuracy,
+            test_accuracy,
+            seconds: run.seconds,
+            images_per_second: report.images_per_second,
+            profile: rows.iter().map(Operation::from).collect(),
+        })))?;
+    }
+    let data = solver.data().clone();
+    let evaluation = evaluate(solver.network_mut(), &data, batch_size)?;
+    run.write(runs::EVALUATION, serde_json::to_string(&evaluation).expect("plain data has a JSON form").as_bytes())?;
+    page::write(run.dir())
 }
 
 /// A number of epochs, which is whole most of the time.

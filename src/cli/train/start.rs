@@ -78,7 +78,7 @@ impl<'a> Said<'a> {
 
     /// `base` with what is said in its place.
     fn recipe(&self, base: &Recipe) -> Result<Recipe> {
-        base.with(&self.config)?.with(&self.choices)
+        base.with(&self.config)?.with(self.choices)
     }
 
     fn data(&self, source: Arc<dyn Source>, normalization: Normalization) -> Result<Dataset> {

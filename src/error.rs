@@ -95,12 +95,12 @@ pub enum Error {
 impl Error {
     /// An [`Error::Invalid`].
     pub fn invalid(what: &'static str, problem: impl Into<String>, fix: impl Into<String>) -> Self {
-        Error::Invalid { what, problem: problem.into(), fix: fix.into() }
+        Error::Invalid { what, problem: one_line(problem), fix: one_line(fix) }
     }
 
     /// An [`Error::Data`].
     pub fn data(path: impl Into<PathBuf>, problem: impl Into<String>, fix: impl Into<String>) -> Self {
-        Error::Data { path: path.into(), problem: problem.into(), fix: fix.into() }
+        Error::Data { path: path.into(), problem: one_line(problem), fix: one_line(fix) }
     }
 
     /// An [`Error::Io`].
@@ -120,6 +120,13 @@ impl Error {
     pub fn is_usage(&self) -> bool {
         matches!(self, Error::Shape { .. } | Error::Invalid { .. } | Error::Notation { .. })
     }
+}
+
+/// The text without control characters: messages quote files and arguments, and what is in them is to break no line and to
+/// command no terminal.
+pub(crate) fn one_line(text: impl Into<String>) -> String {
+    let text = text.into();
+    if text.contains(char::is_control) { text.replace(char::is_control, " ") } else { text }
 }
 
 /// Checks a shape; `expected` is only formatted on failure.

@@ -8,6 +8,7 @@ use std::ops::Range;
 use ndarray::{ArrayViewD, ArrayViewMutD, IxDyn};
 
 use crate::element::Element;
+use crate::error::{Error, Result};
 use crate::workspace::Buffer;
 
 /// What a parameter is; decides which of them L2 regularisation and weight decay shrink.
@@ -87,6 +88,19 @@ impl<T: Element> Params<T> {
     pub fn zeros(layout: Layout) -> Self {
         let values = Buffer::zeroed(layout.elements);
         Params { layout, values }
+    }
+
+    /// All zeros.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the system has no memory for them.
+    pub(crate) fn try_zeros(layout: Layout) -> Result<Self> {
+        let values = Buffer::try_zeroed(layout.elements).map_err(|e| {
+            let megabytes = layout.elements.saturating_mul(size_of::<T>()) >> 20;
+            let problem = format!("the system refused {megabytes} MiB of memory for its parameters ({e})");
+            Error::invalid("network", problem, "give it fewer or smaller layers")
+        })?;
+        Ok(Params { layout, values })
     }
 
     /// Zeros of the same layout: gradients, or optimizer state.

@@ -1,5 +1,6 @@
 //! Level 2. Memory that is asked for once: long-lived buffers on huge pages, and scratch for the pieces of an operation.
 
+use std::io;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,18 +36,29 @@ impl<T: Pod> Buffer<T> {
     /// # Panics
     /// If the system has no memory left.
     pub fn zeroed(len: usize) -> Self {
-        let bytes = len.checked_mul(size_of::<T>()).expect("a buffer's size in bytes fits the address space");
-        let map = (bytes > 0).then(|| {
-            MAPS.fetch_add(1, Ordering::Relaxed);
-            let map = MmapMut::map_anon(bytes).unwrap_or_else(|e| {
-                panic!("the system refused {} MiB of memory: {e}; use a smaller batch", bytes >> 20)
-            });
-            // Advice only: a kernel without huge pages refuses it, and nothing depends on it. Miri does not know the call.
-            #[cfg(all(target_os = "linux", not(miri)))]
-            let _ = map.advise(memmap2::Advice::HugePage);
-            map
-        });
-        Buffer { map, len, element: PhantomData }
+        Self::try_zeroed(len).unwrap_or_else(|e| {
+            panic!(
+                "the system refused {} MiB of memory: {e}; use a smaller batch",
+                len.saturating_mul(size_of::<T>()) >> 20
+            )
+        })
+    }
+
+    /// `len` zeros.
+    ///
+    /// # Errors
+    /// If the system has no memory left.
+    pub(crate) fn try_zeroed(len: usize) -> io::Result<Self> {
+        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        if bytes == 0 {
+            return Ok(Buffer { map: None, len, element: PhantomData });
+        }
+        MAPS.fetch_add(1, Ordering::Relaxed);
+        let map = MmapMut::map_anon(bytes)?;
+        // Advice only: a kernel without huge pages refuses it, and nothing depends on it. Miri does not know the call.
+        #[cfg(all(target_os = "linux", not(miri)))]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        Ok(Buffer { map: Some(map), len, element: PhantomData })
     }
 
     /// Makes it hold at least `len` elements; what was in it is lost if it has to grow.

@@ -91,8 +91,8 @@ impl<T: Element> Network<T> {
     /// Checks every shape and draws the initial parameters from `seed`.
     ///
     /// # Errors
-    /// [`Error::Invalid`] or [`Error::Shape`] where a layer does not fit the output of the one before it, or if the
-    /// network does not end in one score per class.
+    /// [`Error::Invalid`] or [`Error::Shape`] where a layer does not fit the output of the one before it, if the network does
+    /// not end in one score per class, or if the system has no memory for its parameters.
     pub fn new(spec: &NetworkSpec, input: [usize; 3], init: Init, seed: u64) -> Result<Self> {
         let graph = Graph::new::<T>(&spec.layers, input)?;
         let mut network = Self::zeros(spec, gather(&graph), input)?;
@@ -131,7 +131,8 @@ impl<T: Element> Network<T> {
     /// A network of these steps, all parameters and statistics 0.
     pub(super) fn zeros(spec: &NetworkSpec, gathered: Vec<Gathered>, input: [usize; 3]) -> Result<Self> {
         let Compiled { steps, params, statistics } = compile::<T>(&gathered, input)?;
-        let params = Params::zeros(params);
+        let grads = Params::try_zeros(params.clone())?;
+        let params = Params::try_zeros(params)?;
         Ok(Network {
             spec: spec.clone(),
             input,
@@ -139,9 +140,9 @@ impl<T: Element> Network<T> {
             memory: Memory::new(&steps, for_training(&steps)),
             flow: Flow::new(&steps, params.iter().map(|param| !param.fixed).collect()),
             steps,
-            grads: params.zeros_like(),
+            grads,
             params,
-            statistics: Params::zeros(statistics),
+            statistics: Params::try_zeros(statistics)?,
         })
     }
 

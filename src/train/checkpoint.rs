@@ -302,7 +302,8 @@ impl Contents {
         let network = self.header.network::<T>(archive)?;
         let batches = self.batches(archive)?;
         let normalizer = read_normalizer(archive, network.input())?;
-        let measured = self.measured.unwrap_or(if self.step == 0 { 0 } else { 1 + self.step / batches.count });
+        let epochs = (self.step / batches.count).saturating_add(1);
+        let measured = self.measured.unwrap_or(if self.step == 0 { 0 } else { epochs });
         let history = History {
             loss: archive.vector("history.loss", &[self.step])?,
             train_accuracy: archive.vector("history.train_accuracy", &[measured])?,

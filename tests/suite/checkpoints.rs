@@ -160,3 +160,30 @@ fn the_best_network_of_a_checkpoint_is_a_network() {
     assert_eq!(loaded.params().values(), solver.network_mut().params().values());
     assert_eq!(loaded.statistics().values(), solver.network_mut().statistics().values());
 }
+
+/// A file with other text in its header.
+fn rewritten(file: &[u8], from: &str, to: &str) -> Vec<u8> {
+    let len = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let header = String::from_utf8(file[8..8 + len].to_vec()).unwrap();
+    assert!(header.contains(from), "{header}");
+    let header = header.replace(from, to);
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &file[8 + len..]].concat()
+}
+
+/// See fuzz/fuzz_targets/checkpoint.rs.
+#[test]
+fn files_with_strange_numbers_and_names_are_refused_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("strange.safetensors");
+    let file = fs::read(fixture("format_1.safetensors")).unwrap();
+    // More iterations than have an epoch after them.
+    let all = [r#"\"step\":5,\"#, r#"\"batch_size\":8"#];
+    let endless = rewritten(&file, all[0], &all[0].replace('5', &usize::MAX.to_string()));
+    fs::write(&path, rewritten(&endless, all[1], r#"\"batch_size\":26"#)).unwrap();
+    let error = Checkpoint::<f64>::load(&path).unwrap_err().to_string();
+    assert!(error.contains("history.loss"), "{error}");
+    // What would clear a terminal.
+    fs::write(&path, rewritten(&file, r#"\"f64\""#, r#"\"\\u001b[2J\\n\""#)).unwrap();
+    let error = Checkpoint::<f64>::load(&path).unwrap_err().to_string();
+    assert!(error.contains("a network of  [2J  numbers") && !error.contains(char::is_control), "{error:?}");
+}

@@ -172,8 +172,17 @@ fn pictures_are_decoded_once_and_anew_when_one_changes() {
     }
     fs::remove_file(now[0].join("labels.npy")).unwrap();
     assert!(photos.open(Some(8), false).unwrap().1);
-    fs::write(now[0].join("meta.json"), "{").unwrap();
+    let path = now[0].join("meta.json");
+    fs::write(&path, "{").unwrap();
     assert!(photos.open(Some(8), false).unwrap().1);
+    // Pictures that are not there: see fuzz/fuzz_targets/kept.rs.
+    let whole = fs::read_to_string(&path).unwrap();
+    for strict in [false, true] {
+        let broken = r#""broken": [{"index": 99, "problem": "none"}]"#;
+        fs::write(&path, whole.replace(r#""broken": []"#, broken)).unwrap();
+        assert_ne!(fs::read_to_string(&path).unwrap(), whole);
+        assert!(photos.open(Some(8), strict).unwrap().1);
+    }
 }
 
 /// Which pictures are held out depends on their names: one more moves at most one in each split of its class.

@@ -151,6 +151,7 @@ fn convolution_of_special_shapes() {
     let same = Conv2d { padding: Padding::Same, ..plain };
     let padded = |pad| Conv2d { padding: Padding::All(pad), ..plain };
     let strided = |s| Conv2d { stride: (s, s), ..plain };
+    let far = |s, d| Conv2d { stride: (s, s), dilation: (d, d), ..same };
     let case = |why, x, w, conv| ConvCase { why, x, w, conv };
     for case in [
         case("one image, channel and filter", [1, 1, 5, 5], [1, 1, 3, 3], padded(1)),
@@ -194,6 +195,19 @@ fn convolution_of_special_shapes() {
         case("a tile 1 KiB wide in f64, which is shifted", [2, 2, 16, 8], [3, 2, 3, 3], same),
         case("a tile 1 KiB wide in f32, which is shifted", [2, 2, 16, 16], [3, 2, 3, 3], same),
         case("depthwise, two filters a channel", [2, 5, 9, 9], [10, 1, 3, 3], Conv2d { groups: 5, ..same }),
+        case(
+            "depthwise, a stride far beyond the image",
+            [2, 3, 4, 4],
+            [3, 1, 3, 3],
+            Conv2d { groups: 3, ..far(99_999, 1) },
+        ),
+        case(
+            "channel by channel, cells far beyond the image",
+            [2, 3, 4, 4],
+            [3, 1, 3, 3],
+            Conv2d { groups: 3, ..far(1, 9999) },
+        ),
+        case("a stride far beyond the image", [3, 2, 4, 5], [3, 2, 3, 3], far(1_000_000, 1)),
     ] {
         check_conv(&case);
     }

@@ -123,6 +123,8 @@ fn what_does_not_fit_is_refused_when_the_network_is_built() {
         ("pool-pool-pool-pool-affine3", "does not fit"),
         ("conv4g3-affine3", "groups"),
         ("res[conv4p0]-affine3", "which no stride of a 1x1 convolution does"),
+        // More than any memory: see fuzz/fuzz_targets/notation.rs.
+        ("affine1000000-affine1000000-affine3", "MiB of memory for its parameters"),
     ] {
         let spec: NetworkSpec = notation.parse().unwrap();
         let error = Network::<f32>::new(&spec, [2, 8, 8], Init::He, 0).unwrap_err();

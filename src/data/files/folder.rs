@@ -217,10 +217,14 @@ impl Place {
     }
 
     fn open(&self, dir: &Path, listing: &Listing, meta: Meta, strict: bool) -> Result<Stored> {
+        const FIX: &str = "remove the folder that it lies in; it is made anew";
+        let in_order = meta.broken.is_sorted_by(|one, next| one.index < next.index);
+        if !in_order || meta.broken.last().is_some_and(|last| last.index >= listing.pictures.len()) {
+            return Err(Error::data(self.folder.join(META), "names pictures that are not there", FIX));
+        }
         if let Some(first) = meta.broken.first().filter(|_| strict) {
             return Err(refused(&dir.join(&listing.pictures[first.index].path), &first.problem));
         }
-        const FIX: &str = "remove the folder that it lies in; it is made anew";
         let map = |name| Map::open(&self.folder.join(name), FIX).map(Bytes::Mapped);
         let (block, dim) = arrays::images(&self.folder.join(IMAGES), map(IMAGES)?)?;
         let labels = arrays::labels(&self.folder.join(LABELS), &map(LABELS)?)?;

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use super::{ALGORITHMS, LayerSpec, LossSpec, NetworkSpec, Reduction, SUM, names};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::nn::layers;
 use crate::ops::activation::Activation;
 use crate::ops::batchnorm::BatchNorm;
@@ -110,8 +110,8 @@ struct Parser<'a> {
 impl Parser<'_> {
     fn fault(&self, position: usize, problem: impl Into<String>, fix: impl Into<String>) -> Error {
         // On one line, so that the message is one line and its pointer points.
-        let notation = self.text.replace(char::is_whitespace, " ");
-        Error::Notation { notation, position, problem: problem.into(), fix: fix.into() }
+        let notation = one_line(self.text.replace(char::is_whitespace, " "));
+        Error::Notation { notation, position, problem: one_line(problem), fix: one_line(fix) }
     }
 
     fn peek(&self) -> Option<char> {
@@ -329,7 +329,11 @@ impl Parser<'_> {
                 'p' => options.padding = Some(self.padding()?),
                 'd' => options.dilation = Some(self.size()?),
                 'b' => options.bias = Some(self.switch("b0 is without bias, b1 with one")?),
-                'e' => options.eps = Some(self.fraction(|eps| eps > 0.0, "give a number above 0, such as e0.001")?),
+                'e' => {
+                    options.eps = Some(
+                        self.fraction(|eps| eps > 0.0 && eps.is_finite(), "give a number above 0, such as e0.001")?,
+                    )
+                }
                 'g' if letters.contains('e') => {
                     options.scale = Some(self.switch("g0 leaves the scale at 1, g1 trains it")?);
                 }

@@ -298,6 +298,11 @@ fn faults_of_layers_name_the_character_the_problem_and_the_fix() {
         ("affine9k3", 7, "affine has no option `k`", "its options are b"),
         ("conv1.5", 5, "conv has no option `.`", "its options are k"),
     ]);
+    // A number that is none in f64, and what would clear a terminal: see fuzz/fuzz_targets/notation.rs.
+    let endless = NetworkSpec::parse(&format!("bn0.9e{}", "9".repeat(400))).unwrap_err().to_string();
+    assert!(endless.contains("is out of range; give a number above 0"), "{endless}");
+    let clears = NetworkSpec::parse("relu-\u{1b}[2J").unwrap_err().to_string();
+    assert!(clears.contains("` ` where a layer should be") && clears.contains("`relu- [2J`"), "{clears:?}");
     let pointer = NetworkSpec::parse("[relu]×2-con32").unwrap_err().notation_pointer().unwrap();
     assert_eq!(pointer, "[relu]×2-con32\n         ^");
 }

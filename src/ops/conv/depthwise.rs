@@ -102,7 +102,7 @@ impl ChannelLayout {
             padded,
             corner,
             seen: (rows.input.min(padded.0 - corner.0), cols.input.min(padded.1 - corner.1)),
-            plane: phases.channel() / (rows.stride * cols.stride),
+            plane: phases.channel() / (phases.phases().0 * phases.phases().1),
             pitch,
             run: (rows.output - 1) * pitch + cols.output,
         }
@@ -123,7 +123,7 @@ impl ChannelLayout {
     fn tap(&self, cell: usize) -> (usize, usize) {
         let row = cell / self.cols.window * self.rows.dilation;
         let col = cell % self.cols.window * self.cols.dilation;
-        let phase = row % self.rows.stride * self.cols.stride + col % self.cols.stride;
+        let phase = row % self.rows.stride * self.phases.phases().1 + col % self.cols.stride;
         (phase, row / self.rows.stride * self.pitch + col / self.cols.stride)
     }
 

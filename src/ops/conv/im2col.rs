@@ -67,9 +67,17 @@ impl Polyphase {
         self.height * self.pitch
     }
 
+    /// Phases down and across. Those of a stride beyond the input are as many as there are pixels, the others are empty; two
+    /// are dealt out at once, also where there is one pixel.
+    pub(super) fn phases(&self) -> (usize, usize) {
+        let of = |axis: Axis| axis.stride.min(axis.input.max(2));
+        (of(self.rows), of(self.cols))
+    }
+
     /// Elements of the phases of one channel.
     pub(super) fn channel(&self) -> usize {
-        self.rows.stride * self.cols.stride * self.plane()
+        let (down, across) = self.phases();
+        down * across * self.plane()
     }
 
     /// Deals out the channels of `x`, `[C][H][W]`, to `phases`: as much as the windows of output rows `tile` see.
@@ -77,7 +85,7 @@ impl Polyphase {
     pub(super) fn split<T: Element>(&self, x: &[T], tile: Range<usize>, phases: &mut [T]) {
         let (sh, sw, width) = (self.rows.stride, self.cols.stride, self.cols.input);
         for (c, channel) in phases.chunks_exact_mut(self.channel()).enumerate() {
-            for (ph, phases) in channel.chunks_exact_mut(sw * self.plane()).enumerate() {
+            for (ph, phases) in channel.chunks_exact_mut(self.phases().1 * self.plane()).enumerate() {
                 for i in self.seen(ph, &tile) {
                     let (y, row) = (i * sh + ph, i * self.pitch..(i + 1) * self.pitch);
                     if y >= self.rows.input {
@@ -118,7 +126,7 @@ impl Polyphase {
         for (c, channel) in phases.chunks_exact(self.channel()).enumerate() {
             for i in 0..self.height {
                 // in the order of the rows: `gather_row` may write beyond one
-                for (ph, phases) in channel.chunks_exact(sw * self.plane()).enumerate() {
+                for (ph, phases) in channel.chunks_exact(self.phases().1 * self.plane()).enumerate() {
                     let (y, row) = (i * sh + ph, i * self.pitch..(i + 1) * self.pitch);
                     if y >= self.rows.input {
                         continue;
@@ -163,7 +171,8 @@ impl Polyphase {
         let (rows, cols) = (first_row as usize..end_row as usize, first_col as usize..end_col as usize);
         let empty = rows.is_empty() || cols.is_empty();
         Block {
-            offset: (row.phase * self.cols.stride + col.phase) * self.plane(),
+            // A phase beyond the input is empty, and has no plane.
+            offset: if empty { 0 } else { (row.phase * self.phases().1 + col.phase) * self.plane() },
             row,
             col,
             rows: if empty { tile.start..tile.start } else { rows },
@@ -420,6 +429,8 @@ mod tests {
             ([1, 2, 1, 6], (1, 3), conv((1, 1), sides(0, 0, 2, 2), (1, 1))), // one row; wider out than in
             ([1, 1, 2, 2], (5, 5), conv((1, 1), Padding::All(4), (1, 1))), // windows mostly in the padding
             ([1, 1, 3, 1], (3, 1), conv((5, 4), Padding::All(1), (1, 1))), // stride beyond the input
+            ([1, 2, 4, 3], (3, 3), conv((1_000_000, 999), Padding::All(1), (1, 1))), // so far that its phases fill no memory
+            ([1, 1, 2, 1], (1, 1), conv((9, 2), Padding::All(9), (1, 1))),           // and with outputs in the padding
         ]
     }
 

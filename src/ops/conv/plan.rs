@@ -51,6 +51,9 @@ const MANY_IMAGES: usize = 16;
 /// What the number of groups of images is about a multiple of, so that several threads share them evenly.
 const GROUPS: usize = 4;
 
+/// Elements of a padded plane in the depthwise algorithm, from which on most of it may not be padding.
+const MOST_PADDED: usize = 1 << 20;
+
 /// Pieces of a single image's channels in the depthwise algorithm.
 const CHANNEL_PIECES: usize = 16;
 
@@ -72,7 +75,8 @@ const SLOT_PIECES: usize = 4;
 ///
 /// [`Algorithm::Auto`] becomes
 ///
-/// - [`Algorithm::Depthwise`] where every channel is a group of its own;
+/// - [`Algorithm::Depthwise`] where every channel is a group of its own, unless filters are dilated so far that a padded plane
+///   would be little but padding;
 /// - [`Algorithm::Winograd`] in `f32` for 3x3 filters with stride 1, no dilation and one group, for at least 16 channels
 ///   and 16 filters, unless the 4x4 tiles of the output lie mostly beyond its edge;
 /// - [`Algorithm::Im2col`] elsewhere.
@@ -94,7 +98,8 @@ impl ConvPlan {
     ///
     /// # Errors
     /// [`Error::Invalid`] if the algorithm that `shape` was made with cannot compute it: Winograd's is for 3x3 filters with
-    /// stride 1, no dilation and one group, and would cost `f64` its digits; the depthwise one is for one channel per group.
+    /// stride 1, no dilation and one group, and would cost `f64` its digits; the depthwise one is for one channel per group,
+    /// and for filters that do not reach far beyond the image.
     pub fn new<T: Element>(shape: &Conv2dShape) -> Result<Self> {
         let shape = shape.with_images(1);
         let tiling = Tiling::new::<T>(&shape, 1);
@@ -298,7 +303,7 @@ fn resolve<T: Element>(shape: &Conv2dShape) -> Result<Algorithm> {
     let group_channels = shape.channels / shape.groups;
     let refuse = |problem: String, fix| Err(Error::invalid("conv2d", problem, fix));
     match shape.wish {
-        Algorithm::Auto if shape.groups > 1 && group_channels == 1 => Ok(Algorithm::Depthwise),
+        Algorithm::Auto if shape.groups > 1 && group_channels == 1 && fits_depthwise(shape) => Ok(Algorithm::Depthwise),
         Algorithm::Auto if fits_winograd(shape) && T::KIND == Kind::F32 && winograd_pays(shape) => {
             Ok(Algorithm::Winograd)
         }
@@ -315,8 +320,18 @@ fn resolve<T: Element>(shape: &Conv2dShape) -> Result<Algorithm> {
             format!("the depthwise algorithm is for 1 channel per group, not for {group_channels}"),
             "choose Algorithm::Auto or Algorithm::Im2col, or as many groups as channels",
         ),
+        Algorithm::Depthwise if !fits_depthwise(shape) => refuse(
+            "the depthwise algorithm would fill most of its memory with padding, so far are filters dilated".into(),
+            "choose Algorithm::Auto or Algorithm::Im2col",
+        ),
         wish => Ok(wish),
     }
+}
+
+/// Whether the padded plane that the depthwise algorithm makes of a channel is small, or little more than its pixels.
+fn fits_depthwise(shape: &Conv2dShape) -> bool {
+    let padded = shape.rows.filled_up().input.saturating_mul(shape.cols.filled_up().input);
+    padded <= MOST_PADDED.max(16 * (shape.in_plane() + shape.out_plane()))
 }
 
 /// Whether Winograd's F(4x4, 3x3) can compute it.
@@ -439,6 +454,13 @@ mod tests {
             ),
             ("a single tile, mostly beyond the edge", [8, 32, 2, 4], [32, 32, 3, 3], same, Algorithm::Im2col),
             ("a stride", [8, 32, 16, 16], [32, 32, 3, 3], Conv2d { stride: (1, 2), ..same }, Algorithm::Im2col),
+            (
+                "cells a thousand pixels apart",
+                [8, 3, 8, 8],
+                [3, 1, 3, 3],
+                Conv2d { dilation: (999, 999), ..same },
+                Algorithm::Im2col,
+            ),
         ] {
             let conv = Conv2d { groups: x[1] / w[1], ..conv };
             let plans = [1, 2, 500].map(|images| ConvPlan::new::<f32>(&shape(x, w, conv).with_images(images)).unwrap());
@@ -453,11 +475,13 @@ mod tests {
     fn a_wish_that_cannot_be_granted_is_an_error_with_the_fix() {
         let wish = |algorithm| Conv2d { padding: Padding::All(2), algorithm, ..Conv2d::default() };
         let winograd = wish(Algorithm::Winograd);
+        let far = |algorithm| Conv2d { dilation: (9999, 9999), padding: Padding::Same, groups: 4, ..wish(algorithm) };
         for (x, w, conv, want) in [
             ([1, 4, 8, 8], [8, 4, 5, 5], winograd, "for 3x3 filters"),
             ([1, 4, 8, 8], [8, 4, 3, 3], Conv2d { stride: (2, 1), ..winograd }, "for 3x3 filters"),
             ([1, 4, 8, 8], [8, 2, 3, 3], Conv2d { groups: 2, ..winograd }, "for 3x3 filters"),
             ([1, 4, 8, 8], [8, 2, 3, 3], Conv2d { groups: 2, ..wish(Algorithm::Depthwise) }, "not for 2"),
+            ([1, 4, 8, 8], [4, 1, 3, 3], far(Algorithm::Depthwise), "filters dilated"),
         ] {
             let error = ConvPlan::new::<f32>(&shape(x, w, conv)).unwrap_err().to_string();
             assert!(error.contains(want) && error.contains("Algorithm::Auto"), "{error}");

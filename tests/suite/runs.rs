@@ -117,6 +117,10 @@ fn every_preset_goes_on_after_a_kill() {
     let presets = room.json("train --list-presets");
     for preset in presets["presets"].as_array().unwrap() {
         let name = preset["name"].as_str().unwrap();
+        // Whitening is LAPACK's work.
+        if !cfg!(feature = "blas") && preset["arguments"].as_str().unwrap().contains("whiten") {
+            continue;
+        }
         killed_once(&room, name, &format!("--preset {name} --train-limit 40 --batch-size 20"));
     }
 }
@@ -134,6 +138,8 @@ fn every_rule_goes_on_after_a_kill() {
     );
 }
 
+/// With a whitening layer, which is LAPACK's work.
+#[cfg(feature = "blas")]
 #[test]
 fn a_config_repeats_its_run() {
     let room = Room::new();

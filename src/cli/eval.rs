@@ -86,6 +86,28 @@ pub(super) fn load_any(path: &Path) -> Result<Any, Error> {
     Model::load(path).map(Any::F32).or_else(|error| Model::load(path).map(Any::F64).map_err(|_| error))
 }
 
+/// What images are taken for.
+pub(super) struct Confusion {
+    /// Rows: what the images show; columns: what the network sees.
+    pub(super) counts: Vec<Vec<usize>>,
+    /// Of what each class shows, images that the network gives no class of the data.
+    pub(super) unclassified: Vec<usize>,
+}
+
+impl Confusion {
+    pub(super) fn new(classes: usize) -> Self {
+        Confusion { counts: vec![vec![0; classes]; classes], unclassified: vec![0; classes] }
+    }
+
+    /// Counts an image. A network may have more classes than the data.
+    pub(super) fn add(&mut self, shown: usize, seen: Option<usize>) {
+        match seen.filter(|&class| class < self.counts.len()) {
+            Some(class) => self.counts[shown][class] += 1,
+            None => self.unclassified[shown] += 1,
+        }
+    }
+}
+
 fn eval<T: Element>(
     mut model: Model<T>,
     path: &Path,
@@ -115,24 +137,18 @@ fn eval<T: Element>(
     let classes = data.classes();
     let views = Views::from(args.views);
     let predicted = predict(&mut model.network, &data, split, args.batch_size, views)?;
-    // Rows: what the images show; columns: what the network sees. Images without a class are in none of them.
-    let mut confusion = vec![vec![0_usize; classes]; classes];
-    for (index, class) in predicted.iter().enumerate() {
-        let shown = data.image(split, index).1;
-        if let Some(seen) = class.filter(|&class| class < classes) {
-            confusion[shown][seen] += 1;
-        }
-    }
+    let mut confusion = Confusion::new(classes);
+    predicted.iter().enumerate().for_each(|(index, &class)| confusion.add(data.image(split, index).1, class));
+    let Confusion { counts: confusion, unclassified: without } = confusion;
     let correct: usize = (0..classes).map(|class| confusion[class][class]).sum();
-    let classified: usize = confusion.iter().flatten().sum();
-    let unclassified: usize = predicted.len() - classified;
+    let unclassified: usize = without.iter().sum();
     let accuracy = correct as f64 / predicted.len() as f64;
 
     let names = data.class_names();
     let head = names.iter().map(|name| (name.as_str(), Align::Right));
     let mut table = Table::new([("", Align::Left)].into_iter().chain(head).chain([("correct", Align::Right)]));
     for (class, (name, row)) in names.iter().zip(&confusion).enumerate() {
-        let images = (0..predicted.len()).filter(|&i| data.image(split, i).1 == class).count();
+        let images = row.iter().sum::<usize>() + without[class];
         let correct =
             if images == 0 { String::new() } else { format!("{:.1} %", 100.0 * row[class] as f64 / images as f64) };
         table.row([name.clone()].into_iter().chain(row.iter().map(usize::to_string)).chain([correct]));

@@ -27,11 +27,26 @@ pub fn predict<T: Element>(
     batch: usize,
     views: Views,
 ) -> Result<Vec<Option<usize>>> {
-    let all = all_of(data, split)?;
-    let mut classes = Vec::with_capacity(all.len());
-    Batch::new(network, data, batch.min(all.len()))?
-        .classify(network, data, split, views, &all, |class, _| classes.push(class))?;
+    let mut classes = Vec::with_capacity(data.len(split));
+    scores(network, data, split, batch, views, |scores, _| classes.push(argmax(scores)))?;
     Ok(classes)
+}
+
+/// Calls `each(scores, label)` for every image of a split, in the split's order: with its scores, averaged over `views`, of
+/// `batch` images at a time.
+///
+/// # Errors
+/// As [`predict`].
+pub fn scores<T: Element>(
+    network: &mut Network<T>,
+    data: &Dataset,
+    split: Split,
+    batch: usize,
+    views: Views,
+    each: impl FnMut(&[T], usize),
+) -> Result<()> {
+    let all = all_of(data, split)?;
+    Batch::new(network, data, batch.min(all.len()))?.scores(network, data, split, views, &all, each)
 }
 
 /// The share of a split's images that `network` takes for what they are, 0 to 1. An image with a NaN among its scores
@@ -97,20 +112,20 @@ impl<T: Element> Batch<T> {
         samples: &[usize],
     ) -> Result<f64> {
         let mut correct = 0_usize;
-        let count = |class, label| correct += usize::from(class == Some(label));
-        self.classify(network, data, split, views, samples, count)?;
+        let count = |scores: &[T], label| correct += usize::from(argmax(scores) == Some(label));
+        self.scores(network, data, split, views, samples, count)?;
         Ok(correct as f64 / samples.len() as f64)
     }
 
-    /// Calls `each(class, label)` for the images `samples` of a split, in this order.
-    fn classify(
+    /// Calls `each(scores, label)` for the images `samples` of a split, in this order.
+    fn scores(
         &mut self,
         network: &mut Network<T>,
         data: &Dataset,
         split: Split,
         views: Views,
         samples: &[usize],
-        mut each: impl FnMut(Option<usize>, usize),
+        mut each: impl FnMut(&[T], usize),
     ) -> Result<()> {
         let classes = network.classes();
         for indices in samples.chunks(self.y.len()) {
@@ -125,7 +140,7 @@ impl<T: Element> Batch<T> {
                 averages.iter_mut().zip(&*scores).for_each(|(average, &score)| *average += weight * score);
             }
             for (row, &label) in averages.chunks_exact(classes).zip(&*y) {
-                each(argmax(row), label);
+                each(row, label);
             }
         }
         Ok(())

@@ -31,7 +31,7 @@ mod options;
 mod solver;
 
 pub use checkpoint::{Checkpoint, Trained};
-pub use evaluate::{accuracy, argmax, predict};
+pub use evaluate::{accuracy, argmax, predict, scores};
 pub use history::{Event, History, Log, Report};
 pub use model::Model;
 pub use options::{Keep, SolverOptions};

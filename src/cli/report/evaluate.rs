@@ -2,12 +2,13 @@
 
 use super::data::{Evaluation, Picture};
 use super::pictures::picture;
+use crate::cli::eval::Confusion;
 use crate::cli::predict::softmax;
-use crate::data::{Dataset, Draw, Image, Split};
+use crate::data::{Dataset, Image, Split, Views};
 use crate::element::Element;
 use crate::error::Result;
 use crate::nn::network::Network;
-use crate::train::argmax;
+use crate::train::{argmax, scores};
 
 /// Images that are shown, of those that the network is most wrong about.
 const WORST: usize = 24;
@@ -19,33 +20,20 @@ pub(in crate::cli) fn evaluate<T: Element>(
     batch: usize,
 ) -> Result<Evaluation> {
     let (classes, images) = (data.classes(), data.len(Split::Validation));
-    let mut confusion = vec![vec![0; classes]; classes];
-    let mut unclassified = vec![0; classes];
-    let mut wrong: Vec<Seen> = Vec::new();
-    let all: Vec<usize> = (0..images).collect();
-    let (mut x, mut y) = (vec![T::zero(); batch * data.image_len()], vec![0; batch]);
-    let mut scores = vec![T::zero(); batch * network.classes()];
-    for indices in all.chunks(batch) {
-        let n = indices.len();
-        let (x, y) = (&mut x[..n * data.image_len()], &mut y[..n]);
-        let scores = &mut scores[..n * network.classes()];
-        data.fill_batch(Draw::plain(Split::Validation), indices, x, y)?;
-        network.scores(x, scores)?;
-        for ((&index, &label), scores) in indices.iter().zip(&*y).zip(scores.chunks_exact(network.classes())) {
-            // A network may have more classes than the data.
-            let predicted = argmax(scores);
-            match predicted.filter(|&class| class < classes) {
-                Some(class) => confusion[label][class] += 1,
-                None => unclassified[label] += 1,
-            }
-            if predicted != Some(label) {
-                wrong.push(Seen::new(index, label, predicted, scores));
-            }
+    let mut confusion = Confusion::new(classes);
+    let (mut wrong, mut index): (Vec<Seen>, usize) = (Vec::new(), 0);
+    scores(network, data, Split::Validation, batch, Views::One, |scores, label| {
+        let predicted = argmax(scores);
+        confusion.add(label, predicted);
+        if predicted != Some(label) {
+            wrong.push(Seen::new(index, label, predicted, scores));
         }
-        // As many as are shown, the worst first.
-        wrong.sort_by(|a, b| a.of_label().total_cmp(&b.of_label()).then(a.index.cmp(&b.index)));
-        wrong.truncate(WORST);
-    }
+        index += 1;
+    })?;
+    // The worst first, and of those alike in the order of the split.
+    wrong.sort_by(|a, b| a.of_label().total_cmp(&b.of_label()));
+    wrong.truncate(WORST);
+    let Confusion { counts: confusion, unclassified } = confusion;
     let worst = wrong.into_iter().map(|seen| seen.picture(data)).collect();
     Ok(Evaluation { images, confusion, unclassified, worst })
 }

@@ -61,24 +61,20 @@ impl Run {
         if !checkpoints(dir).is_dir() {
             return Err(Error::data(dir, "is not the folder of a run", fix));
         }
-        Ok(Run { history: open_history(dir)?, dir: dir.to_owned(), seconds: 0.0, _lock: lock })
+        Ok(Run { history: open_lines(&history(dir))?, dir: dir.to_owned(), seconds: 0.0, _lock: lock })
     }
 
     /// Forgets what the history tells of after `step` iterations.
     pub(super) fn go_on_after(&mut self, step: usize) -> Result<()> {
-        let mut kept = Vec::new();
-        for entry in entries(&self.dir)?.into_iter().filter(|entry| entry.step() <= step) {
-            match &entry {
-                Entry::Step(Step { seconds, .. }) | Entry::Epoch(Epoch { seconds, .. }) => self.seconds = *seconds,
-                Entry::Start(_) => {}
-                // It goes on.
-                Entry::End(_) => continue,
+        let mut kept = entries(&self.dir)?;
+        // It goes on, so it has not ended.
+        kept.retain(|entry| entry.step() <= step && !matches!(entry, Entry::End(_)));
+        for entry in &kept {
+            if let Entry::Step(Step { seconds, .. }) | Entry::Epoch(Epoch { seconds, .. }) = entry {
+                self.seconds = *seconds;
             }
-            write_line(&mut kept, &entry);
         }
-        replace(&history(&self.dir), &kept)?;
-        // The file that has taken the old one's place.
-        self.history = open_history(&self.dir)?;
+        self.history = rewrite(&history(&self.dir), &kept)?;
         Ok(())
     }
 
@@ -97,13 +93,7 @@ impl Run {
 
     /// Adds a line to the history. A measured epoch waits for the disk, as the checkpoint will that follows it.
     pub(super) fn record(&mut self, entry: &Entry) -> Result<()> {
-        let mut line = Vec::new();
-        write_line(&mut line, entry);
-        let sync = |file: &File| if matches!(entry, Entry::Step(_)) { Ok(()) } else { file.sync_data() };
-        let written = self.history.write_all(&line).and_then(|()| sync(&self.history));
-        written.map_err(|e| {
-            Error::io("write", history(&self.dir), e, "free some space on the disk, then go on with --resume")
-        })
+        append(&mut self.history, &history(&self.dir), entry, !matches!(entry, Entry::Step(_)))
     }
 
     /// Writes the config.toml. One that says something else stays beside it, as that of the first `step` iterations.
@@ -194,15 +184,27 @@ fn checkpoints(dir: &Path) -> PathBuf {
     dir.join("checkpoints")
 }
 
-fn open_history(dir: &Path) -> Result<File> {
-    let path = history(dir);
+/// A file with an object on each line, to be added to.
+fn open_lines(path: &Path) -> Result<File> {
     let fix = "choose a folder that can be written";
-    OpenOptions::new().append(true).create(true).open(&path).map_err(|e| Error::io("write", path, e, fix))
+    OpenOptions::new().append(true).create(true).open(path).map_err(|e| Error::io("write", path, e, fix))
 }
 
-pub(super) fn write_line(to: &mut Vec<u8>, entry: &impl Serialize) {
-    serde_json::to_writer(&mut *to, entry).expect("plain data has a JSON form, and memory takes it");
-    to.push(b'\n');
+/// Puts these objects in the place of all that such a file has; what takes its place is to be added to.
+pub(super) fn rewrite(path: &Path, objects: &[impl Serialize]) -> Result<File> {
+    replace(path, objects.iter().map(line).collect::<String>().as_bytes())?;
+    open_lines(path)
+}
+
+/// Adds an object to such a file, which is `path`, and waits for the disk if it is to.
+pub(super) fn append(file: &mut File, path: &Path, object: &impl Serialize, sync: bool) -> Result<()> {
+    let written = file.write_all(line(object).as_bytes());
+    let written = written.and_then(|()| if sync { file.sync_data() } else { Ok(()) });
+    written.map_err(|e| Error::io("write", path, e, "free some space on the disk, then go on with --resume"))
+}
+
+fn line(object: &impl Serialize) -> String {
+    serde_json::to_string(object).expect("plain data has a JSON form") + "\n"
 }
 
 /// What the history tells.
@@ -287,7 +289,7 @@ pub(super) fn saved_network(asked: Option<&Path>) -> Result<PathBuf> {
 
 /// Where the data of the run is that this network is of, if it is one's.
 pub(super) fn data_dir(network: &Path) -> Result<Option<PathBuf>> {
-    let config = network.with_file_name("config.toml");
+    let config = config(network.parent().unwrap_or(Path::new("")));
     if config.is_file() { Ok(Choices::read(&config)?.data_dir) } else { Ok(None) }
 }
 
@@ -319,7 +321,7 @@ mod tests {
         assert!(error.contains("is being trained by another program"), "{error}");
         drop(run);
         // A line that a crash has torn.
-        let mut file = open_history(&path).unwrap();
+        let mut file = open_lines(&history(&path)).unwrap();
         file.write_all(br#"{"event":"step","st"#).unwrap();
         let mut run = Run::open(&path).unwrap();
         run.go_on_after(3).unwrap();

@@ -2,8 +2,7 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -102,6 +101,8 @@ pub(super) struct Search<'a> {
     said: &'a Said<'a>,
     trials: Vec<Trial>,
     outcomes: Vec<Outcome>,
+    /// Where they are kept.
+    results: File,
     interrupt: Interrupt,
 }
 
@@ -109,13 +110,11 @@ impl<'a> Search<'a> {
     /// In this folder, with what is known there.
     pub(super) fn open(dir: PathBuf, plan: Plan, base: Base, said: &'a Said<'a>, trials: Vec<Trial>) -> Result<Self> {
         let path = results(&dir);
-        let outcomes = if path.exists() { runs::lines(&path)? } else { Vec::new() };
-        // Whatever a crash has left of the last line.
-        let mut whole = Vec::new();
-        outcomes.iter().for_each(|outcome: &Outcome| runs::write_line(&mut whole, outcome));
-        replace(&path, &whole)?;
+        let outcomes: Vec<Outcome> = if path.exists() { runs::lines(&path)? } else { Vec::new() };
+        // Without what a crash has left of the last line.
+        let results = runs::rewrite(&path, &outcomes)?;
         let interrupt = Interrupt::listen();
-        Ok(Search { dir, plan, base, said, trials, outcomes, interrupt })
+        Ok(Search { dir, plan, base, said, trials, outcomes, results, interrupt })
     }
 
     pub(super) fn run<T: Element>(mut self, out: &Output) -> Result<(), Stop> {
@@ -144,7 +143,7 @@ impl<'a> Search<'a> {
                 continue;
             }
             let outcome = self.train::<T>(trial, seed, epochs, out)?;
-            let accuracy = outcome.accuracy.map_or("failed".to_owned(), |accuracy| format!("{accuracy:.4}"));
+            let accuracy = written(outcome.accuracy);
             let said: Vec<_> = self.trials[trial].values.iter().map(|(key, value)| format!("{key}={value}")).collect();
             out.line(format_args!(
                 "trial {trial:3}, seed {seed}, {epochs:.2} epochs: validation accuracy {accuracy}, {:.1} s  {}",
@@ -157,16 +156,7 @@ impl<'a> Search<'a> {
     }
 
     fn keep(&mut self, outcome: Outcome) -> Result<()> {
-        let path = results(&self.dir);
-        let mut line = Vec::new();
-        runs::write_line(&mut line, &outcome);
-        let append = |line: &[u8]| {
-            let mut file = OpenOptions::new().append(true).open(&path)?;
-            file.write_all(line)?;
-            file.sync_data()
-        };
-        append(&line)
-            .map_err(|e| Error::io("write", &path, e, "free some space on the disk, then go on with --resume"))?;
+        runs::append(&mut self.results, &results(&self.dir), &outcome, true)?;
         self.outcomes.push(outcome);
         Ok(())
     }
@@ -314,16 +304,20 @@ impl<'a> Search<'a> {
         self.trials[0].values.iter().map(|(key, _)| key.as_str()).collect()
     }
 
+    fn values(&self, trial: usize) -> impl Iterator<Item = String> {
+        self.trials[trial].values.iter().map(|(_, value)| value.clone())
+    }
+
     fn row(&self, standing: &Standing) -> Vec<String> {
         let Standing { trial, seeds, epochs, accuracy, seconds } = standing;
-        let accuracy = accuracy.map_or("failed".to_owned(), |accuracy| format!("{accuracy:.4}"));
-        let known = [trial.to_string(), format!("{epochs:.2}"), seeds.to_string(), accuracy, format!("{seconds:.1}")];
-        known.into_iter().chain(self.trials[*trial].values.iter().map(|(_, value)| value.clone())).collect()
+        let (epochs, accuracy, seconds) = (format!("{epochs:.2}"), written(*accuracy), format!("{seconds:.1}"));
+        let known = [trial.to_string(), epochs, seeds.to_string(), accuracy, seconds];
+        known.into_iter().chain(self.values(*trial)).collect()
     }
 
     fn page(&self, best: &Standing, accuracy: f64, table: (Vec<&str>, Vec<Vec<String>>), command: &str) -> String {
         let tried = |outcome: &Outcome| Tried {
-            values: self.trials[outcome.trial].values.iter().map(|(_, value)| value.clone()).collect(),
+            values: self.values(outcome.trial).collect(),
             extent: match self.plan.target {
                 Some(_) => format!("seed {}", outcome.seed),
                 None => format!("{:.2} epochs", outcome.epochs),
@@ -350,6 +344,10 @@ impl<'a> Search<'a> {
             command: command.to_owned(),
         })
     }
+}
+
+fn written(accuracy: Option<f64>) -> String {
+    accuracy.map_or("failed".to_owned(), |accuracy| format!("{accuracy:.4}"))
 }
 
 fn results(dir: &Path) -> PathBuf {

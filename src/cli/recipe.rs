@@ -230,6 +230,11 @@ impl Choices {
         })
     }
 
+    /// The text of such a file.
+    pub(super) fn text(&self) -> Result<String> {
+        toml::to_string(self).map_err(too_large)
+    }
+
     /// The recipe that such a file holds; `path` is its name.
     pub(super) fn recipe(&self, path: &Path) -> Result<Recipe> {
         table(self)?.try_into().map_err(|e: toml::de::Error| {
@@ -239,11 +244,14 @@ impl Choices {
     }
 }
 
+/// Only numbers beyond TOML's have no place in it.
+fn too_large(e: toml::ser::Error) -> Error {
+    Error::invalid("options", format!("a value is too large ({e})"), "give a smaller one")
+}
+
 /// The keys and values of a recipe or of choices.
 fn table(of: &impl Serialize) -> Result<Table> {
-    let fault =
-        |e: toml::ser::Error| Error::invalid("options", format!("a value is too large ({e})"), "give a smaller one");
-    Table::try_from(of).map_err(fault)
+    Table::try_from(of).map_err(too_large)
 }
 
 impl Recipe {

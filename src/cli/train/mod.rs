@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use clap::Args;
+use clap::builder::RangedU64ValueParser;
 use indicatif::ProgressBar;
 use serde_json::json;
 
@@ -60,7 +61,7 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     run: Option<PathBuf>,
     /// Checkpoints that stay, the last ones, of one after every epoch
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     checkpoints: usize,
     /// Go on with the run in this folder where its last checkpoint was, with its options and data [default: start anew]
     #[arg(long, value_name = "DIR",
@@ -80,17 +81,12 @@ pub(super) struct TrainArgs {
     no_fetch: bool,
 }
 
-/// A number that is not 0.
-fn at_least_one(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|&number| number > 0).ok_or_else(|| "give a number from 1 on".to_owned())
-}
-
 pub(super) fn run(args: &TrainArgs, global: &Global, out: &Output) -> Result<(), Stop> {
     if args.list_presets {
         return list_presets(out);
     }
-    let config = args.config.clone().or(args.resume.as_deref().map(runs::config));
-    let said = Said::new(&args.choices, args.preset.as_deref(), config.as_deref(), args.resume.is_some(), global)?;
+    let (config, resume) = (args.config.as_deref(), args.resume.as_deref());
+    let said = Said::new(&args.choices, args.preset.as_deref(), config, resume, global)?;
     match said.dtype() {
         Dtype::F32 => train::<f32>(args, &said, out),
         Dtype::F64 => train::<f64>(args, &said, out),

@@ -29,16 +29,17 @@ pub(in crate::cli) struct Said<'a> {
 }
 
 impl<'a> Said<'a> {
-    /// With a `config` of this name; a run that goes on has its own, and its seed.
+    /// With this `config`, or that of the folder that is to `resume`, whose seed stays.
     pub(in crate::cli) fn new(
         choices: &'a Choices,
         preset: Option<&'a str>,
         config: Option<&Path>,
-        goes_on: bool,
+        resume: Option<&Path>,
         global: &Global,
     ) -> Result<Self> {
-        let config = config.map_or(Ok(Choices::default()), Choices::read)?;
-        if let (Some(seed), Some(of_run), true) = (global.seed, config.seed, goes_on)
+        let path = config.map(Path::to_owned).or(resume.map(runs::config));
+        let config = path.as_deref().map_or(Ok(Choices::default()), Choices::read)?;
+        if let (Some(seed), Some(of_run), Some(_)) = (global.seed, config.seed, resume)
             && seed != of_run
         {
             return Err(Error::invalid("seed", format!("{seed} is not that of the run, {of_run}"), "leave it out"));
@@ -83,7 +84,10 @@ impl<'a> Said<'a> {
 
     fn data(&self, source: Arc<dyn Source>, normalization: Normalization) -> Result<Dataset> {
         let data = Dataset::new(source, normalization)?;
-        self.train_limit().map_or(Ok(data.clone()), |samples| data.limit(Split::Train, samples))
+        match self.train_limit() {
+            Some(samples) => data.limit(Split::Train, samples),
+            None => Ok(data),
+        }
     }
 }
 
@@ -115,6 +119,19 @@ pub(in crate::cli) struct Ready<T: Element> {
     pub(in crate::cli) config: String,
 }
 
+impl<T: Element> Ready<T> {
+    fn new(
+        solver: Solver<T>,
+        place: Arc<Place>,
+        recipe: Recipe,
+        preset: Option<&'static Preset>,
+        said: &Said<'_>,
+    ) -> Result<Self> {
+        let config = config(&recipe, said, &place, solver.checkpoint().options.seed)?;
+        Ok(Ready { solver, place, recipe, preset, config })
+    }
+}
+
 /// What new trainings start from.
 pub(in crate::cli) struct Base {
     pub(in crate::cli) place: Arc<Place>,
@@ -144,12 +161,9 @@ impl Base {
 
     /// A training by this recipe.
     pub(in crate::cli) fn ready<T: Element>(&self, recipe: Recipe, said: &Said<'_>, seed: u64) -> Result<Ready<T>> {
-        let place = &self.place;
-        let network = network(&recipe, place.facts(), seed)?;
-        let data = said.data(place.opened.source.clone(), recipe.normalization())?;
-        let solver = Solver::new(network, data, recipe.options(seed)?)?;
-        let config = config(&recipe, said, place, seed)?;
-        Ok(Ready { solver, place: place.clone(), recipe, preset: Some(self.preset), config })
+        let network = network(&recipe, self.place.facts(), seed)?;
+        let solver = Solver::new(network, self.data(&recipe, said)?, recipe.options(seed)?)?;
+        Ready::new(solver, self.place.clone(), recipe, Some(self.preset), said)
     }
 
     /// The same where a checkpoint of it was.
@@ -159,11 +173,13 @@ impl Base {
         said: &Said<'_>,
         mut checkpoint: Checkpoint<T>,
     ) -> Result<Ready<T>> {
-        let (place, seed) = (&self.place, checkpoint.options.seed);
-        checkpoint.options = recipe.options(seed)?;
-        let solver = Solver::resume(checkpoint, said.data(place.opened.source.clone(), recipe.normalization())?)?;
-        let config = config(&recipe, said, place, seed)?;
-        Ok(Ready { solver, place: place.clone(), recipe, preset: Some(self.preset), config })
+        checkpoint.options = recipe.options(checkpoint.options.seed)?;
+        let solver = Solver::resume(checkpoint, self.data(&recipe, said)?)?;
+        Ready::new(solver, self.place.clone(), recipe, Some(self.preset), said)
+    }
+
+    fn data(&self, recipe: &Recipe, said: &Said<'_>) -> Result<Dataset> {
+        said.data(self.place.opened.source.clone(), recipe.normalization())
     }
 }
 
@@ -213,14 +229,13 @@ pub(super) fn resumed<T: Element>(dir: &Path, said: &Said<'_>, out: &Output) -> 
     let data = said.data(place.opened.source.clone(), Normalization::MeanImage)?;
     check_fits(&data, &place.folder, network, class_names, &from)?;
     let solver = Solver::resume(checkpoint, data)?;
-    let config = config(&recipe, said, &place, said.seed)?;
-    Ok(Ready { solver, place, recipe, preset: None, config })
+    Ok(Ready::new(solver, place, recipe, None, said)?)
 }
 
 /// The text of a config.toml: all that is needed to train by this recipe again.
 pub(in crate::cli) fn config(recipe: &Recipe, said: &Said<'_>, place: &Place, seed: u64) -> Result<String> {
     let Place { folder, opened } = place;
-    let all = Choices {
+    let choices = Choices {
         // As it is found from anywhere; none if it will not be there any more.
         data_dir: folder.lasting().map(|dir| dir.canonicalize().unwrap_or_else(|_| dir.to_owned())),
         seed: Some(seed),
@@ -230,9 +245,7 @@ pub(in crate::cli) fn config(recipe: &Recipe, said: &Said<'_>, place: &Place, se
         strict: said.strict(),
         ..recipe.choices()
     };
-    let fault =
-        |e: toml::ser::Error| Error::invalid("options", format!("a value is too large ({e})"), "give a smaller one");
-    let text = toml::to_string(&all).map_err(fault)?;
+    let text = choices.text()?;
     Ok(format!(
         "# gemmnet train --config FILE trains the same again, on the same kind of processor to the bit.\n{text}"
     ))

@@ -107,8 +107,8 @@ const PLAN: &str = "search.toml";
 
 pub(super) fn run(args: &TuneArgs, global: &Global, out: &Output) -> Result<(), Stop> {
     let plan = args.resume.as_deref().map_or_else(|| Plan::new(args), Plan::read)?;
-    let config = args.config.clone().or(args.resume.as_deref().map(runs::config));
-    let said = Said::new(&args.choices, args.preset.as_deref(), config.as_deref(), args.resume.is_some(), global)?;
+    let (config, resume) = (args.config.as_deref(), args.resume.as_deref());
+    let said = Said::new(&args.choices, args.preset.as_deref(), config, resume, global)?;
     match said.dtype() {
         Dtype::F32 => tune::<f32>(args, plan, &said, out),
         Dtype::F64 => tune::<f64>(args, plan, &said, out),

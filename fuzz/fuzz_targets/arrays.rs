@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Write;
 
 use gemmnet::data::files::{Format, arrays};
-use gemmnet_fuzz::{check_error, check_source, empty_folder, files};
+use gemmnet_fuzz::{check_error, check_opened, empty_folder, files};
 use libfuzzer_sys::fuzz_target;
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
@@ -36,8 +36,5 @@ fuzz_target!(|data: &[u8]| {
     if let Err(error) = Format::of(&dir) {
         check_error(&error);
     }
-    match arrays::open(&dir) {
-        Ok(source) => check_source(source),
-        Err(error) => check_error(&error),
-    }
+    check_opened(arrays::open(&dir));
 });

@@ -5,7 +5,7 @@
 use gemmnet::data::Cifar10;
 use gemmnet::data::cifar10::verify;
 use gemmnet::data::files::{Format, cifar100};
-use gemmnet_fuzz::{check_error, check_source, empty_folder, files};
+use gemmnet_fuzz::{check_error, check_opened, check_source, empty_folder, files};
 use libfuzzer_sys::fuzz_target;
 
 const NAMES: [&str; 10] = [
@@ -41,8 +41,5 @@ fuzz_target!(|data: &[u8]| {
             assert!(!report.problems.is_empty());
         }
     }
-    match cifar100::open(&dir) {
-        Ok(source) => check_source(source),
-        Err(error) => check_error(&error),
-    }
+    check_opened(cifar100::open(&dir));
 });

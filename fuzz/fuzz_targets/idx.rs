@@ -6,7 +6,7 @@ use std::io::Write;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use gemmnet::data::files::{Format, idx};
-use gemmnet_fuzz::{check_error, check_source, empty_folder, files};
+use gemmnet_fuzz::{check_error, check_opened, empty_folder, files};
 use libfuzzer_sys::fuzz_target;
 
 /// The last two are compressed here: a checksum is seldom guessed.
@@ -39,8 +39,5 @@ fuzz_target!(|data: &[u8]| {
     if let Err(error) = Format::of(&dir) {
         check_error(&error);
     }
-    match idx::open(&dir) {
-        Ok(source) => check_source(source),
-        Err(error) => check_error(&error),
-    }
+    check_opened(idx::open(&dir));
 });

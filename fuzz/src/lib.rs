@@ -152,6 +152,14 @@ pub fn check_error(error: &Error) {
     assert!(!text.is_empty() && !text.contains(char::is_control), "an error of {text:?}");
 }
 
+/// What a reader has opened, or why not.
+pub fn check_opened(opened: Result<impl Source + 'static, Error>) {
+    match opened {
+        Ok(source) => check_source(source),
+        Err(error) => check_error(&error),
+    }
+}
+
 /// Whatever a source says it has is there: sizes, labels below the number of classes, and batches of them, normalised.
 pub fn check_source(source: impl Source + 'static) {
     let (dim, classes) = (source.dim(), source.class_names().len());

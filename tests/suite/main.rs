@@ -16,6 +16,7 @@ mod golden;
 mod golden_graph;
 mod golden_recipe;
 mod golden_training;
+mod interface;
 mod interop;
 mod naive_gradients;
 mod naive_vs_fast;

@@ -22,6 +22,7 @@ fn main() -> Result<()> {
         fs::write(folder.join(format!("seed-{name}")), bytes).expect("a seed");
     };
     texts(&put);
+    configs(&put);
     records(&put);
     idx(&put);
     arrays(&put);
@@ -75,6 +76,24 @@ fn texts(put: Put) {
     ];
     networks.iter().enumerate().for_each(|(i, text)| put("notation", &i.to_string(), text.as_bytes()));
     options.iter().enumerate().for_each(|(i, text)| put("texts", &i.to_string(), text.as_bytes()));
+}
+
+/// Files of options: all keys of the presets, and some of one's own.
+fn configs(put: Put) {
+    let presets = include_str!("../../src/cli/presets.toml");
+    for (i, preset) in presets.split("[[preset]]").skip(1).enumerate() {
+        let of_a_config = |line: &&str| !["name =", "about =", "base ="].iter().any(|key| line.starts_with(key));
+        let text = preset.lines().filter(of_a_config).collect::<Vec<_>>().join("\n");
+        put("config", &format!("preset-{i}"), text.as_bytes());
+    }
+    let own = [
+        "epochs = 0.5\nlearning-rate = 1e-3\nl2 = 0\n",
+        "seed = \"18446744073709551615\"\ndtype = \"f64\"\ntrain-limit = 100\nimage-size = 32\nstrict = true\n",
+        "optimizer = 'adamw'\nschedule = 'onecycle'\nwarmup-epochs = 1\nclip-norm = 1.0\nema = 0.999\nkeep = 'last'\n",
+        "group = ['conv*.weight=sgd,lr=0.1', \"bias=frozen\"]\ndata-dir = '../data'\nsampler = 'replacement'\n",
+        "flip = 'alternating'\nshift = 4\nshift-fill = 'reflect'\ncutout = 8\nnormalize = 'per-channel'\n",
+    ];
+    own.iter().enumerate().for_each(|(i, text)| put("config", &format!("own-{i}"), text.as_bytes()));
 }
 
 /// Records of CIFAR-10 and CIFAR-100.

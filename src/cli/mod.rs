@@ -41,6 +41,8 @@ use crate::error::Error;
 use crate::simd::Isa;
 use crate::{blas, parallel};
 use output::Output;
+#[cfg(fuzzing)]
+pub use recipe::configs_again;
 
 const EXAMPLES: &str = "\
 Examples:

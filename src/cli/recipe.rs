@@ -249,6 +249,21 @@ fn too_large(e: toml::ser::Error) -> Error {
     Error::invalid("options", format!("a value is too large ({e})"), "give a smaller one")
 }
 
+/// For the fuzz target `config`, since nothing here is public: what is made of such a file with each preset, as a run would
+/// write it down.
+#[cfg(fuzzing)]
+pub fn configs_again(path: &Path) -> Result<Vec<Result<String>>> {
+    let said = Choices::read(path)?;
+    let again = |preset: &super::presets::Preset| {
+        let recipe = preset.example().with(&said)?;
+        recipe.options(said.seed.unwrap_or(0))?;
+        recipe.arguments();
+        let Choices { data_dir, seed, dtype, train_limit, image_size, strict, .. } = said.clone();
+        Choices { data_dir, seed, dtype, train_limit, image_size, strict, ..recipe.choices() }.text()
+    };
+    Ok(super::presets::all().iter().map(again).collect())
+}
+
 /// The keys and values of a recipe or of choices.
 fn table(of: &impl Serialize) -> Result<Table> {
     Table::try_from(of).map_err(too_large)

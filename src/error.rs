@@ -105,7 +105,7 @@ impl Error {
 
     /// An [`Error::Io`].
     pub fn io(action: &'static str, path: impl Into<PathBuf>, source: std::io::Error, fix: impl Into<String>) -> Self {
-        Error::Io { action, path: path.into(), source, fix: fix.into() }
+        Error::Io { action, path: path.into(), source: of_the_system(source), fix: fix.into() }
     }
 
     /// For [`Error::Notation`]: the notation and, on a second line, a caret under the character at fault.
@@ -135,4 +135,12 @@ pub(crate) fn check_shape(op: &'static str, what: &'static str, got: &[usize], e
         return Ok(());
     }
     Err(Error::Shape { op, what, expected: format!("{expected:?}"), got: got.to_vec() })
+}
+
+/// The system's error alone. The crate tempfile adds the name of a file that nobody has named and that is gone by then.
+fn of_the_system(error: std::io::Error) -> std::io::Error {
+    match error.to_string().split_once(" at path \"") {
+        Some((said, _)) => std::io::Error::new(error.kind(), said),
+        None => error,
+    }
 }

@@ -78,9 +78,9 @@ pub(super) fn run(args: &ImportArgs, out: &Output) -> Result<(), Stop> {
         let bias = if pair.bias_in_mean { ", its bias taken from the mean of the batchnorm after it" } else { "" };
         table.row([pair.here.clone(), shape.join("x"), format!("{}{bias}", pair.there)]);
     }
-    out.line(table)?;
     let (parameters, classes) = (network.params().count(), network.classes());
     Model { network, normalizer, class_names }.save(&args.out)?;
+    out.line(table)?;
     out.line(format_args!(
         "{} has {} parameters: {} input, {classes} classes",
         args.out.display(),

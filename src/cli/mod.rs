@@ -28,11 +28,11 @@ mod summary;
 mod train;
 mod tune;
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -141,13 +141,9 @@ fn size(text: &str) -> Result<Size, String> {
 pub fn main() -> ExitCode {
     // SAFETY: the program has one thread, this one, and has done nothing yet.
     unsafe { blas::choose_kernels() };
-    let cli = match Cli::try_parse() {
+    let cli = match parse() {
         Ok(cli) => cli,
-        Err(message) => {
-            // Help and version, which go to stdout, come this way too.
-            let code = if message.use_stderr() { 2 } else { 0 };
-            return if message.print().is_ok() { code.into() } else { BROKEN_PIPE.into() };
-        }
+        Err(message) => return answer(&message).into(),
     };
     let out = Output::new(cli.global.json);
     let result = run(&cli, &out);
@@ -156,6 +152,41 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(stop) => complain(&stop, &out).into(),
     }
+}
+
+fn parse() -> Result<Cli, clap::Error> {
+    // A number below 0 is a number that a check refuses, not an option that is not there.
+    fn with_numbers(command: clap::Command) -> clap::Command {
+        command.allow_negative_numbers(true).mut_subcommands(with_numbers)
+    }
+    let mut command = with_numbers(Cli::command());
+    let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command))
+}
+
+/// Prints what clap has to say, and returns the exit code: help and version are no errors.
+fn answer(message: &clap::Error) -> u8 {
+    use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+
+    if !message.use_stderr() {
+        return if message.print().is_ok() { 0 } else { BROKEN_PIPE };
+    }
+    // Without stderr there is nobody to tell.
+    if message.kind() == DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = message.print();
+    } else {
+        let _ = writeln!(io::stderr(), "{}", one_line(&message.to_string()));
+    }
+    2
+}
+
+/// clap's words in one line, as all errors are here; usage is what `--help` is for.
+fn one_line(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("Usage:"));
+    let line = lines.collect::<Vec<_>>().join("; ").replace(":; ", ": ").replace("; [", " [");
+    // The standard library's words for what is no number.
+    line.replace("invalid digit found in string", "give a whole number from 0 up")
+        .replace("invalid float literal", "give a number")
 }
 
 /// As if ended by SIGINT: 128 + 2.
@@ -226,8 +257,6 @@ fn complain(stop: &Stop, out: &Output) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

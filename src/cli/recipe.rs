@@ -230,6 +230,11 @@ impl Choices {
         })
     }
 
+    /// Whether a value is given for this key.
+    pub(super) fn says(&self, key: &str) -> bool {
+        table(self).is_ok_and(|said| said.contains_key(key))
+    }
+
     /// The text of such a file.
     pub(super) fn text(&self) -> Result<String> {
         toml::to_string(self).map_err(too_large)
@@ -276,7 +281,7 @@ impl Recipe {
     /// groups in proportion.
     pub(super) fn with(&self, choices: &Choices) -> Result<Self> {
         let group = if choices.group.is_empty() && choices.optimizer.is_none() {
-            self.group.iter().map(|text| self.regroup(text, choices)).collect::<Result<_>>()?
+            self.group.iter().map(|text| self.regroup(text, choices)).collect()
         } else {
             choices.group.clone()
         };
@@ -286,15 +291,13 @@ impl Recipe {
         Ok(Recipe { group, ..all.try_into().map_err(fault)? })
     }
 
-    /// A group's text with the rate, schedule and decay that are given.
-    fn regroup(&self, text: &str, choices: &Choices) -> Result<String> {
-        let (select, how) = text.split_once('=').unwrap_or((text, ""));
+    /// A group's text with the rate, schedule and decay that are given; one with a mistake stays as it is.
+    fn regroup(&self, text: &str, choices: &Choices) -> String {
+        let Some((select, how)) = text.split_once('=') else { return text.to_owned() };
         let mut words: Vec<String> = how.split(',').map(str::to_owned).collect();
         if let (Some(rate), true) = (choices.learning_rate, self.learning_rate > 0.0) {
             for word in words.iter_mut().filter(|word| word.starts_with("lr=")) {
-                let own: f64 = word[3..]
-                    .parse()
-                    .map_err(|_| Error::invalid("group", format!("`{word}` in `{text}`"), "give a number"))?;
+                let Ok(own) = word[3..].parse::<f64>() else { continue };
                 *word =
                     format!("lr={}", if own == self.learning_rate { rate } else { own / self.learning_rate * rate });
             }
@@ -302,11 +305,12 @@ impl Recipe {
         if choices.schedule.is_some() {
             words.retain(|word| !word.starts_with("schedule="));
         }
-        if let (Some(l2), true) = (choices.l2, select.parse::<Select>()? == Select::WEIGHTS && words[0] != "frozen") {
+        let of_weights = select.parse::<Select>().is_ok_and(|select| select == Select::WEIGHTS);
+        if let (Some(l2), true) = (choices.l2, of_weights && words[0] != "frozen") {
             words.retain(|word| !word.starts_with("l2="));
             words.push(format!("l2={l2}"));
         }
-        Ok(format!("{select}={}", words.join(",")))
+        format!("{select}={}", words.join(","))
     }
 
     /// All that there is to say about a training with this recipe, except where its data is.

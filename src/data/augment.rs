@@ -74,7 +74,7 @@ impl Augment {
     pub const NONE: Self = Augment { flip: Flip::None, shift: 0, fill: Fill::Zeros, cutout: 0 };
 
     /// Whether some of an image `[C, H, W]` is always left to see.
-    pub(super) fn check(&self, [_, height, width]: [usize; 3]) -> Result<()> {
+    pub(crate) fn check(&self, [_, height, width]: [usize; 3]) -> Result<()> {
         let shortest = height.min(width);
         let refused = |what: String| {
             let problem = format!("{what} an image of {width}x{height} pixels out of sight");

@@ -78,7 +78,7 @@ pub struct Checkpoint<T: Element> {
 impl<T: Element> Checkpoint<T> {
     /// Training before its first iteration.
     pub(super) fn start(network: Network<T>, data: &Dataset, options: SolverOptions) -> Result<Self> {
-        options.check()?;
+        options.check(data.dim())?;
         let latest = Snapshot { params: network.params().clone(), statistics: network.statistics().clone() };
         let mut optimizer = Optimizer::new(options.groups.clone(), network.params())?;
         optimizer.set_clip_norm(options.clip_norm)?;
@@ -110,8 +110,8 @@ impl<T: Element> Checkpoint<T> {
 
     /// Brings what the options say about the optimizer and the average into force.
     pub(super) fn apply_options(&mut self) -> Result<()> {
-        let Checkpoint { options, optimizer, average, latest, .. } = self;
-        options.check()?;
+        let Checkpoint { options, optimizer, average, latest, trained, .. } = self;
+        options.check(trained.network.input())?;
         optimizer.set_groups(options.groups.clone())?;
         optimizer.set_clip_norm(options.clip_norm)?;
         *average = match average.take() {

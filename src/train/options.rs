@@ -76,8 +76,8 @@ impl Default for SolverOptions {
 }
 
 impl SolverOptions {
-    /// What [`Batches`](crate::data::Batches), the optimizer, the average and the first batch do not check.
-    pub(super) fn check(&self) -> Result<()> {
+    /// What [`Batches`](crate::data::Batches), the optimizer and the average do not check; for images `[C, H, W]`.
+    pub(crate) fn check(&self, dim: [usize; 3]) -> Result<()> {
         if !(self.epochs > 0.0 && self.epochs.is_finite()) {
             let problem = format!("{} epochs teach nothing", self.epochs);
             return Err(Error::invalid("epochs", problem, "give 1 or more, or a part of one such as 0.5"));
@@ -90,6 +90,6 @@ impl SolverOptions {
             let problem = "every 0 iterations is not possible";
             return Err(Error::invalid("print_every", problem, "give 1 or more, or turn verbose off"));
         }
-        Ok(())
+        self.augment.map_or(Ok(()), |augment| augment.check(dim))
     }
 }

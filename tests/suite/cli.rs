@@ -88,6 +88,11 @@ impl Done {
         self
     }
 
+    /// The same, had it printed no result.
+    pub(crate) fn without_result(self) -> Self {
+        Done { stdout: String::new(), ..self }
+    }
+
     /// One object, and nothing else on stdout.
     #[track_caller]
     pub(crate) fn object(&self) -> Value {

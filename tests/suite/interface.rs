@@ -11,8 +11,9 @@ use std::path::Path;
 
 use syn::visit_mut::{self, VisitMut};
 use syn::{
-    Attribute, Block, Fields, File, Ident, ImplItem, ImplItemConst, Item, ItemConst, ItemImpl, ItemMod, ItemStatic,
-    Meta, PatIdent, Receiver, Type, Visibility, parse_quote,
+    Attribute, Block, Fields, File, Ident, ImplItem, ImplItemConst, Item, ItemConst, ItemEnum, ItemFn, ItemImpl,
+    ItemMod, ItemStatic, ItemStruct, ItemTrait, ItemType, ItemUse, Meta, PatIdent, Receiver, Type, Visibility,
+    parse_quote,
 };
 
 const HEADER: &str = "\
@@ -63,6 +64,29 @@ fn is_public(visibility: &Visibility) -> bool {
     matches!(visibility, Visibility::Public(_))
 }
 
+/// Of the items that can be public.
+fn attributes(item: &Item) -> &[Attribute] {
+    match item {
+        Item::Const(ItemConst { attrs, .. })
+        | Item::Enum(ItemEnum { attrs, .. })
+        | Item::Fn(ItemFn { attrs, .. })
+        | Item::Impl(ItemImpl { attrs, .. })
+        | Item::Mod(ItemMod { attrs, .. })
+        | Item::Static(ItemStatic { attrs, .. })
+        | Item::Struct(ItemStruct { attrs, .. })
+        | Item::Trait(ItemTrait { attrs, .. })
+        | Item::Type(ItemType { attrs, .. })
+        | Item::Use(ItemUse { attrs, .. }) => attrs,
+        _ => &[],
+    }
+}
+
+/// Whether what has this attribute is in tests only.
+fn is_for_tests(attribute: &Attribute) -> bool {
+    let Meta::List(cfg) = &attribute.meta else { return false };
+    cfg.path.is_ident("cfg") && ["test", "doctest", "fuzzing"].contains(&cfg.tokens.to_string().as_str())
+}
+
 /// The names of a crate's types and traits.
 #[derive(Default)]
 struct Types {
@@ -80,6 +104,7 @@ impl Types {
 
     /// Leaves what is public of a module's items; the files of its modules are in `folder`.
     fn strip(&mut self, items: &mut Vec<Item>, folder: &Path) {
+        items.retain(|item| !attributes(item).iter().any(is_for_tests));
         items.retain_mut(|item| match item {
             Item::Mod(module) => self.strip_module(module, folder),
             Item::Impl(block) => {
@@ -113,13 +138,6 @@ impl Types {
 
     /// The same for a module in its place or in a file; says whether anything is left.
     fn strip_module(&mut self, module: &mut ItemMod, folder: &Path) -> bool {
-        let only_for_tests = |attribute: &Attribute| {
-            let Meta::List(cfg) = &attribute.meta else { return false };
-            cfg.path.is_ident("cfg") && ["test", "doctest", "fuzzing"].contains(&cfg.tokens.to_string().as_str())
-        };
-        if module.attrs.iter().any(only_for_tests) {
-            return false;
-        }
         let inner = folder.join(module.ident.to_string());
         let (_, items) = module.content.get_or_insert_with(|| {
             let beside = inner.with_extension("rs");

@@ -1,6 +1,8 @@
 //! The integration tests, in one program: the engine is generic, and each program compiles all of it that it uses. Those that
 //! count allocations are apart, since nothing may run beside them.
 
+#[cfg(feature = "cli")]
+mod bad_input;
 mod blocks;
 #[cfg(feature = "cli")]
 mod book;

@@ -104,7 +104,7 @@ fn own_data_is_refused_in_one_line() {
         let done = room.run(&format!("train --data-dir photos {args}"));
         done.fails(code, parts);
     }
-    room.run("train --data-dir pics --image-size 16").fails(2, &["image-size", "pics", "CIFAR-10", "leave 16x16 out"]);
+    room.run("train --data-dir pics --image-size 16").fails(2, &["image-size", "pics", "CIFAR-10", "leave it out"]);
     fs::create_dir_all(room.path("bare")).unwrap();
     for command in ["train --data-dir bare", "data show bare"] {
         room.run(command).fails(1, &["bare", "no data that is known", "x_train.npy", "for each class"]);

@@ -120,12 +120,9 @@ impl Folder {
 
     /// Opens the data; pictures are decoded, with a progress bar, unless they were before.
     pub(in crate::cli) fn open(&self, wanted: Wanted, out: &Output) -> Result<Opened> {
-        if self.format != Format::Pictures
-            && let Some([height, width]) = wanted.size
-        {
+        if self.format != Format::Pictures && wanted.size.is_some() {
             let problem = format!("{} holds {}, which are not resized", self.dir.display(), self.format.describe());
-            let fix = format!("leave {width}x{height} out; only folders of pictures have a choice");
-            return Err(Error::invalid("image-size", problem, fix));
+            return Err(Error::invalid("image-size", problem, "leave it out; only folders of pictures have a choice"));
         }
         let opened = |source, kind| Opened { source, kind, _temporary: None };
         Ok(match self.format {

@@ -136,7 +136,7 @@ pub(super) fn new_folder(asked: Option<&Path>, above: &str) -> Result<PathBuf> {
     let Some(dir) = asked else { return next_free(Path::new(above)) };
     match fs::read_dir(dir).map(|mut entries| entries.next().is_none()) {
         Ok(true) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => fs::create_dir_all(dir).map_err(|e| unmade(dir, e))?,
+        Err(_) if !dir.exists() => fs::create_dir_all(dir).map_err(|e| unmade(dir, e))?,
         _ => {
             let fix = format!("choose another with --run, or go on with it: --resume {}", dir.display());
             return Err(Error::data(dir, "exists already, and everything new gets a folder of its own", fix));

@@ -102,7 +102,7 @@ impl Place {
         Ok(Arc::new(Place { opened: folder.open(wanted, out)?, folder }))
     }
 
-    fn facts(&self) -> Facts {
+    pub(in crate::cli) fn facts(&self) -> Facts {
         let source = &self.opened.source;
         Facts { dim: source.dim(), classes: source.class_names().len(), images: source.len(Split::Train) }
     }
@@ -192,10 +192,12 @@ pub(super) fn new<T: Element>(said: &Said<'_>, fetch: bool, out: &Output) -> Res
 
 /// Whether a network can be trained by this recipe, as far as that can be told.
 pub(in crate::cli) fn check<T: Element>(recipe: &Recipe, facts: Option<Facts>, seed: u64) -> Result<()> {
-    recipe.options(seed)?;
+    let options = recipe.options(seed)?;
     recipe.init.parse::<Init>()?;
     NetworkSpec::parse(&recipe.net)?;
-    facts.map_or(Ok(()), |facts| network::<T>(recipe, facts, seed).map(drop))
+    let Some(facts) = facts else { return Ok(()) };
+    options.check(facts.dim)?;
+    network::<T>(recipe, facts, seed).map(drop)
 }
 
 /// The network of a recipe.

@@ -45,7 +45,8 @@ pub(super) struct TuneArgs {
     choices: Choices,
     /// What trials differ in, as KEY=LOW..HIGH, drawn evenly by orders of magnitude, or KEY=A,B,C; KEY is a long option of
     /// `train`, width for a factor of all widths, or a word that stands in braces in --net, --init, --schedule or --group. May
-    /// be given several times [default: learning-rate=1e-5..1e-1 l2=1e-6..1e-2 batch-size=50,100,200,500 width=0.5,1,2]
+    /// be given several times [default: learning-rate=1e-5..1e-1 l2=1e-6..1e-2 batch-size=50,100,200,500 width=0.5,1,2, without
+    /// those that are given as options]
     #[arg(long, value_name = "KEY=VALUES")]
     vary: Vec<String>,
     /// Trials to begin with
@@ -88,7 +89,10 @@ impl Plan {
         if args.target.is_some_and(|target| !(0.0..=1.0).contains(&target)) {
             return Err(Error::invalid("target", "an accuracy is from 0 to 1", "give one such as 0.65"));
         }
-        let vary = if args.vary.is_empty() { space::DEFAULT.map(str::to_owned).to_vec() } else { args.vary.clone() };
+        // What is said stays as it is.
+        let is_open = |text: &&str| !args.choices.says(text.split('=').next().unwrap_or_default());
+        let default = || space::DEFAULT.into_iter().filter(is_open).map(str::to_owned).collect();
+        let vary = if args.vary.is_empty() { default() } else { args.vary.clone() };
         Ok(Plan { vary, trials: args.trials, target: args.target, seeds: args.seeds })
     }
 
@@ -123,11 +127,13 @@ fn tune<T: Element>(args: &TuneArgs, plan: Plan, said: &Said<'_>, out: &Output) 
     let check = |base: &Recipe, facts| start::check::<T>(&space::recipe(base, &drawn[0])?, facts, said.seed);
     let base = Base::open(said, !args.no_fetch, check, out)?;
     let recipes = recipes(&base.recipe)?;
-    recipes.iter().try_for_each(|recipe| start::check::<T>(recipe, None, said.seed))?;
+    recipes.iter().try_for_each(|recipe| start::check::<T>(recipe, Some(base.place.facts()), said.seed))?;
 
     let dir = match &args.resume {
         Some(dir) => dir.clone(),
         None => {
+            // A search that cannot begin leaves no folder.
+            base.ready::<T>(recipes[0].clone(), said, said.seed)?;
             let dir = runs::new_folder(args.run.as_deref(), "tune")?;
             let config = start::config(&base.recipe, said, &base.place, said.seed)?;
             replace(&runs::config(&dir), config.as_bytes())?;

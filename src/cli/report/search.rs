@@ -36,9 +36,10 @@ pub(in crate::cli) struct Found<'a> {
 
 /// A page with accuracy over each value that was varied, and the table.
 pub(in crate::cli) fn search_page(found: &Found<'_>) -> String {
-    let columns: Vec<_> = found.heads.iter().map(|head| (*head, Align::Right)).collect();
+    let align = |column| if column == 0 { Align::Left } else { Align::Right };
+    let columns: Vec<_> = found.heads.iter().enumerate().map(|(column, head)| (*head, align(column))).collect();
     let rows: Vec<_> = found.rows.iter().map(|row| row.iter().map(|text| cell(text)).collect()).collect();
-    let plots = html! { @for key in 0..found.keys.len() { (over(found, key)) } };
+    let plots = html! { div.plots { @for key in 0..found.keys.len() { (over(found, key)) } } };
     document(
         &format!("{} – gemmnet", found.name),
         &html! {

@@ -188,7 +188,7 @@ fn every_option_refuses_what_is_no_value_of_it() {
     for &(args, code, parts) in OTHERS {
         check(args, code, parts);
         let command = args.split(" --").next().unwrap().to_owned();
-        let option = args.split(' ').filter(|word| word.starts_with("--")).next_back().unwrap_or_default().to_owned();
+        let option = args.split(' ').rfind(|word| word.starts_with("--")).unwrap_or_default().to_owned();
         tried.extend(
             COMMANDS.iter().filter(|known| first(known) == first(&command)).map(|known| (first(known), option.clone())),
         );

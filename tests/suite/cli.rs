@@ -51,6 +51,19 @@ impl Room {
         self.done(args, self.std_command(args))
     }
 
+    /// The same where no file may grow beyond so many kilobytes, which is what a full disk looks like.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn run_on_full_disk(&self, args: &str, kilobytes: usize) -> Done {
+        let program = self.std_command(args);
+        let mut shell = std::process::Command::new("bash");
+        // The signal that comes with the error is ignored, as on a disk that is full there is none.
+        let limited = format!("trap '' XFSZ; ulimit -f {kilobytes}; exec \"$0\" \"$@\"");
+        shell.args(["-c", &limited]).arg(program.get_program()).args(program.get_args());
+        shell.current_dir(program.get_current_dir().unwrap());
+        shell.envs(program.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        self.done(args, shell)
+    }
+
     /// What `command`, which runs the program with these arguments, has done.
     pub(crate) fn done(&self, args: &str, command: std::process::Command) -> Done {
         let output = Command::from_std(command).timeout(Duration::from_secs(100)).output().unwrap();

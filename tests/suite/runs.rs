@@ -187,25 +187,12 @@ fn a_loss_that_is_no_number_is_explained() {
         .fails(1, &["not finite", "there is no checkpoint yet"]);
 }
 
-/// A file that may not grow any more is what a full disk looks like.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_loses_nothing() {
     let room = Room::new();
     let train = format!("train --data-dir pics --net {NET} --batch-size 20 --epochs 2 --quiet --run full");
-    let limited = |args: &str| {
-        let program = room.std_command(args);
-        let mut shell = std::process::Command::new("bash");
-        // The signal that comes with the error is ignored, as on a disk that is full there is none.
-        shell
-            .args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$0\" \"$@\""])
-            .arg(program.get_program())
-            .args(program.get_args());
-        shell
-            .current_dir(program.get_current_dir().unwrap())
-            .envs(program.get_envs().filter_map(|(key, value)| Some((key, value?))));
-        room.done(args, shell)
-    };
+    let limited = |args: &str| room.run_on_full_disk(args, 64);
     limited(&train).fails(1, &["cannot write full/", "MB of free space"]);
     fs::remove_dir_all(room.path("full")).unwrap();
     room.run(&train).succeeds();

@@ -89,8 +89,8 @@ impl<T: Element> Solver<T> {
     /// gets them here, from the first 5,000 training images.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for an option that makes no sense, a network with fewer classes than the data, or one for images
-    /// of another size.
+    /// [`Error::Invalid`] for an option that makes no sense, such as an augmentation that can take images out of sight, a
+    /// network with fewer classes than the data, or one for images of another size.
     pub fn new(mut network: Network<T>, data: Dataset, options: SolverOptions) -> Result<Self> {
         let begin = Instant::now();
         whiten(&mut network, &data)?;
@@ -196,8 +196,8 @@ impl<T: Element> Solver<T> {
     /// returns `Break`, training ends there; another call goes on.
     ///
     /// # Errors
-    /// [`Error::Diverged`] if the loss is no longer a finite number, [`Error::Io`] if a checkpoint cannot be saved, and
-    /// whatever is wrong with the augmentation. Then, too, the network is the one that is kept, and the history stays.
+    /// [`Error::Diverged`] if the loss is no longer a finite number, and [`Error::Io`] if a checkpoint cannot be saved. Then,
+    /// too, the network is the one that is kept, and the history stays.
     pub fn train(&mut self, observer: impl FnMut(&Event) -> ControlFlow<()>) -> Result<Report> {
         self.train_to(self.state.options.epochs, observer)
     }

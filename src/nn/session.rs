@@ -1,5 +1,7 @@
 //! Level 5. Inference: a trained network with batchnorm folded into its products, for a fixed batch size.
 
+use std::collections::BTreeSet;
+
 use ndarray::ArrayView4;
 
 use crate::blocks::{Block, BlockParts, Pass, Prepared, Weights};
@@ -11,7 +13,7 @@ use crate::nn::network::Network;
 use crate::nn::run::Run;
 use crate::nn::steps::{Kernel, Step};
 use crate::ops::layout::row_major;
-use crate::parallel::current_threads;
+use crate::parallel::{current_threads, together};
 use crate::shape::check_elements;
 use crate::workspace::Buffer;
 
@@ -95,10 +97,16 @@ impl<T: Element> Session<T> {
         let steps = self.folded.steps();
         let mut scratch = SessionScratch(Memory::new(steps, for_inference(steps)));
         let image: usize = self.folded.input().iter().product();
-        // Images that are few for the threads are cut in other ways, which take other memory.
-        let few = 1..self.batch.min(2 * current_threads());
+        // Images that are few for the threads, or for a block, are cut in other ways, which take other memory.
+        let few = |step: &Step<T>| match &step.kernel {
+            Kernel::Block { block, .. } => block.few_images(),
+            Kernel::Sum(_) | Kernel::Layer { .. } => None,
+        };
+        let counts: BTreeSet<usize> = (1..2 * current_threads()).chain(steps.iter().filter_map(few)).collect();
         let x = Buffer::zeroed(self.batch * image);
-        few.chain([self.batch]).for_each(|images| self.forward(images, &x[..images * image], &mut scratch));
+        for &images in counts.range(..self.batch).chain([&self.batch]) {
+            self.forward(images, &x[..images * image], &mut scratch);
+        }
         scratch
     }
 
@@ -106,7 +114,7 @@ impl<T: Element> Session<T> {
         let Session { folded, prepared, .. } = self;
         let (params, statistics) = (folded.params(), folded.statistics());
         let run = Run { steps: folded.steps(), params, statistics, prepared, images, x };
-        run.forward(&mut scratch.0, |_| Pass::Test);
+        together(|| run.forward(&mut scratch.0, |_| Pass::Test));
     }
 
     /// Scores of images `x` `(N, C, H, W)` into `scores` `(N, classes)`, for `N` up to the session's batch. Those of an

@@ -8,7 +8,10 @@
 //! be it a run of elements (`Chunks`, `Runs`, `Even`), the planes of a channel (`Planes`) or a block of a matrix (`Grid`).
 //!
 //! The threads are those of the rayon pool that the caller is in: [`Threads`] makes one, a host program may `install` its
-//! own. A single thread needs no pool: work then runs where it is called, and costs no handing over.
+//! own. A single thread needs no pool: work then runs where it is called, and costs no handing over. Where many short
+//! operations follow each other, threads stay together from the first to the last: `team`.
+
+mod team;
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -17,6 +20,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+
+pub(crate) use team::together;
 
 thread_local! {
     /// Whether this thread works alone, without a pool.
@@ -120,9 +125,9 @@ pub fn for_each_piece(pieces: usize, piece: impl Fn(usize) + Sync + Send) {
         piece(i);
         finish_streaming();
     };
-    if ALONE.get() {
+    if ALONE.get() || pieces == 1 {
         (0..pieces).for_each(run);
-    } else {
+    } else if !team::for_each_piece(pieces, &run) {
         (0..pieces).into_par_iter().with_max_len(1).for_each(run);
     }
 }

@@ -1,6 +1,6 @@
 //! Level 2. A matrix product of our own, for operands that whoever makes them can lay out for it.
 //!
-//! OpenBLAS copies the operands of every product into panels before it multiplies. Winograd's algorithm, im2col and prepared
+//! OpenBLAS copies the operands of every product into panels before it multiplies. Winograd's algorithm and prepared
 //! affine layers lay one of theirs out in panels when they make it: here nothing is copied. A block of C is kept in
 //! the vector registers, and for each term of its sums takes a column of A, element by element, and a row of B.
 //!
@@ -15,7 +15,7 @@ use pulp::{Simd, WithSimd};
 use crate::blas::{Accum, Mat, MatMut, gemm, setup};
 use crate::element::{Element, Kind};
 use crate::parallel::{StridedMut, piece_range};
-use crate::simd::{LANES, arch};
+use crate::simd::{Ahead, LANES, arch};
 
 /// Columns of a panel.
 pub(crate) const PANEL: usize = 2 * LANES;
@@ -28,6 +28,8 @@ pub(crate) struct Panels<'a, T> {
     pub(crate) rows: usize,
     /// Elements from one panel to the next.
     pub(crate) panel: usize,
+    /// What is likely to be multiplied with next: it is fetched while the last panel is used. Empty, if nothing is known.
+    pub(crate) next: &'a [T],
 }
 
 /// Elements from one panel of so many rows to the next: an odd number of rows, lest panels are a multiple of 4 KiB apart.
@@ -50,8 +52,9 @@ pub(crate) fn set_row<T: Element>(panels: &mut StridedMut<'_, T>, row: usize, va
     }
 }
 
-/// Terms of the sums that are added up before the next ones: a panel of so many rows stays in the L1 cache.
-const TERMS: usize = 256;
+/// Terms of the sums that are added up before the next ones: a panel of so many rows, the next one, and what it is multiplied with
+/// stay in the L1 cache.
+const TERMS: usize = 128;
 
 /// Terms up to which OpenBLAS is faster where it copies nothing either: there is less to gain than to keep up.
 const FEW_TERMS: usize = 32;
@@ -72,8 +75,8 @@ pub(crate) fn multiply<T: Element>(a: Mat<'_, T>, b: Panels<'_, T>, c: MatMut<'_
     assert!(c.cols.is_multiple_of(LANES), "{} columns are whole vectors", c.cols);
     match T::KIND {
         Kind::F32 if pay::<T>(b.rows) => {
-            let Panels { data, rows, panel } = b;
-            let b = Panels { data: bytemuck::cast_slice(data), rows, panel };
+            let Panels { data, rows, panel, next } = b;
+            let b = Panels { data: bytemuck::cast_slice(data), rows, panel, next: bytemuck::cast_slice(next) };
             arch().dispatch(Product { a: a.cast(), b, c: c.cast() });
         }
         Kind::F32 => multiply_by_blas(a, b, c),
@@ -139,7 +142,8 @@ impl Product<'_> {
         while start < self.c.cols {
             let vectors = ((self.c.cols - start).min(PANEL - start % PANEL) / S::F32_LANES).min(V);
             let (rows, _) = self.b.data[start / PANEL * self.b.panel..].as_chunks();
-            let b = Strip { rows: &rows[terms.clone()], first: terms.start, column: start % PANEL };
+            let next = self.next(start / PANEL, &terms);
+            let b = Strip { rows: &rows[terms.clone()], first: terms.start, column: start % PANEL, next };
             if vectors == V {
                 self.columns::<S, V, R>(simd, b, start);
             } else {
@@ -149,17 +153,32 @@ impl Product<'_> {
         }
     }
 
+    /// The rows that are used after some terms of a panel.
+    #[inline(always)]
+    fn next(&self, panel: usize, terms: &Range<usize>) -> *const [f32; PANEL] {
+        let Panels { data, rows, panel: len, next } = self.b;
+        let next = if (panel + 1) * PANEL < self.c.cols {
+            &data[(panel + 1) * len + terms.start * PANEL..]
+        } else if terms.end < rows {
+            &data[terms.end * PANEL..]
+        } else {
+            next
+        };
+        next.as_ptr().cast()
+    }
+
     /// The columns from `start` on, `V` vectors of them, in blocks of as even height as possible: a block of few rows keeps the
     /// adders waiting for each other.
     #[inline(always)]
     fn columns<S: Simd, const V: usize, const R: usize>(&mut self, simd: S, b: Strip<'_>, start: usize) {
         let blocks = self.c.rows.div_ceil(R);
         for index in 0..blocks {
+            let ahead = Ahead::new([b.next], b.rows.len(), (index, blocks));
             let rows = piece_range(self.c.rows, blocks, index);
             macro_rules! of_height {
                 ($($height:literal)+) => {
                     match rows.len() {
-                        $($height if $height <= R => self.block::<S, V, $height>(simd, b, rows.start, start),)+
+                        $($height if $height <= R => self.block::<S, V, $height>(simd, (b, ahead), rows.start, start),)+
                         height => unreachable!("a block of {height} rows, {R} at most"),
                     }
                 };
@@ -168,9 +187,15 @@ impl Product<'_> {
         }
     }
 
-    /// `R` rows and `V` vectors of C, from row `i` and column `j` on.
+    /// `R` rows and `V` vectors of C, from row `i` and column `j` on; what comes next is fetched meanwhile.
     #[inline(always)]
-    fn block<S: Simd, const V: usize, const R: usize>(&mut self, simd: S, b: Strip<'_>, i: usize, j: usize) {
+    fn block<S: Simd, const V: usize, const R: usize>(
+        &mut self,
+        simd: S,
+        (b, mut ahead): (Strip<'_>, Ahead<[f32; PANEL], 1>),
+        i: usize,
+        j: usize,
+    ) {
         let width = V * S::F32_LANES;
         let mut sums = [[simd.splat_f32s(0.0); V]; R];
         if b.first > 0 {
@@ -185,6 +210,7 @@ impl Product<'_> {
             *row = &self.a.data[(i + r) * self.a.ld + b.first..][..terms];
         }
         for p in 0..terms {
+            ahead.fetch();
             let (b, _) = S::as_simd_f32s(&b.rows[p][b.column..b.column + width]);
             for r in 0..R {
                 let a = simd.splat_f32s(rows[r][p]);
@@ -207,6 +233,8 @@ struct Strip<'a> {
     /// The term that the first row belongs to.
     first: usize,
     column: usize,
+    /// What is used after them.
+    next: *const [f32; PANEL],
 }
 
 #[cfg(test)]
@@ -225,7 +253,7 @@ mod tests {
         let b: Vec<T> = integers(n.div_ceil(PANEL) * panel, 1);
         let before: Vec<T> = integers(m * c_ld, 3);
         let mut c = before.clone();
-        let panels = Panels { data: &b, rows: k, panel };
+        let panels = Panels { data: &b, rows: k, panel, next: &[] };
         multiply(Mat::new(&a, m, k, a_ld), panels, MatMut::new(&mut c, m, n, c_ld));
         for (at, &got) in c.iter().enumerate() {
             let (i, j) = (at / c_ld, at % c_ld);

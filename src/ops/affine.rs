@@ -170,7 +170,7 @@ impl<T: Element> Prepared<T> {
             let (row, index) = (piece / across * height, piece % across);
             let (rows, width) = (out.count(), out.run());
             let x = Mat::new(&x[row * inputs..], rows, inputs, inputs);
-            let w = Panels { data: &data[index * panel..], rows: inputs, panel };
+            let w = Panels { data: &data[index * panel..], rows: inputs, panel, next: &[] };
             scratch.with(|product: &mut [T]| {
                 // out[rows, columns] = x[rows, D] . w[D, columns], in whole vectors
                 panels::multiply(x, w, MatMut::new(product, rows, width.next_multiple_of(LANES), PANEL));

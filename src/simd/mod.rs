@@ -4,8 +4,8 @@
 //! loops inside it again for AVX2 and AVX-512 and chooses at run time ([`Isa`]). The loops are ordinary Rust; sums that should be
 //! vectorised say their order of addition ([`sum`], [`dot`]), so the bits do not depend on which version runs.
 //!
-//! Three things are written by hand, because the compiler does not make them of loops: transposing planes, dealing out
-//! pairs, and outputs that bypass the cache. They move bits and calculate nothing.
+//! What is written by hand, because the compiler does not make it of loops: transposing planes, dealing out pairs, outputs
+//! that bypass the cache, and fetching what is needed next. That moves bits and calculates nothing.
 
 mod isa;
 
@@ -38,6 +38,40 @@ pub(crate) const LANES: usize = 16;
 
 /// One number of each of [`LANES`] planes, tiles or partial sums.
 pub(crate) type Lanes<T> = [T; LANES];
+
+/// What a loop needs next, fetched into the caches while it computes something else: some at every step. The processor does so
+/// by itself where memory is read without a pause; a product reads its operands in bursts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ahead<T, const N: usize> {
+    from: [*const T; N],
+    /// The next element to be fetched, and elements a step, in 1 / 2^16.
+    next: usize,
+    step: usize,
+}
+
+impl<T, const N: usize> Ahead<T, N> {
+    /// Of the `count` elements from each of `from` on, which need not be there, the share that belongs to the `part.0`-th of
+    /// `part.1` loops of `count` steps.
+    #[inline(always)]
+    pub(crate) fn new(from: [*const T; N], count: usize, part: (usize, usize)) -> Self {
+        let step = (1 << 16) / part.1;
+        Ahead { from, next: part.0 * count * step, step }
+    }
+
+    #[inline(always)]
+    pub(crate) fn fetch(&mut self) {
+        #[cfg(target_arch = "x86_64")]
+        for from in self.from {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let element = from.wrapping_add(self.next >> 16).cast::<i8>();
+            for line in 0..size_of::<T>().div_ceil(64) {
+                // SAFETY: it is part of SSE, which every x86_64 has, and reads nothing: any address will do.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(element.wrapping_add(64 * line)) };
+            }
+        }
+        self.next += self.step;
+    }
+}
 
 /// Partial sums of a reduction kept side by side: four vectors, because an addition waits four cycles for the one before.
 const PARTIAL_SUMS: usize = 4 * LANES;

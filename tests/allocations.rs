@@ -78,6 +78,9 @@ const NETWORKS: [&str; 3] = [
 /// Many filters and few pixels: few images are cut by filters.
 const DEEP: &str = "conv16k8s8p0-relu-conv96s2-bn-relu-conv160k1-relu-affine10";
 
+/// So many filters that they come from memory: they are dealt out for more images than there are threads, too.
+const WIDE: &str = "pool4-conv352k1s2p0-relu-conv352-relu-gap-affine10";
+
 /// Allocations of a session's calls, with every number of images.
 fn session_allocations(notation: &str, batch: usize) -> usize {
     let spec: NetworkSpec = notation.parse().unwrap();
@@ -117,6 +120,7 @@ fn a_step_allocates_nothing_after_the_first() {
             for notation in NETWORKS.into_iter().chain([DEEP]) {
                 assert_eq!(session_allocations(notation, 9), 0, "session of {notation}, {threads} threads");
             }
+            assert_eq!(session_allocations(WIDE, 70), 0, "session of {WIDE}, {threads} threads");
         })
         .unwrap();
     }

@@ -208,6 +208,14 @@ impl Block {
         }
     }
 
+    /// Images up to which its convolution may be cut in another way than for more, if it has one.
+    pub(crate) fn few_images(&self) -> Option<usize> {
+        match self.head {
+            Head::Conv(plan) => Some(plan.group_images()),
+            Head::None | Head::Affine { .. } => None,
+        }
+    }
+
     /// The sizes of its affine layer for `images` images, if it has one and nothing but what [`Block::backward`] goes through
     /// in place: with no gradient of x and w asked for, that leaves the gradient of the product in `dout`.
     pub(crate) fn affine(&self, images: usize) -> Option<AffineShape> {

@@ -18,11 +18,10 @@ use std::ops::Range;
 
 use ndarray::{Array2, Array4, ArrayView2, ArrayView4};
 
-use crate::blas::panels::set_row;
 use crate::element::Element;
 use crate::error::{Result, check_shape};
 use crate::ops::layout::{row_major, slice_mut};
-use crate::parallel::{Planes, StridedMut, for_each_chunk_mut, for_each_share};
+use crate::parallel::{Planes, for_each_chunk_mut, for_each_share};
 use crate::shape::{Axis, Conv2d, Conv2dShape};
 use crate::simd::{LANES, Lanes, add_assign, deal_two, gather_two, vectorized};
 use crate::workspace::Workspace;
@@ -192,25 +191,6 @@ impl Polyphase {
             for (channel, phases) in phases.chunks_exact(self.channel()).enumerate() {
                 let out = &mut cols[(channel * cells + cell) * ld..][..width];
                 self.fill(&block, &phases[block.offset..][..self.plane()], &tile, out);
-            }
-        }
-    }
-
-    /// The same columns in panels, as `blas::panels` takes them; `row` is scratch for a row.
-    #[inline(always)]
-    pub(super) fn im2col_panels<T: Element>(
-        &self,
-        phases: &[T],
-        tile: Range<usize>,
-        row: &mut [T],
-        panels: &mut StridedMut<'_, T>,
-    ) {
-        let (cells, width) = (self.rows.window * self.cols.window, tile.len() * self.cols.output);
-        let row = &mut row[..width];
-        for (cell, block) in self.blocks(tile.clone()).enumerate() {
-            for (channel, phases) in phases.chunks_exact(self.channel()).enumerate() {
-                self.fill(&block, &phases[block.offset..][..self.plane()], &tile, row);
-                set_row(panels, channel * cells + cell, row);
             }
         }
     }

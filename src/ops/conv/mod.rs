@@ -10,6 +10,7 @@
 //! | algorithm | file | with |
 //! | --- | --- | --- |
 //! | im2col | `tiles`: products of columns and filters | [`im2col`]: the columns |
+//! | the same, forward in `f32` | `direct`: products without columns | `direct/padded`: pixels; `direct/product`: the kernel |
 //! | Winograd | [`winograd`]: groups of images | `winograd/group`: tiles and pixels; `winograd/transforms`: the maps and the 36 products |
 //! | depthwise | [`depthwise`]: plane by plane | [`im2col`]: strides undone |
 //!
@@ -24,6 +25,7 @@ pub mod im2col;
 pub mod winograd;
 
 mod backward;
+mod direct;
 mod plan;
 mod rows;
 mod slots;
@@ -102,6 +104,7 @@ pub(crate) fn forward<T: Element>(
     match plan.algorithm {
         Algorithm::Winograd => winograd::forward(plan, images, x, filters, outputs, finish, ws),
         Algorithm::Depthwise => depthwise::forward(plan, images, x, w, outputs, finish, ws),
+        Algorithm::Im2col if plan.is_direct() => direct::forward(plan, images, x, filters, outputs, finish, ws),
         Algorithm::Auto | Algorithm::Im2col => tiles::forward(plan, images, x, w, outputs, finish, ws),
     }
 }
@@ -124,7 +127,7 @@ pub fn conv2d_forward_into<T: Element>(
 ) {
     assert!(b.is_none_or(|b| b.len() == plan.shape.filters), "b has one element per filter");
     let write = Write::of::<T>(out.len());
-    if plan.algorithm == Algorithm::Im2col && write == Write::Cached && tiles::has_place::<T>(plan, images) {
+    if plan.algorithm == Algorithm::Im2col && write == Write::Cached && tiles::has_place(plan, images) {
         plan.check_images(images, x);
         Outputs::plain(&plan.shape, out).check(&plan.shape, images);
         let add_bias = |filter: usize, out: &mut [T]| {

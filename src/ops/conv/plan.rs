@@ -13,9 +13,10 @@ use crate::blas::panels::PANEL;
 use crate::element::{Element, Kind};
 use crate::error::{Error, Result};
 use crate::ops::conv::slots::Slots;
-use crate::ops::conv::winograd;
+use crate::ops::conv::{direct, winograd};
 use crate::parallel::current_threads;
 use crate::shape::{Algorithm, Axis, Conv2dShape};
+use crate::simd::LANES;
 use crate::workspace::Buffer;
 
 /// What the columns and the product of a tile may take of the L2 cache: half of the smallest that today's server cores
@@ -25,11 +26,16 @@ const TILE_BYTES: usize = 768 << 10;
 /// Pixels that a tile may have whatever they take: with fewer, the filters are read too often.
 const TILE_PIXELS: usize = 2 * PANEL;
 
+/// Bytes of pixels and product of a piece without columns, which the L2 cache is to hold beside the weights; and pixels that one
+/// has whatever they take.
+const DIRECT_BYTES: usize = 768 << 10;
+const DIRECT_PIXELS: usize = PANEL;
+
 /// Channels and filters from which on Winograd's algorithm is faster than im2col.
 const WINOGRAD_CHANNELS: usize = 16;
 
 /// Tiles that transformed filters are used for in a call, up to which it takes longer to read them from memory than im2col
-/// takes in all; and from which size on they come from memory. (512 filters of 512 channels: 1.6 ms in place of 2.3.)
+/// takes in all; and from which size on they come from memory.
 const FEW_TILES: usize = 4;
 const UNCACHED: usize = 16 << 20;
 
@@ -132,6 +138,11 @@ impl ConvPlan {
         if takes_memory { Algorithm::Im2col } else { self.shape.wish }
     }
 
+    /// Whether the products of im2col's forward pass run without columns.
+    pub(super) fn is_direct(&self) -> bool {
+        self.algorithm == Algorithm::Im2col && self.kind == Kind::F32
+    }
+
     /// The sizes, for one image.
     pub fn shape(&self) -> &Conv2dShape {
         &self.shape
@@ -145,15 +156,17 @@ impl ConvPlan {
     pub fn prepare<T: Element>(&self, w: &[T]) -> Prepared<T> {
         self.check_filters(w);
         let (shape, algorithm) = (self.shape, self.algorithm);
-        let filters = if algorithm == Algorithm::Winograd {
-            let mut filters = Buffer::zeroed(winograd::filters_len(&shape));
+        let mut filters;
+        if algorithm == Algorithm::Winograd {
+            filters = Buffer::zeroed(winograd::filters_len(&shape));
             winograd::prepare_filters(&shape, w, &mut filters);
-            filters
+        } else if self.is_direct() {
+            filters = Buffer::zeroed(direct::filters_len(&shape));
+            direct::prepare_filters(&shape, w, &mut filters);
         } else {
-            let mut filters = Buffer::zeroed(w.len());
+            filters = Buffer::zeroed(w.len());
             filters.copy_from_slice(w);
-            filters
-        };
+        }
         Prepared { shape, algorithm, filters }
     }
 
@@ -203,39 +216,43 @@ impl ConvPlan {
         if strided && images >= MANY_IMAGES { self.tiling.tiles } else { 1 }
     }
 
-    /// What a piece of the forward pass by im2col is, for so many images, where no bit depends on it. Where there are fewer
-    /// tiles than threads share evenly, tiles get smaller, or the filters are dealt out, whichever reads less memory again.
-    pub(super) fn tiles_part(&self, images: usize) -> TilesPart {
-        let (tiling, tiles) = (self.tiling, self.tiles_per_piece(images));
-        let (filters, places) = (self.shape.filters / self.shape.groups, images * self.shape.groups);
-        let whole = TilesPart { filters, tiling, tiles };
-        let wanted = (2 * current_threads()).div_ceil(places);
-        if current_threads() == 1 || tiling.tiles.div_ceil(tiles) >= wanted {
-            return whole;
-        }
-        if filters <= self.shape.out_plane() {
-            let least = TILE_PIXELS.div_ceil(self.shape.cols.output);
-            let rows = self.shape.rows.output.div_ceil(wanted).max(least).next_multiple_of(self.band).min(tiling.rows);
-            return TilesPart { tiling: tiling.with_rows(rows, &self.shape), tiles: 1, ..whole };
-        }
-        let wanted = wanted.div_ceil(tiling.tiles);
-        let pieces = (wanted..=2 * wanted).find(|&pieces| filters.is_multiple_of(pieces)).unwrap_or(1);
-        TilesPart { filters: filters / pieces, tiles: 1, ..whole }
-    }
-
     /// Pieces that the channels of an image are dealt out to in the depthwise algorithm.
     pub(super) fn channel_pieces(&self, images: usize) -> usize {
         if images < MANY_IMAGES { self.shape.channels.min(CHANNEL_PIECES) } else { 1 }
     }
 }
 
-/// What a piece of the forward pass by im2col computes: some tiles of some filters of one group of an image.
+/// What a piece of the forward pass without columns computes: some rows of some filters of one group of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TilesPart {
+pub(super) struct DirectPart {
+    pub(super) rows: usize,
     /// A divisor of the filters of a group.
     pub(super) filters: usize,
-    pub(super) tiling: Tiling,
-    pub(super) tiles: usize,
+}
+
+impl ConvPlan {
+    /// What a piece is, for so many images: a band of rows. Where these are fewer than threads share evenly, they get narrower,
+    /// or the filters are dealt out, whichever reads less memory again. No bit of the output depends on it.
+    pub(super) fn direct_part(&self, images: usize) -> DirectPart {
+        let (shape, all) = (&self.shape, self.shape.rows.output);
+        let (filters, channels) = (shape.filters / shape.groups, shape.channels / shape.groups);
+        let row = channels * shape.rows.stride * shape.cols.input + 3 * LANES * shape.cols.output;
+        let least = DIRECT_PIXELS.div_ceil(shape.cols.output);
+        let fitting = (DIRECT_BYTES / size_of::<f32>() / row).max(least).min(all);
+        let bands = all.div_ceil(fitting);
+        let rows = all.div_ceil(bands).next_multiple_of(self.band);
+        let (threads, places) = (current_threads(), images * shape.groups * bands);
+        if threads == 1 || places >= 2 * threads {
+            return DirectPart { rows, filters };
+        }
+        let wanted = (2 * threads).div_ceil(places);
+        let pieces = (2..=2 * wanted).rev().find(|&pieces| filters.is_multiple_of(pieces * PANEL));
+        if let Some(pieces) = pieces.filter(|_| filters > shape.out_plane()) {
+            return DirectPart { rows, filters: filters / pieces };
+        }
+        let narrower = all.div_ceil(wanted * bands).max(least).next_multiple_of(self.band);
+        DirectPart { rows: narrower.min(rows), filters }
+    }
 }
 
 /// What a piece of Winograd's forward pass computes: all rows of tiles of some images and filters, or some of one image.
@@ -248,23 +265,25 @@ pub(super) struct WinogradPart {
 
 /// How Winograd's algorithm takes images together.
 impl ConvPlan {
-    /// Images of about [`GROUP_TILES`] tiles.
-    pub(super) fn group_images(&self) -> usize {
+    /// Images of about [`GROUP_TILES`] tiles. For so many, or fewer, pieces may be cut in another way than for more.
+    pub(crate) fn group_images(&self) -> usize {
         (GROUP_TILES / winograd::tiles_of(&self.shape)).max(1)
     }
 
     /// What a piece of the forward pass is, for so many images: some images, or where one has many tiles, a band of it. Where
     /// there are fewer images than threads, bands get narrower, or the filters are dealt out, whichever reads less memory
-    /// again. No bit of the output depends on it.
+    /// again; filters that come from memory are dealt out, too, if all images are one group. No bit of the output depends on it.
     pub(super) fn winograd_part(&self, images: usize) -> WinogradPart {
         let (shape, (rows, cols)) = (&self.shape, winograd::tiles(&self.shape));
         let threads = current_threads();
-        // so many that threads share them evenly
-        let pieces = if images < threads { (2 * threads).div_ceil(images) } else { 1 };
-        if pieces > 1 && shape.filters > images * rows * cols && shape.filters.div_ceil(PANEL) > images {
-            let filters = shape.filters.div_ceil(pieces).next_multiple_of(PANEL).min(shape.filters);
+        let bytes = winograd::filters_len(shape) * size_of::<f32>();
+        let one_group = threads > 1 && images <= self.group_images() && bytes >= UNCACHED;
+        if (images < threads || one_group) && shape.filters > (images * rows * cols).max(PANEL) {
+            let filters = shape.filters.div_ceil(2 * threads).next_multiple_of(PANEL).min(shape.filters);
             return WinogradPart { images, filters, tile_rows: rows };
         }
+        // so many that threads share them evenly
+        let pieces = if images < threads { (2 * threads).div_ceil(images) } else { 1 };
         let bands = (rows * cols / GROUP_TILES).max(pieces).clamp(1, (rows / 2).max(1));
         if bands > 1 {
             // a band begins where a window of the pool begins
@@ -273,7 +292,8 @@ impl ConvPlan {
             let tile_rows = rows.div_ceil(bands).next_multiple_of(step).min(rows);
             return WinogradPart { images: 1, filters: shape.filters, tile_rows };
         }
-        let groups = images.div_ceil(self.group_images().min(images)).next_multiple_of(GROUPS).min(images);
+        let groups = images.div_ceil(self.group_images().min(images));
+        let groups = if threads == 1 { groups } else { groups.next_multiple_of(GROUPS).min(images) };
         WinogradPart { images: images.div_ceil(groups), filters: shape.filters, tile_rows: rows }
     }
 
@@ -370,11 +390,6 @@ impl Tiling {
         let aligned = width.next_multiple_of(line);
         let ld = if aligned.is_multiple_of(1024 / size_of::<T>()) { aligned + line } else { aligned };
         Tiling { rows, tiles: shape.rows.output.div_ceil(rows), ld }
-    }
-
-    /// The same with tiles of so many rows, no more than it has.
-    fn with_rows(self, rows: usize, shape: &Conv2dShape) -> Self {
-        Tiling { rows, tiles: shape.rows.output.div_ceil(rows), ..self }
     }
 
     /// Output rows of tile `index`.

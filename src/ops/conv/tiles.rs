@@ -17,27 +17,21 @@
 //!
 //! The transposed products are chosen so that OpenBLAS transposes the smaller operand.
 //!
-//! Forward in `f32` the product is our own kernel's (`blas::panels`), but for short sums, and columns are made in the panels that
-//! it takes. It has the same bits however rows and columns are cut, so where there are few images for the threads, tiles get
-//! smaller, or several pieces of the filters share columns that are made before (`ConvPlan::tiles_part`). All other products
-//! are BLAS', of columns that lie row by row; of a 1x1 convolution with stride 1 and no padding they are the image itself.
+//! The columns of a 1x1 convolution with stride 1 and no padding are the image itself. Forward in `f32` no columns are made: see
+//! `direct`.
 
 use std::ops::Range;
 
-use crate::blas::panels::{self, PANEL, Panels, panel_len, set_row};
 use crate::blas::{Accum, Mat, MatMut, gemm};
 use crate::element::Element;
 use crate::ops::conv::backward::{Piece, Steps, Wanted, transpose_groups};
 use crate::ops::conv::im2col::Polyphase;
-use crate::ops::conv::plan::{ConvPlan, TilesPart, Tiling};
+use crate::ops::conv::plan::{ConvPlan, Tiling};
 use crate::ops::conv::rows::{Outputs, PlaneRows};
-use crate::parallel::{Grid, StridedMut, for_each_share};
+use crate::parallel::{Grid, for_each_share};
 use crate::shape::{Axis, Conv2dShape};
-use crate::simd::{LANES, sum, vectorized};
-use crate::workspace::{Scratch, Workspace};
-
-/// Pieces that the channels of a tile are dealt out to, where its columns are made for several pieces of filters.
-const COLUMN_PIECES: usize = 8;
+use crate::simd::{sum, vectorized};
+use crate::workspace::Workspace;
 
 /// What every tile needs to know.
 #[derive(Clone, Copy, Debug)]
@@ -133,48 +127,6 @@ impl Tiles {
         &x[(place.image * self.shape.groups + place.group) * len..][..len]
     }
 
-    /// Output pixels of the largest tile.
-    fn width(&self) -> usize {
-        self.tiling.rows.min(self.shape.rows.output) * self.shape.cols.output
-    }
-
-    /// Fills panels with the columns of some channels, which `pixels` holds, and one tile; `row` is scratch.
-    fn fill_panels<T: Element>(&self, pixels: &[T], rows: Range<usize>, row: &mut [T], panels: &mut StridedMut<'_, T>) {
-        if self.pointwise {
-            let columns = rows.start * self.shape.cols.output..rows.end * self.shape.cols.output;
-            vectorized!(for (c, plane) in pixels.chunks_exact(self.shape.in_plane()).enumerate() {
-                set_row(panels, c, &plane[columns.clone()]);
-            });
-        } else {
-            vectorized!(self.phases.im2col_panels(pixels, rows, row, panels));
-        }
-    }
-
-    /// The columns of all tiles, one after the other, some channels at a time; `scratch` is for the phases of a group and a
-    /// row.
-    fn make_columns<T: Element>(&self, x: &[T], scratch: &Scratch<'_, T>, (columns, panel): (&mut [T], usize)) {
-        let (channels, _) = self.of_group();
-        let (cells, in_plane) = (self.shape.column() / channels, self.shape.in_plane());
-        let chunk = channels.div_ceil(COLUMN_PIECES);
-        let rows = columns.len() / panel;
-        let per_tile = self.width().div_ceil(PANEL);
-        let blocks = Grid::new(columns, (rows, panel), (per_tile, chunk * cells * PANEL));
-        let across = blocks.across();
-        for_each_share(blocks, |index, mut panels| {
-            let (tile, first) = (index / across, index % across * chunk);
-            let group = tile / self.tiling.tiles;
-            let rows = self.tiling.tile(tile % self.tiling.tiles, &self.shape);
-            // the row that makes their number odd may be a piece of its own
-            let count = chunk.min(channels.saturating_sub(first));
-            scratch.with(|scratch: &mut [T]| {
-                let (phases, row) = scratch.split_at_mut(channels * self.phases_len());
-                let x = &x[(group * channels + first) * in_plane..][..count * in_plane];
-                let pixels = self.pixels(x, rows.clone(), &mut phases[..count * self.phases_len()]);
-                self.fill_panels(pixels, rows, row, &mut panels);
-            });
-        });
-    }
-
     /// `w_g` `[F/G, K]` of group `g`.
     fn filters<'a, T>(&self, w: &'a [T], group: usize) -> Mat<'a, T> {
         let (k, filters) = (self.shape.column(), self.of_group().1);
@@ -194,11 +146,6 @@ pub(super) fn forward<T: Element>(
 ) {
     let tiles = Tiles::new(plan, Wanted { dx: false, dw: false, db: false });
     let ((channels, filters), Tiling { ld, rows, .. }) = (tiles.of_group(), plan.tiling);
-    if panels::pay::<T>(plan.shape.column()) {
-        let part = plan.tiles_part(images);
-        let tiles = Tiles { tiling: part.tiling, ..tiles };
-        return forward_in_panels(&tiles, part, (images, x, w), outputs, finish, ws);
-    }
     let per_piece = plan.tiles_per_piece(images);
     let columns_len = channels * tiles.phases_len() + tiles.columns_len();
     let (_, scratch) = ws.lend(0, columns_len + filters * ld);
@@ -221,65 +168,9 @@ pub(super) fn forward<T: Element>(
     });
 }
 
-/// [`forward`] by our own product kernel, for which columns lie in panels.
-fn forward_in_panels<T: Element>(
-    tiles: &Tiles,
-    part: TilesPart,
-    (images, x, w): (usize, &[T], &[T]),
-    outputs: Outputs<'_, T>,
-    finish: impl Fn(usize, &mut [T], &mut [T], &mut [u8]) + Sync + Send,
-    ws: &mut Workspace,
-) {
-    let (shape, tiling, (channels, filters)) = (&tiles.shape, tiles.tiling, tiles.of_group());
-    let (k, width) = (shape.column(), tiles.width());
-    let (panel, count) = (panel_len(k), width.div_ceil(PANEL));
-    // Where the filters are dealt out, several pieces need the same columns, which are made before.
-    let shares_columns = part.filters < filters;
-    let tile_len = count * panel;
-    let [common_len, own_len] =
-        if shares_columns { [images * shape.groups * tiling.tiles * tile_len, 0] } else { [0, tile_len] };
-    let ld = (count | 1) * PANEL;
-    let phases_len = channels * tiles.phases_len();
-    let (common, scratch) = ws.lend(common_len, phases_len + width + own_len + part.filters * ld);
-    if shares_columns {
-        tiles.make_columns(x, &scratch, (&mut *common, panel));
-    }
-    let common = &*common;
-    let pieces = filters / part.filters;
-    outputs.for_each_block(part.filters, part.tiles * tiling.rows, |(i, j), mut block| {
-        let (place, first_filter) = (tiles.place((i / pieces, j), part.tiles), i % pieces * part.filters);
-        let first = place.tiles.start * tiling.rows;
-        scratch.with(|scratch: &mut [T]| {
-            let (phases, scratch) = scratch.split_at_mut(phases_len);
-            let (row, scratch) = scratch.split_at_mut(width);
-            let (columns, product) = scratch.split_at_mut(own_len);
-            let rows = tiling.rows_of(&place.tiles, shape);
-            let pixels = if shares_columns { x } else { tiles.pixels(tiles.group_of(x, &place), rows, phases) };
-            for index in place.tiles.clone() {
-                let rows = tiling.tile(index, shape);
-                let width = rows.len() * shape.cols.output;
-                let columns = if shares_columns {
-                    &common[(i / pieces * tiling.tiles + index) * tile_len..][..tile_len]
-                } else {
-                    tiles.fill_panels(pixels, rows.clone(), row, &mut StridedMut::rows(columns, panel));
-                    &*columns
-                };
-                // out_g[F/G, tile] = w_g[F/G, K] . cols_g[K, tile]
-                let w = &w[(place.group * filters + first_filter) * k..];
-                let out = MatMut::new(product, part.filters, width.next_multiple_of(LANES), ld);
-                panels::multiply(Mat::new(w, part.filters, k, k), Panels { data: columns, rows: k, panel }, out);
-                for (f, product) in product.chunks_mut(ld).enumerate() {
-                    let (out, cells) = block.rows(f, rows.start - first..rows.end - first);
-                    finish(place.group * filters + first_filter + f, &mut product[..width], out, cells);
-                }
-            }
-        });
-    });
-}
-
 /// Whether [`forward_in_place`] can compute it: it goes through one tile at a time.
-pub(super) fn has_place<T: Element>(plan: &ConvPlan, images: usize) -> bool {
-    plan.tiles_per_piece(images) == 1 && !panels::pay::<T>(plan.shape.column())
+pub(super) fn has_place(plan: &ConvPlan, images: usize) -> bool {
+    !plan.is_direct() && plan.tiles_per_piece(images) == 1
 }
 
 /// [`forward`] with the product written to its place in `out` `[N, F, H', W']`, where `finish` gets its rows.

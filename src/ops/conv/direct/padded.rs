@@ -1,0 +1,155 @@
+//! Level 3. Pixels as the products of `direct` read them: dealt out by phase, with their padding.
+
+use std::ops::Range;
+
+use super::product::Runs;
+use crate::element::Element;
+use crate::shape::{Axis, Conv2dShape};
+use crate::simd::{LANES, Lanes};
+
+/// One axis: output `o` finds the pixel of a cell of the window as the `o + shift`-th of those whose position has the same
+/// remainder by the stride, its phase.
+#[derive(Clone, Copy, Debug)]
+struct Reach {
+    axis: Axis,
+    /// Phases that cells have, numbered in the order of the first cells that have them.
+    phases: usize,
+    /// The least shift.
+    first: isize,
+    /// Pixels of a phase that a run of outputs sees on top of one each.
+    more: usize,
+}
+
+impl Reach {
+    fn new(axis: Axis) -> Self {
+        // so many cells further, the phase is the same
+        let period = (1..=axis.stride).find(|cells| (cells * axis.dilation).is_multiple_of(axis.stride));
+        let reach = Reach { axis, phases: period.unwrap_or(1).min(axis.window), first: 0, more: 0 };
+        let [first, last] = [0, axis.window - 1].map(|cell| reach.offset(cell).div_euclid(axis.stride as isize));
+        Reach { first, more: (last - first) as usize, ..reach }
+    }
+
+    /// Pixels from where a window begins, at the first output, to a cell of it; both may lie in the padding.
+    #[inline(always)]
+    fn offset(&self, cell: usize) -> isize {
+        (cell * self.axis.dilation) as isize - self.axis.before as isize
+    }
+
+    #[inline(always)]
+    fn phase(&self, number: usize) -> usize {
+        self.offset(number).rem_euclid(self.axis.stride as isize) as usize
+    }
+
+    /// The number of a cell's phase, and the place in it where the first output finds its pixel.
+    fn cell(&self, cell: usize) -> (usize, usize) {
+        let shift = self.offset(cell).div_euclid(self.axis.stride as isize);
+        (cell % self.phases, (shift - self.first) as usize)
+    }
+
+    /// The first `count` places of a phase, for outputs from `start` on: which of them are pixels and not padding, and the first of
+    /// these.
+    #[inline(always)]
+    fn pixels(&self, phase: usize, start: usize, count: usize) -> (Range<usize>, usize) {
+        let all = self.axis.input.saturating_sub(phase).div_ceil(self.axis.stride) as isize;
+        let index = start as isize + self.first;
+        let within = |place: isize| place.clamp(0, count as isize) as usize;
+        let places = within(-index)..within(all - index).max(within(-index));
+        (places, index.max(0) as usize * self.axis.stride + phase)
+    }
+}
+
+/// Channels as the products read them: of each phase, rows of pixels and padding.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Padded {
+    rows: Reach,
+    cols: Reach,
+    /// Elements from a row to the next, and from a phase to the next.
+    pitch: usize,
+    phase: usize,
+}
+
+impl Padded {
+    /// For up to `rows` rows of outputs.
+    pub(super) fn new(shape: &Conv2dShape, rows: usize) -> Self {
+        let (down, across) = (Reach::new(shape.rows), Reach::new(shape.cols));
+        let pitch = shape.cols.output + across.more;
+        // an odd number of cache lines, lest channels share a few sets of the L1 cache
+        let phase = (((rows + down.more) * pitch).div_ceil(LANES) | 1) * LANES;
+        Padded { rows: down, cols: across, pitch, phase }
+    }
+
+    /// Elements of a channel.
+    pub(super) fn channel(&self) -> usize {
+        self.rows.phases * self.cols.phases * self.phase
+    }
+
+    /// The pixels of `rows` rows of outputs, as a cell sees them: those of all rows lie side by side where windows are one
+    /// pixel wide.
+    pub(super) fn runs(&self, rows: usize) -> Runs {
+        let (pitch, cols) = (self.pitch, self.cols.axis.output);
+        if pitch == cols { Runs { count: 1, len: rows * cols, pitch } } else { Runs { count: rows, len: cols, pitch } }
+    }
+
+    /// Where the first output finds the pixel of each term: of each channel, of each cell in row-major order.
+    ///
+    /// # Panics
+    /// If they are 2^32 elements apart.
+    pub(super) fn offsets(&self, offsets: &mut [u32]) {
+        let (width, cells) = (self.cols.axis.window, self.rows.axis.window * self.cols.axis.window);
+        let all = u32::try_from(offsets.len() / cells * self.channel());
+        all.expect("the pixels of a band have fewer than 2^32 elements");
+        let (first, others) = offsets.split_at_mut(cells);
+        for (cell, offset) in first.iter_mut().enumerate() {
+            let ((down, row), (across, col)) = (self.rows.cell(cell / width), self.cols.cell(cell % width));
+            *offset = ((down * self.cols.phases + across) * self.phase + row * self.pitch + col) as u32;
+        }
+        for (channel, others) in others.chunks_exact_mut(cells).enumerate() {
+            let base = ((channel + 1) * self.channel()) as u32;
+            others.iter_mut().zip(&*first).for_each(|(offset, first)| *offset = base + first);
+        }
+    }
+
+    /// Fills in channels x `[C][H][W]`, for output rows `rows`.
+    #[inline(always)]
+    pub(super) fn fill<T: Element>(&self, x: &[T], rows: Range<usize>, to: &mut [T]) {
+        let (width, height) = (self.cols.axis.input, rows.len() + self.rows.more);
+        let planes = x.chunks_exact(self.rows.axis.input * width).zip(to.chunks_exact_mut(self.channel()));
+        for (x, channel) in planes {
+            for (number, to) in channel.chunks_exact_mut(self.phase).enumerate() {
+                let (down, across) = (number / self.cols.phases, number % self.cols.phases);
+                let (places, first) = self.rows.pixels(self.rows.phase(down), rows.start, height);
+                let (cols, first_col) = self.cols.pixels(self.cols.phase(across), 0, self.pitch);
+                to[..places.start * self.pitch].fill(T::zero());
+                // in the order of the rows: what is written beyond the end of one, the next one sets
+                for (i, place) in places.clone().enumerate() {
+                    let to = &mut to[place * self.pitch..];
+                    to[..cols.start].iter_mut().for_each(|to| *to = T::zero());
+                    if !cols.is_empty() {
+                        let x = &x[(first + i * self.rows.axis.stride) * width + first_col..];
+                        every(self.cols.axis.stride, x, &mut to[cols.start..], cols.len());
+                    }
+                    to[cols.end..self.pitch].iter_mut().for_each(|to| *to = T::zero());
+                }
+                to[places.end * self.pitch..height * self.pitch].fill(T::zero());
+            }
+        }
+    }
+}
+
+/// `to[i] = from[i stride]` for the first `count` elements. Rows are short, so whole vectors are moved: elements after them may
+/// change, too.
+#[inline(always)]
+fn every<T: Element>(stride: usize, from: &[T], to: &mut [T], count: usize) {
+    let mut done = 0;
+    while stride <= 2 && done < count && done + LANES <= to.len() && stride * (done + LANES) <= from.len() {
+        let to: &mut Lanes<T> = (&mut to[done..done + LANES]).try_into().expect("a vector");
+        if stride == 1 {
+            to.copy_from_slice(&from[done..done + LANES]);
+        } else {
+            let from: &[T; 2 * LANES] = from[2 * done..2 * (done + LANES)].try_into().expect("two vectors");
+            (0..LANES).for_each(|i| to[i] = from[2 * i]);
+        }
+        done += LANES;
+    }
+    (done..count).for_each(|i| to[i] = from[i * stride]);
+}

@@ -1,0 +1,262 @@
+//! Level 3. The product of `direct`: pixels from wherever they lie, filters in vectors.
+
+use std::ops::Range;
+
+use pulp::{Simd, WithSimd};
+
+use crate::parallel::piece_range;
+use crate::simd::{Ahead, LANES, Lanes};
+
+/// Terms that are added up before the next ones: their weights stay in the L1 cache while the pixels go by.
+const TERMS: usize = 128;
+
+/// Vectors of filters that are multiplied together.
+pub(super) const PAIR: usize = 2;
+
+/// Runs of pixels that lie side by side.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Runs {
+    pub(super) count: usize,
+    /// Pixels of each.
+    pub(super) len: usize,
+    /// Elements from the first pixel of a run to that of the next.
+    pub(super) pitch: usize,
+}
+
+/// `product[v][i, j][f] = sum over t of weights[v][t][f] x[offsets[t] + i pitch + j]` for pixel j of run i, and filter f of
+/// vector v, one or [`PAIR`] of them.
+pub(super) struct Product<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) offsets: &'a [u32],
+    pub(super) weights: &'a [Lanes<f32>],
+    pub(super) runs: Runs,
+    pub(super) product: &'a mut [Lanes<f32>],
+}
+
+impl WithSimd for Product<'_> {
+    type Output = ();
+
+    /// Blocks of pixels and filters that fill the registers: 14 x 2 vectors of the 32 of AVX-512, 3 x 4 of the 16 of AVX2, or
+    /// more pixels by half as many filters.
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let pair = self.weights.len() > self.offsets.len();
+        match (S::F32_LANES, pair) {
+            (16, true) => self.run::<S, PAIR, 1, 14>(simd),
+            (16, false) => self.run::<S, 1, 1, 16>(simd),
+            (_, true) => self.run::<S, PAIR, 2, 3>(simd),
+            (_, false) => self.run::<S, 1, 2, 6>(simd),
+        }
+    }
+}
+
+/// Where a block of the product is: a run, its first pixel in it, and the first of its filters in a vector.
+#[derive(Clone, Copy)]
+struct At {
+    run: usize,
+    pixel: usize,
+    lane: usize,
+}
+
+impl Product<'_> {
+    /// In blocks of `R` pixels, `H` vectors of filters, and of each of these `V` vectors of the processor's.
+    #[inline(always)]
+    fn run<S: Simd, const H: usize, const V: usize, const R: usize>(&mut self, simd: S) {
+        for first in (0..self.offsets.len()).step_by(TERMS) {
+            let terms = first..(first + TERMS).min(self.offsets.len());
+            for lane in (0..LANES).step_by(V * S::F32_LANES) {
+                self.add::<S, H, V, R>(simd, &terms, lane);
+            }
+        }
+    }
+
+    /// Some terms after the others, in blocks as even as possible.
+    #[inline(always)]
+    fn add<S: Simd, const H: usize, const V: usize, const R: usize>(
+        &mut self,
+        simd: S,
+        terms: &Range<usize>,
+        lane: usize,
+    ) {
+        let Runs { count, len, .. } = self.runs;
+        let blocks = len.div_ceil(R);
+        for index in 0..count * blocks {
+            let (pixels, part) = (piece_range(len, blocks, index % blocks), (index, count * blocks));
+            let at = At { run: index / blocks, pixel: pixels.start, lane };
+            macro_rules! of_width {
+                ($($width:literal)+) => {
+                    match pixels.len() {
+                        $($width if $width <= R => self.block::<S, H, V, $width>(simd, terms.clone(), at, part),)+
+                        width => unreachable!("a block of {width} pixels, {R} at most"),
+                    }
+                };
+            }
+            of_width!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16);
+        }
+    }
+
+    /// The `part.0`-th of `part.1` blocks that add up the same terms; it fetches its part of the next ones' weights.
+    #[inline(always)]
+    fn block<S: Simd, const H: usize, const V: usize, const R: usize>(
+        &mut self,
+        simd: S,
+        terms: Range<usize>,
+        at: At,
+        part: (usize, usize),
+    ) {
+        let (all, pixels, lanes) = (self.offsets.len(), self.product.len() / H, at.lane..at.lane + V * S::F32_LANES);
+        let place = at.run * self.runs.len + at.pixel;
+        let mut sums = [[[simd.splat_f32s(0.0); V]; H]; R];
+        if terms.start > 0 {
+            for (r, sums) in sums.iter_mut().enumerate() {
+                for (h, sums) in sums.iter_mut().enumerate() {
+                    let (product, _) = S::as_simd_f32s(&self.product[h * pixels + place + r][lanes.clone()]);
+                    sums.copy_from_slice(product);
+                }
+            }
+        }
+        // After the last terms come the first ones of the next vectors.
+        let next = if terms.end < all { terms.end } else { H * all };
+        let next = self.weights.as_ptr().wrapping_add(next);
+        let (mut weights, mut from) = ([&self.weights[..0]; H], [next; H]);
+        for h in 0..H {
+            weights[h] = &self.weights[h * all..][terms.clone()];
+            from[h] = next.wrapping_add(h * all);
+        }
+        let mut ahead = Ahead::new(from, terms.len(), part);
+        let x = &self.x[at.run * self.runs.pitch + at.pixel..];
+        for (t, &offset) in self.offsets[terms].iter().enumerate() {
+            ahead.fetch();
+            let x = &x[offset as usize..][..R];
+            // Of the operand with fewer vectors, all stay in registers while those of the other come one by one.
+            if R < H * V {
+                let mut pixels = [simd.splat_f32s(0.0); R];
+                (0..R).for_each(|r| pixels[r] = simd.splat_f32s(x[r]));
+                for (h, v) in (0..H * V).map(|i| (i / V, i % V)) {
+                    let w = S::as_simd_f32s(&weights[h][t][lanes.clone()]).0[v];
+                    for r in 0..R {
+                        sums[r][h][v] = simd.mul_add_e_f32s(pixels[r], w, sums[r][h][v]);
+                    }
+                }
+            } else {
+                let mut filters = [[simd.splat_f32s(0.0); V]; H];
+                for h in 0..H {
+                    filters[h].copy_from_slice(S::as_simd_f32s(&weights[h][t][lanes.clone()]).0);
+                }
+                for r in 0..R {
+                    let x = simd.splat_f32s(x[r]);
+                    for (h, v) in (0..H * V).map(|i| (i / V, i % V)) {
+                        sums[r][h][v] = simd.mul_add_e_f32s(x, filters[h][v], sums[r][h][v]);
+                    }
+                }
+            }
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            for (h, sums) in sums.iter().enumerate() {
+                let (product, _) = S::as_mut_simd_f32s(&mut self.product[h * pixels + place + r][lanes.clone()]);
+                product.copy_from_slice(sums);
+            }
+        }
+    }
+}
+
+/// Elements after pixels, and after the planes of [`PlaneProduct`], that vectors may reach.
+pub(super) const BEYOND: usize = 2 * LANES;
+
+/// The same product with its planes side by side: `product[f][i, j]` for the first `filters` filters of the vectors, all terms
+/// at once.
+///
+/// Here a vector holds pixels, of which it takes any that lie side by side, and nothing is transposed afterwards; rows whose
+/// length is not that of vectors cost some.
+pub(super) struct PlaneProduct<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) offsets: &'a [u32],
+    pub(super) weights: &'a [Lanes<f32>],
+    pub(super) filters: usize,
+    pub(super) runs: Runs,
+    pub(super) product: &'a mut [f32],
+    /// Elements from a plane to the next: [`BEYOND`] more than it has.
+    pub(super) plane: usize,
+}
+
+impl WithSimd for PlaneProduct<'_> {
+    type Output = ();
+
+    /// Blocks of 8 filters and 2 vectors of pixels with AVX-512, 6 and 2 with AVX2.
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        match S::F32_LANES {
+            16 => self.run::<S, 2, 8>(simd),
+            8 => self.run::<S, 2, 6>(simd),
+            _ => self.run::<S, 4, 2>(simd),
+        }
+    }
+}
+
+impl PlaneProduct<'_> {
+    /// In blocks of `R` filters and `V` vectors of pixels.
+    #[inline(always)]
+    fn run<S: Simd, const V: usize, const R: usize>(&mut self, simd: S) {
+        let blocks = LANES.div_ceil(R);
+        for index in 0..self.filters.div_ceil(LANES) * blocks {
+            let vector = index / blocks;
+            let filters = piece_range(LANES.min(self.filters - vector * LANES), blocks, index % blocks);
+            macro_rules! of_height {
+                ($($height:literal)+) => {
+                    match filters.len() {
+                        0 => (),
+                        $($height if $height <= R => self.rows::<S, V, $height>(simd, vector, filters.start),)+
+                        height => unreachable!("a block of {height} filters, {R} at most"),
+                    }
+                };
+            }
+            of_height!(1 2 3 4 5 6 7 8);
+        }
+    }
+
+    /// All pixels of `R` filters, in their order: what is stored beyond the end of a row, the next one sets.
+    #[inline(always)]
+    fn rows<S: Simd, const V: usize, const R: usize>(&mut self, simd: S, vector: usize, lane: usize) {
+        for run in 0..self.runs.count {
+            let mut pixel = 0;
+            while pixel < self.runs.len {
+                if self.runs.len - pixel > S::F32_LANES {
+                    self.block::<S, V, R>(simd, (vector, lane), run, pixel);
+                    pixel += V * S::F32_LANES;
+                } else {
+                    self.block::<S, 1, R>(simd, (vector, lane), run, pixel);
+                    pixel += S::F32_LANES;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn block<S: Simd, const V: usize, const R: usize>(
+        &mut self,
+        simd: S,
+        (vector, lane): (usize, usize),
+        run: usize,
+        pixel: usize,
+    ) {
+        let width = V * S::F32_LANES;
+        let mut sums = [[simd.splat_f32s(0.0); V]; R];
+        let weights = &self.weights[vector * self.offsets.len()..][..self.offsets.len()];
+        let x = &self.x[run * self.runs.pitch + pixel..];
+        for (&offset, weights) in self.offsets.iter().zip(weights) {
+            let (x, _) = S::as_simd_f32s(&x[offset as usize..][..width]);
+            let weights = &weights[lane..lane + R];
+            for r in 0..R {
+                let w = simd.splat_f32s(weights[r]);
+                for v in 0..V {
+                    sums[r][v] = simd.mul_add_e_f32s(w, x[v], sums[r][v]);
+                }
+            }
+        }
+        let at = run * self.runs.len + pixel;
+        for (r, sums) in sums.iter().enumerate() {
+            let to = &mut self.product[(vector * LANES + lane + r) * self.plane + at..][..width];
+            S::as_mut_simd_f32s(to).0.copy_from_slice(sums);
+        }
+    }
+}

@@ -187,12 +187,15 @@ mod tests {
     use super::*;
     use crate::parallel::{Threads, for_each_chunk_mut, for_each_piece, with_threads};
 
+    /// Fewer of everything where an interpreter looks at every access.
+    const ROUNDS: usize = if cfg!(miri) { 12 } else { 2_000 };
+
     /// Operations one after the other, of few and of many pieces: each piece runs once, and before the operation ends.
     #[test]
     fn every_piece_runs_once() {
         for threads in [1, 2, 3, 7] {
             let rounds = || {
-                for round in 0..2_000 {
+                for round in 0..ROUNDS {
                     let mut data = vec![0_u32; [0, 1, 2, 3, 8, 40][round % 6]];
                     for_each_chunk_mut(&mut data, 1, |i, value| value[0] += i as u32 + 1);
                     assert!(data.iter().zip(1..).all(|(&got, want)| got == want), "round {round}: {data:?}");
@@ -209,7 +212,7 @@ mod tests {
             for caller in 0..4 {
                 let threads = &threads;
                 scope.spawn(move || {
-                    for _ in 0..200 {
+                    for _ in 0..ROUNDS / 10 {
                         let sum = AtomicU32::new(0);
                         let add = |i: usize| _ = sum.fetch_add(i as u32 + caller, Ordering::Relaxed);
                         threads.run(|| together(|| (0..5).for_each(|_| for_each_piece(10, add))));

@@ -95,7 +95,7 @@ fn cases() -> Vec<(&'static str, Case<f32>)> {
         ("im2col, few pixels of many channels", [72, 5, 5], [96, 72, 3, 3], im2col),
         ("im2col, few pixels, groups", [70, 9, 9], [96, 35, 3, 3], Conv2d { groups: 2, ..strided }),
         ("im2col, few pixels in two tiles", [325, 10, 10], [104, 325, 3, 3], im2col),
-        ("im2col, a pixel of many filters", [9, 2, 2], [96, 9, 3, 3], strided),
+        ("im2col, few pixels and channels of many filters", [9, 4, 4], [96, 9, 3, 3], strided),
         ("im2col, rows as long as vectors", [6, 9, 32], [25, 6, 3, 3], im2col),
         ("im2col, rows as long as vectors, groups", [8, 31, 31], [42, 4, 3, 5], Conv2d { groups: 2, ..strided }),
         ("pointwise", [20, 6, 5], [17, 20, 1, 1], im2col),

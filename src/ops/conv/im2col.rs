@@ -29,13 +29,14 @@ use crate::workspace::Workspace;
 /// Where cell `cell` of a window finds its pixels: output `o` reads element `o + shift` of phase `phase`, if that is
 /// between 0 and `len`.
 #[derive(Clone, Copy)]
-struct Tap {
-    phase: usize,
-    shift: isize,
-    len: usize,
+pub(super) struct Tap {
+    pub(super) phase: usize,
+    pub(super) shift: isize,
+    pub(super) len: usize,
 }
 
-fn tap(axis: &Axis, cell: usize) -> Tap {
+#[inline]
+pub(super) fn tap(axis: &Axis, cell: usize) -> Tap {
     let offset = (cell * axis.dilation) as isize - axis.before as isize;
     let phase = offset.rem_euclid(axis.stride as isize) as usize;
     let shift = offset.div_euclid(axis.stride as isize);

@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use super::product::Runs;
 use crate::element::Element;
+use crate::ops::conv::im2col::{Tap, tap};
 use crate::shape::{Axis, Conv2dShape};
 use crate::simd::{LANES, Lanes};
 
-/// One axis: output `o` finds the pixel of a cell of the window as the `o + shift`-th of those whose position has the same
-/// remainder by the stride, its phase.
+/// One axis of the pixels that a run of outputs sees, of each phase those that its cells' taps find.
 #[derive(Clone, Copy, Debug)]
 struct Reach {
     axis: Axis,
@@ -24,36 +24,24 @@ impl Reach {
     fn new(axis: Axis) -> Self {
         // so many cells further, the phase is the same
         let period = (1..=axis.stride).find(|cells| (cells * axis.dilation).is_multiple_of(axis.stride));
-        let reach = Reach { axis, phases: period.unwrap_or(1).min(axis.window), first: 0, more: 0 };
-        let [first, last] = [0, axis.window - 1].map(|cell| reach.offset(cell).div_euclid(axis.stride as isize));
-        Reach { first, more: (last - first) as usize, ..reach }
-    }
-
-    /// Pixels from where a window begins, at the first output, to a cell of it; both may lie in the padding.
-    #[inline(always)]
-    fn offset(&self, cell: usize) -> isize {
-        (cell * self.axis.dilation) as isize - self.axis.before as isize
-    }
-
-    #[inline(always)]
-    fn phase(&self, number: usize) -> usize {
-        self.offset(number).rem_euclid(self.axis.stride as isize) as usize
+        let phases = period.expect("the stride is one").min(axis.window);
+        let [first, last] = [0, axis.window - 1].map(|cell| tap(&axis, cell).shift);
+        Reach { axis, phases, first, more: (last - first) as usize }
     }
 
     /// The number of a cell's phase, and the place in it where the first output finds its pixel.
     fn cell(&self, cell: usize) -> (usize, usize) {
-        let shift = self.offset(cell).div_euclid(self.axis.stride as isize);
-        (cell % self.phases, (shift - self.first) as usize)
+        (cell % self.phases, (tap(&self.axis, cell).shift - self.first) as usize)
     }
 
-    /// The first `count` places of a phase, for outputs from `start` on: which of them are pixels and not padding, and the first of
-    /// these.
+    /// The first `count` places of a phase, by its number, for outputs from `start` on: which of them are pixels and not padding,
+    /// and the first of these.
     #[inline(always)]
-    fn pixels(&self, phase: usize, start: usize, count: usize) -> (Range<usize>, usize) {
-        let all = self.axis.input.saturating_sub(phase).div_ceil(self.axis.stride) as isize;
+    fn pixels(&self, number: usize, start: usize, count: usize) -> (Range<usize>, usize) {
+        let Tap { phase, len, .. } = tap(&self.axis, number);
         let index = start as isize + self.first;
         let within = |place: isize| place.clamp(0, count as isize) as usize;
-        let places = within(-index)..within(all - index).max(within(-index));
+        let places = within(-index)..within(len as isize - index).max(within(-index));
         (places, index.max(0) as usize * self.axis.stride + phase)
     }
 }
@@ -117,8 +105,8 @@ impl Padded {
         for (x, channel) in planes {
             for (number, to) in channel.chunks_exact_mut(self.phase).enumerate() {
                 let (down, across) = (number / self.cols.phases, number % self.cols.phases);
-                let (places, first) = self.rows.pixels(self.rows.phase(down), rows.start, height);
-                let (cols, first_col) = self.cols.pixels(self.cols.phase(across), 0, self.pitch);
+                let (places, first) = self.rows.pixels(down, rows.start, height);
+                let (cols, first_col) = self.cols.pixels(across, 0, self.pitch);
                 to[..places.start * self.pitch].fill(T::zero());
                 // in the order of the rows: what is written beyond the end of one, the next one sets
                 for (i, place) in places.clone().enumerate() {

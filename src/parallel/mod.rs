@@ -21,6 +21,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 
+use team::OnDrop;
 pub(crate) use team::together;
 
 thread_local! {
@@ -57,23 +58,12 @@ impl Threads {
     /// Runs `work` on them: what it calls of this crate is cut into pieces for so many threads. Of a single thread rayon
     /// knows nothing: what `work` itself asks of rayon runs where it would run without this.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        /// Sets the flag back, also where `work` panics.
-        struct Back(bool);
-        impl Drop for Back {
-            fn drop(&mut self) {
-                ALONE.set(self.0);
-            }
-        }
+        // with a pool, too: this may be one of its workers, or help others while it waits
+        let before = ALONE.replace(self.pool.is_none());
+        let _back = OnDrop(|| ALONE.set(before));
         match &self.pool {
-            Some(pool) => {
-                // this may be one of its workers, or help others while it waits
-                let _back = Back(ALONE.replace(false));
-                pool.install(work)
-            }
-            None => {
-                let _back = Back(ALONE.replace(true));
-                work()
-            }
+            Some(pool) => pool.install(work),
+            None => work(),
         }
     }
 }

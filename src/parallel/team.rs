@@ -62,7 +62,7 @@ pub(super) fn for_each_piece(pieces: usize, piece: &(dyn Fn(usize) + Sync)) -> b
 }
 
 /// Calls a function when it is dropped, also where something panics.
-struct OnDrop<F: FnMut()>(F);
+pub(super) struct OnDrop<F: FnMut()>(pub(super) F);
 
 impl<F: FnMut()> Drop for OnDrop<F> {
     fn drop(&mut self) {
@@ -119,15 +119,14 @@ impl Team {
                 self.inside.0.fetch_sub(1, Ordering::SeqCst);
             });
             seen = self.phase.load(Ordering::SeqCst);
-            if seen % 2 == 1 {
-                // SAFETY: the leader saw nobody inside before it wrote the job and made the phase odd. It waits until nobody is
-                // inside after it has made it even: until then the job is what it was, and what it points to lives.
-                let job = unsafe { (*self.job.get()).map(|job| &*job) };
-                if let Some(job) = job {
-                    while let Some(index) = self.left.0.take_last() {
-                        job(index);
-                    }
-                }
+            if seen.is_multiple_of(2) {
+                continue;
+            }
+            // SAFETY: the leader saw nobody inside before it wrote the job and made the phase odd. It waits until nobody is inside
+            // after it has made it even: until then the job is what it was, and what it points to lives.
+            let job = unsafe { &*(*self.job.get()).expect("an odd phase has a job") };
+            while let Some(index) = self.left.0.take_last() {
+                job(index);
             }
         }
     }

@@ -185,8 +185,7 @@ pub(super) fn forward<T: Element>(
 ) {
     let direct = Direct::new(plan, images);
     let (shape, part) = (&direct.shape, direct.part);
-    let plain = matches!(w, Filters::Plain(_));
-    let prepared_len = if plain { filters_len(shape) } else { 0 };
+    let weights_len = w.memory_len(plan);
     // Where the filters are dealt out, several pieces see the same pixels.
     let shares_x = direct.pieces > 1;
     let padded_len = direct.padded_len();
@@ -194,18 +193,16 @@ pub(super) fn forward<T: Element>(
         if shares_x { [images * shape.groups * direct.bands * padded_len, 0] } else { [0, padded_len] };
     let plane_len = (part.rows * shape.cols.output + BEYOND) * LANES;
     let terms = shape.column();
-    let (common, scratch) = ws.lend(prepared_len + terms + shared_len, own_len + (PAIR + 1) * plane_len);
-    let (prepared, common) = common.split_at_mut(prepared_len);
+    let (common, scratch) = ws.lend(weights_len + terms + shared_len, own_len + (PAIR + 1) * plane_len);
+    let (weights, common) = common.split_at_mut(weights_len);
     let (offsets, shared) = common.split_at_mut(terms);
     let offsets: &mut [u32] = bytemuck::cast_slice_mut(offsets);
     direct.padded.offsets(offsets);
-    if plain {
-        prepare_filters(shape, w.values(plan), prepared);
-    }
+    let weights = w.prepared(plan, weights);
     if shares_x {
         direct.fill_all(x, shared);
     }
-    let (offsets, shared, weights) = (&*offsets, &*shared, if plain { &*prepared } else { w.values(plan) });
+    let (offsets, shared) = (&*offsets, &*shared);
     outputs.for_each_block(part.filters, part.rows, |at, mut block| {
         let place = direct.place(at);
         scratch.with(|scratch: &mut [T]| {

@@ -130,12 +130,16 @@ impl ConvPlan {
     /// The algorithm that is fastest where the filters are used for no more than `images` images at a time, as in a session:
     /// Winograd's filters are four times as many, and many of them take longer to read than to use for a few tiles.
     pub(crate) fn algorithm_for(&self, images: usize) -> Algorithm {
-        let bytes = winograd::filters_len(&self.shape) * size_of::<f32>();
         let takes_memory = self.algorithm == Algorithm::Winograd
             && self.shape.wish == Algorithm::Auto
             && images.saturating_mul(winograd::tiles_of(&self.shape)) <= FEW_TILES
-            && bytes >= UNCACHED;
+            && self.winograd_filters_are_uncached();
         if takes_memory { Algorithm::Im2col } else { self.shape.wish }
+    }
+
+    /// Whether Winograd's filters are so many that they come from memory.
+    fn winograd_filters_are_uncached(&self) -> bool {
+        winograd::filters_len(&self.shape) * size_of::<f32>() >= UNCACHED
     }
 
     /// Whether the products of im2col's forward pass run without columns.
@@ -155,19 +159,26 @@ impl ConvPlan {
     /// If `w` has not the length of its shape, or the plan is for another type of element.
     pub fn prepare<T: Element>(&self, w: &[T]) -> Prepared<T> {
         self.check_filters(w);
-        let (shape, algorithm) = (self.shape, self.algorithm);
-        let mut filters;
-        if algorithm == Algorithm::Winograd {
-            filters = Buffer::zeroed(winograd::filters_len(&shape));
-            winograd::prepare_filters(&shape, w, &mut filters);
-        } else if self.is_direct() {
-            filters = Buffer::zeroed(direct::filters_len(&shape));
-            direct::prepare_filters(&shape, w, &mut filters);
-        } else {
-            filters = Buffer::zeroed(w.len());
-            filters.copy_from_slice(w);
+        let mut filters = Buffer::zeroed(self.prepared_len());
+        self.prepare_into(w, &mut filters);
+        Prepared { shape: self.shape, algorithm: self.algorithm, filters }
+    }
+
+    /// Elements of prepared filters.
+    fn prepared_len(&self) -> usize {
+        match self.algorithm {
+            Algorithm::Winograd => winograd::filters_len(&self.shape),
+            _ if self.is_direct() => direct::filters_len(&self.shape),
+            _ => self.shape.w().iter().product(),
         }
-        Prepared { shape, algorithm, filters }
+    }
+
+    fn prepare_into<T: Element>(&self, w: &[T], filters: &mut [T]) {
+        match self.algorithm {
+            Algorithm::Winograd => winograd::prepare_filters(&self.shape, w, filters),
+            _ if self.is_direct() => direct::prepare_filters(&self.shape, w, filters),
+            _ => filters.copy_from_slice(w),
+        }
     }
 
     /// # Panics
@@ -276,8 +287,7 @@ impl ConvPlan {
     pub(super) fn winograd_part(&self, images: usize) -> WinogradPart {
         let (shape, (rows, cols)) = (&self.shape, winograd::tiles(&self.shape));
         let threads = current_threads();
-        let bytes = winograd::filters_len(shape) * size_of::<f32>();
-        let one_group = threads > 1 && images <= self.group_images() && bytes >= UNCACHED;
+        let one_group = threads > 1 && images <= self.group_images() && self.winograd_filters_are_uncached();
         if (images < threads || one_group) && shape.filters > (images * rows * cols).max(PANEL) {
             let filters = shape.filters.div_ceil(2 * threads).next_multiple_of(PANEL).min(shape.filters);
             return WinogradPart { images, filters, tile_rows: rows };
@@ -421,7 +431,7 @@ pub enum Filters<'a, T> {
 }
 
 impl<'a, T: Element> Filters<'a, T> {
-    /// The elements, in the order that they came in.
+    /// The elements as they are: w, or what was made of it.
     ///
     /// # Panics
     /// If they are not for this plan.
@@ -439,6 +449,28 @@ impl<'a, T: Element> Filters<'a, T> {
                 &prepared.filters
             }
         }
+    }
+
+    /// Elements of the memory that [`Filters::prepared`] needs.
+    pub(super) fn memory_len(self, plan: &ConvPlan) -> usize {
+        if let Filters::Plain(_) = self { plan.prepared_len() } else { 0 }
+    }
+
+    /// The elements as the plan prepares them, in `memory` if that has not been done.
+    ///
+    /// # Panics
+    /// As [`Filters::values`].
+    #[track_caller]
+    pub(super) fn prepared<'m>(self, plan: &ConvPlan, memory: &'m mut [T]) -> &'m [T]
+    where
+        'a: 'm,
+    {
+        let values = self.values(plan);
+        if let Filters::Prepared(_) = self {
+            return values;
+        }
+        plan.prepare_into(values, memory);
+        memory
     }
 }
 

@@ -194,19 +194,12 @@ pub(super) fn forward<T: Element>(
     // Where the filters are dealt out, several pieces need the same V, which is made before.
     let shares_v = part.filters < shape.filters;
     let (group, u_panels) = (Group::new(shape, part), filters(shape));
-    let u_len = if matches!(w, Filters::Plain(_)) { u_panels.len() } else { 0 };
+    let u_len = w.memory_len(plan);
     let [v_len, m_len, pixels_len, planes_len] = group.lens();
     let [shared_v_len, own_v_len] = if shares_v { [v_len, 0] } else { [0, v_len] };
     let (common, scratch) = ws.lend(u_len + shared_v_len, own_v_len + m_len + pixels_len + planes_len);
     let (u, shared_v) = common.split_at_mut(u_len);
-    let values = w.values(plan);
-    let u = match w {
-        Filters::Prepared(_) => values,
-        Filters::Plain(_) => {
-            prepare_filters(shape, values, u);
-            u
-        }
-    };
+    let u = w.prepared(plan, u);
     if shares_v {
         group.transform_channels(|image| plan.image(x, image), &scratch, shared_v);
     }

@@ -215,12 +215,10 @@ impl FilterPanels {
     fn matrix<'a, T>(&self, data: &'a [T], q: usize, col: usize) -> Panels<'a, T> {
         debug_assert!(col.is_multiple_of(PANEL), "column {col} is the first of a panel");
         let panel = self.panel();
-        Panels {
-            data: &data[(q * self.panels() + col / PANEL) * panel..],
-            rows: self.rows,
-            panel,
-            next: if q + 1 < PRODUCTS { &data[((q + 1) * self.panels() + col / PANEL) * panel..] } else { &[] },
-        }
+        let data = &data[(q * self.panels() + col / PANEL) * panel..];
+        // the same panels of the matrix after it
+        let next = data.get(self.panels() * panel..).unwrap_or(&[]);
+        Panels { data, rows: self.rows, panel, next }
     }
 }
 

@@ -19,6 +19,9 @@ pub fn maps() -> usize {
     MAPS.load(Ordering::Relaxed)
 }
 
+/// Bytes of a huge page. Memory of half of one and more is made of whole ones, so that no part of it is on small pages.
+const HUGE_PAGE: usize = 2 << 20;
+
 /// A fixed number of elements, zeroed, aligned to a page, on huge pages where the system has them.
 ///
 /// Fresh memory from the allocator is handed back to the system when it is freed and faults in again page by page: 4 to
@@ -49,12 +52,14 @@ impl<T: Pod> Buffer<T> {
     /// # Errors
     /// If the system has no memory left.
     pub(crate) fn try_zeroed(len: usize) -> io::Result<Self> {
-        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        let out_of_memory = || io::Error::from(io::ErrorKind::OutOfMemory);
+        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(out_of_memory)?;
         if bytes == 0 {
             return Ok(Buffer { map: None, len, element: PhantomData });
         }
         MAPS.fetch_add(1, Ordering::Relaxed);
-        let map = MmapMut::map_anon(bytes)?;
+        let whole = if bytes >= HUGE_PAGE / 2 { bytes.checked_next_multiple_of(HUGE_PAGE) } else { Some(bytes) };
+        let map = MmapMut::map_anon(whole.ok_or_else(out_of_memory)?)?;
         // Advice only: a kernel without huge pages refuses it, and nothing depends on it. Miri does not know the call.
         #[cfg(all(target_os = "linux", not(miri)))]
         let _ = map.advise(memmap2::Advice::HugePage);

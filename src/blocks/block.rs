@@ -2,13 +2,15 @@
 
 use super::parts::{BlockInput, BlockParts, Core, Pass, Pool, Prepared, Weights};
 use super::tail::{ChannelMap, Pooling, Tail};
-use crate::element::Element;
+use crate::element::{Element, Kind};
 use crate::error::{Error, Result};
 use crate::ops::activation::Activation;
 use crate::ops::affine::{self, AffineShape};
 use crate::ops::batchnorm::{Channels, update_running};
 use crate::ops::conv::{ConvPlan, Filters};
+use crate::ops::layout::{Formats, MemoryFormat};
 use crate::shape::{Conv2d, Conv2dShape, Padding, Pool2dShape, check_elements};
+use crate::simd::LANES;
 use crate::workspace::Buffer;
 
 /// A block for images of one size.
@@ -25,6 +27,8 @@ pub struct Block {
     pub(super) product: [usize; 3],
     /// Output `[C, H, W]`.
     pub(super) output: [usize; 3],
+    /// How input and output lie in test mode.
+    pub(super) formats: Formats,
 }
 
 /// The product with its sizes.
@@ -111,11 +115,46 @@ impl Block {
         };
         let tail = Tail::new(parts.activation, pool, rows, cols);
         let (out_rows, out_cols) = tail.out_size();
-        let mut block = Block { parts, head, early, tail, input, product, output: [channels, out_rows, out_cols] };
+        let (output, formats) = ([channels, out_rows, out_cols], Formats::default());
+        let mut block = Block { parts, head, early, tail, input, product, output, formats };
         if let (Head::Conv(plan), Some(rows)) = (head, block.band()) {
             block.head = Head::Conv(plan.with_bands(rows));
         }
         Ok(block)
+    }
+
+    /// Whether its input, and whether its output, may lie in blocks of channels in test mode; and whether both have to, or neither.
+    pub(crate) fn may_be_blocked<T: Element>(&self) -> ([bool; 2], bool) {
+        match self.head {
+            Head::Conv(plan) => {
+                let [input, output] = plan.may_be_blocked();
+                ([input, output && self.early.is_none()], false)
+            }
+            Head::None => ([T::KIND == Kind::F32 && self.input[0].is_multiple_of(LANES); 2], true),
+            Head::Affine { .. } => ([self.input[0].is_multiple_of(LANES), false], false),
+        }
+    }
+
+    /// The same block for test mode, with its input or output in blocks of channels, where [`Block::may_be_blocked`].
+    pub(crate) fn with_formats(self, formats: Formats) -> Self {
+        let head = if let Head::Conv(plan) = self.head { Head::Conv(plan.with_formats(formats)) } else { self.head };
+        Block { head, formats, ..self }
+    }
+
+    /// Whether what follows the product finds its planes in blocks.
+    pub(super) fn finishes_blocks(&self) -> bool {
+        let format = if matches!(self.head, Head::None) { self.formats.input } else { self.formats.output };
+        format == MemoryFormat::Blocked
+    }
+
+    /// Puts the rows of an affine layer's weights `w` in the order of an input that lies in blocks of channels.
+    pub(crate) fn order_inputs<T: Element>(&self, w: &mut [T]) {
+        let (Head::Affine { outputs, .. }, MemoryFormat::Blocked) = (self.head, self.formats.input) else { return };
+        let (planar, plane) = (w.to_vec(), self.input[1] * self.input[2]);
+        for (row, w) in w.chunks_exact_mut(outputs).enumerate() {
+            let (block, pixel, lane) = (row / (LANES * plane), row / LANES % plane, row % LANES);
+            w.copy_from_slice(&planar[((block * LANES + lane) * plane + pixel) * outputs..][..outputs]);
+        }
     }
 
     /// What it consists of.
@@ -295,7 +334,7 @@ impl Block {
         if self.early.is_some() {
             state.early_cell.reserve(images * self.product_len());
         }
-        if self.tail.keeps_cells() {
+        if self.tail.keeps_cells() && !self.finishes_blocks() {
             state.cell.reserve(images * self.output_len());
         }
         if train && self.parts.dropout.is_some() {

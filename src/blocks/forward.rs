@@ -10,7 +10,7 @@ use crate::ops::conv::{self, Outputs, conv2d_forward_into};
 use crate::ops::dropout::{apply_mask, draw_mask};
 use crate::ops::pool::max_pool_tiles;
 use crate::parallel::{Chunks, Planes, StridedMut, for_each_chunk_mut, for_each_share};
-use crate::simd::vectorized;
+use crate::simd::{LANES, vectorized};
 use crate::workspace::Workspace;
 
 impl Block {
@@ -34,6 +34,8 @@ impl Block {
         self.set_maps(input, pass, &mut state.maps);
         if self.fuses(pass) {
             self.fused_forward(input, out, state, ws);
+        } else if self.finishes_blocks() {
+            self.blocked_forward(input, out, state, ws);
         } else {
             self.product(input, state, ws);
             self.finish(input, pass, out, state, ws);
@@ -73,10 +75,13 @@ impl Block {
         let BlockState { cell, early_cell, maps, .. } = state;
         let cells = match self.early {
             Some(_) => &mut early_cell[..out.len()],
-            None => &mut cell[..if self.tail.keeps_cells() { out.len() } else { 0 }],
+            None => &mut cell[..if self.tail.keeps_cells() && !self.finishes_blocks() { out.len() } else { 0 }],
         };
         let outputs = self.outputs(out, cells, self.output);
         let finish = |filter: usize, product: &mut [T], out: &mut [T], cell: &mut [u8]| {
+            if self.finishes_blocks() {
+                return self.tail.finish_block(&maps[filter..filter + LANES], product, out);
+            }
             vectorized!(match &self.early {
                 // Test mode: the cells are of no use.
                 Some(pool) => {
@@ -91,8 +96,46 @@ impl Block {
 
     /// Where the bands of a convolution's planes go, `size` `[C, H, W]` an image.
     fn outputs<'a, T>(&self, out: &'a mut [T], cells: &'a mut [u8], size: [usize; 3]) -> Outputs<'a, T> {
-        let band = self.band().expect("it is finished in bands");
-        Outputs { out, cells, out_plane: size[1] * size[2], out_cols: size[2], band }
+        let (band, side_by_side) = (self.band().expect("it is finished in bands"), self.formats.output.side_by_side());
+        let [out_plane, out_cols] = [size[1] * size[2], size[2]].map(|len| len * side_by_side);
+        Outputs { out, cells, out_plane, out_cols, band, side_by_side }
+    }
+
+    /// Of blocks of channels: the product, mapped and activated, into `state.y`; then the pool.
+    fn blocked_forward<T: Element>(
+        &self,
+        input: &BlockInput<'_, T>,
+        out: &mut [T],
+        state: &mut BlockState<T>,
+        ws: &mut Workspace,
+    ) {
+        let BlockState { y, maps, .. } = state;
+        let (blocks, maps) = (self.product[0] / LANES, &*maps);
+        let before_pool = |filter: usize, product: &mut [T]| {
+            self.tail.before_pool_block(&maps[filter..filter + LANES], product);
+        };
+        let (block, out_block) = (self.product[1] * self.product[2] * LANES, self.out_plane() * LANES);
+        if let Head::Conv(plan) = &self.head {
+            let y = &mut y[..input.images * self.product_len()];
+            let finish = |filter, product: &mut [T], out: &mut [T], _: &mut [u8]| {
+                before_pool(filter, product);
+                out.copy_from_slice(product);
+            };
+            conv::forward(plan, input.images, input.x, filters(input), Outputs::plain(plan, y), finish, ws);
+            for_each_chunk_mut(out, out_block, |index, out| {
+                self.tail.pool_block(&y[index * block..][..block], out);
+            });
+            return;
+        }
+        let (_, scratch) = ws.lend(0, block);
+        for_each_chunk_mut(out, out_block, |index, out| {
+            scratch.with(|z: &mut [T]| {
+                let z = &mut z[..block];
+                z.copy_from_slice(&input.x[index * block..][..block]);
+                before_pool(index % blocks * LANES, z);
+                self.tail.pool_block(z, out);
+            });
+        });
     }
 
     /// The product, after the early pool, into `state.y`.

@@ -14,6 +14,7 @@
 
 mod backward;
 mod block;
+mod blocked;
 pub mod cascades;
 mod forward;
 mod parts;

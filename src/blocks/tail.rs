@@ -83,6 +83,10 @@ impl Tail {
         self.activation
     }
 
+    pub(super) fn pooling(&self) -> Option<&Pooling> {
+        self.pool.as_ref()
+    }
+
     pub(crate) fn has_pool(&self) -> bool {
         self.pool.is_some()
     }
@@ -103,7 +107,7 @@ impl Tail {
 
     /// ReLU and max pooling commute: pooling first leaves a quarter of the activations to do, and the cell of a dead
     /// window says all that backward must know.
-    fn pools_first(&self) -> bool {
+    pub(super) fn pools_first(&self) -> bool {
         self.keeps_cells() && self.activation == Some(Activation::Relu)
     }
 
@@ -132,6 +136,12 @@ impl Tail {
         for z in z.iter_mut() {
             *z = map.z(*z);
         }
+        self.activate_before_pool(z);
+    }
+
+    /// The activation, if it comes before the pool.
+    #[inline(always)]
+    pub(super) fn activate_before_pool<T: Element>(&self, z: &mut [T]) {
         if let Some(activation) = self.activation
             && !self.pools_first()
         {
@@ -174,6 +184,22 @@ impl Tail {
                 |activation| {
                     for (out, &y) in out.iter_mut().zip(y) {
                         *out = activation.apply(map.z(y));
+                    }
+                },
+            ),
+        }
+    }
+
+    /// `out = activation(z)`.
+    #[inline(always)]
+    pub(super) fn activate_to<T: Element>(&self, z: &[T], out: &mut [T]) {
+        match self.activation {
+            None => out.copy_from_slice(z),
+            Some(activation) => activation.specialised(
+                #[inline(always)]
+                |activation| {
+                    for (out, &z) in out.iter_mut().zip(z) {
+                        *out = activation.apply(z);
                     }
                 },
             ),

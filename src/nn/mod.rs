@@ -7,6 +7,7 @@
 //! [`network`] trains and predicts, [`session`] serves; [`layer`] says what a layer of one's own has to do.
 
 pub(crate) mod file;
+mod formats;
 mod fusion;
 mod graph;
 pub mod import;

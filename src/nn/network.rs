@@ -418,6 +418,10 @@ impl<T: Element> Network<T> {
         &self.steps
     }
 
+    pub(super) fn steps_mut(&mut self) -> &mut [Step<T>] {
+        &mut self.steps
+    }
+
     /// One line per step.
     pub fn summary(&self) -> Vec<StepSummary> {
         let line = |step: &Step<T>| {

@@ -7,6 +7,7 @@ use ndarray::ArrayView4;
 use crate::blocks::{Block, BlockParts, Pass, Prepared, Weights};
 use crate::element::Element;
 use crate::error::{Error, Result, check_shape};
+use crate::nn::formats::block_channels;
 use crate::nn::fusion::{Fused, Gathered};
 use crate::nn::memory::{Memory, for_inference};
 use crate::nn::network::Network;
@@ -75,9 +76,13 @@ impl<T: Element> Session<T> {
         };
         let gathered = network.gathered().iter().zip(network.steps()).map(fold).collect();
         let mut folded = Network::zeros(network.spec(), gathered, network.input())?;
+        block_channels(folded.steps_mut());
         let steps = folded.steps().to_vec();
         for (from, to) in network.steps().iter().zip(&steps) {
             copy_step(network, from, &mut folded, to);
+            if let Kernel::Block { block, places: Weights { w: Some(w), .. }, .. } = &to.kernel {
+                block.order_inputs(folded.params_mut().slice_mut(*w));
+            }
         }
         let prepare = |step: &Step<T>| match &step.kernel {
             Kernel::Block { block, places, .. } => block.prepare(places.values(folded.params()).w),

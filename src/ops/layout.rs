@@ -1,8 +1,38 @@
-//! Level 3. Arrays of any layout as row-major slices, which is what the kernels take.
+//! Level 3. How arrays and images lie in memory: arrays of any layout as row-major slices, which is what the kernels take, and
+//! images within networks.
 
 use std::borrow::Cow;
 
 use ndarray::{Array, ArrayView, Dimension};
+
+use crate::simd::LANES;
+
+/// How the channels of images lie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum MemoryFormat {
+    /// `[N, C, H, W]`: plane after plane.
+    #[default]
+    Planar,
+    /// `[N, C / 16, H, W, 16]`, for whole blocks of [`LANES`] channels: a pixel of a block is a vector.
+    Blocked,
+}
+
+impl MemoryFormat {
+    /// Planes that lie side by side.
+    pub(crate) fn side_by_side(self) -> usize {
+        match self {
+            MemoryFormat::Planar => 1,
+            MemoryFormat::Blocked => LANES,
+        }
+    }
+}
+
+/// The formats of what goes into an operation and of what comes out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Formats {
+    pub(crate) input: MemoryFormat,
+    pub(crate) output: MemoryFormat,
+}
 
 /// The values in row-major order: where they lie, if they lie so, else a copy.
 pub(crate) fn row_major<T: Copy, D: Dimension>(array: ArrayView<'_, T, D>) -> Cow<'_, [T]> {

@@ -9,6 +9,8 @@
 //! output. Ties: the first maximum in row-major order gets the gradient, in every path. A NaN is the maximum of its
 //! window, so that a diverged network shows.
 
+mod blocked;
+
 use ndarray::{Array2, Array4, ArrayView2, ArrayView4};
 
 use crate::element::Element;
@@ -17,6 +19,8 @@ use crate::ops::layout::{row_major, slice_mut};
 use crate::parallel::{Even, for_each_chunk_mut, for_each_share, piece_range};
 use crate::shape::{Axis, Pool2d, Pool2dShape};
 use crate::simd::{sum, vectorized};
+
+pub(crate) use blocked::{avg_pool_block, global_avg_block, max_pool_block};
 
 /// Which cell of each window held the maximum: what max pooling's backward pass needs of its forward pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -254,13 +258,19 @@ impl Window {
 
 /// Calls `work(output index, window)` for every window of a plane.
 #[inline(always)]
-fn for_each_window(shape: &Pool2dShape, mut work: impl FnMut(usize, Window)) {
+fn for_each_window(shape: &Pool2dShape, work: impl FnMut(usize, Window)) {
+    for_each_window_of(shape, shape.rows.output, work);
+}
+
+/// The same for the first `count` rows of windows.
+#[inline(always)]
+fn for_each_window_of(shape: &Pool2dShape, count: usize, mut work: impl FnMut(usize, Window)) {
     let inside = |axis: &Axis, o: usize| {
         let first = axis.before.saturating_sub(o * axis.stride);
         first..axis.window.min(axis.input + axis.before - o * axis.stride).max(first)
     };
     let (rows, cols) = (&shape.rows, &shape.cols);
-    for i in 0..rows.output {
+    for i in 0..count {
         let y = (i * rows.stride) as isize - rows.before as isize;
         for j in 0..cols.output {
             let origin = y * cols.input as isize + (j * cols.stride) as isize - cols.before as isize;

@@ -72,6 +72,57 @@ fn a_session_of_f32_scores_as_its_network_does() {
     }
 }
 
+/// Networks whose channels lie in blocks of sixteen wherever all who read them can, in `f32`.
+const BLOCKED: [&str; 7] = [
+    // both algorithms; pools within and after the product, of every kind; features of a volume that lies in blocks
+    "conv16-bn-relu-conv32-bn-relu-pool-conv48-relu-pool3s2p1-conv16s2p1-silu-affine4",
+    "conv16k5-relu-pool3-conv32-gelu-avgpool2-conv16k1-relu-affine9-affine4",
+    "conv32k5s2p2-bn-relu-[res[conv32-bn-relu-conv32-bn]-relu]x2-res[conv64s2p1-bn-relu-conv64-bn]-relu-gap-affine4",
+    "conv16-res[conv16-relu]-pool-pool3s2-affine4", // pools without a product
+    "conv32-bn-relu-pool5s5-conv16-gap",            // windows that tile all but a rest; a mean after a product
+    // somebody among the readers needs planes: a layer, a convolution in groups, another number of channels, a pool before
+    // batchnorm
+    "conv16-relu-se4-conv16-relu-conv16g2-relu-conv32-relu-conv20-relu-conv32-relu-conv16-pool-bn-relu-conv16-gap-affine4",
+    "conv16-res[conv16-relu-conv16g16-relu]-relu-res[conv16-relu-conv16]-pool-affine4",
+];
+
+/// A session of channels in blocks scores as its network does, and an image alone as in a batch, to the last bit, on any number of
+/// threads; where OpenBLAS' AVX2 kernels make squeeze-and-excite's products, but for rounding.
+#[test]
+fn channels_in_blocks_change_no_score() {
+    for notation in BLOCKED {
+        for size in [12, 11, 17] {
+            let mut network = Network::<f32>::new(&notation.parse().unwrap(), [3, size, size], Init::He, 5).unwrap();
+            let x: Array4<f32> = random_array((8, 3, size, size), 9);
+            let labels: Vec<usize> = (0..8).map(|i| i % 4).collect();
+            network.regularized_loss(x.view(), &labels, 0.0).unwrap();
+            let (want, session) = (network.predict(x.view()).unwrap(), Session::new(&network, 8).unwrap());
+            let scores = |images: usize, threads| {
+                let mut got = Array2::<f32>::zeros((8, network.classes()));
+                let x = x.as_slice().unwrap().chunks(images * 3 * size * size);
+                with_threads(threads, || {
+                    let mut scratch = session.scratch();
+                    let scores = got.as_slice_mut().unwrap().chunks_mut(images * network.classes());
+                    x.zip(scores).for_each(|(x, scores)| session.run(x, scores, &mut scratch).unwrap());
+                })
+                .unwrap();
+                got
+            };
+            let first = scores(8, 1);
+            assert_close(&first, &want, 1e-5, 1000, &format!("{notation}, {size}"));
+            for (images, threads) in [(8, 2), (1, 1), (1, 2), (3, 1), (3, 2), (8, 5), (1, 5)] {
+                let (got, what) =
+                    (scores(images, threads), format!("{notation}, {size}: {images} on {threads} threads"));
+                if notation.contains("se4") && !gemmnet::blas::setup().rows_alike {
+                    assert_close(&got, &first, 1e-5, 1000, &what);
+                } else {
+                    assert_eq!(got, first, "{what}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn threads_share_a_session() {
     let network = trained(NETWORKS[0]);

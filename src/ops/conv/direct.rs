@@ -11,8 +11,7 @@
 //! output stays in the registers while the terms go by (`product`): some pixels of a row by vectors of filters, whose product is
 //! transposed afterwards, or some filters by vectors of pixels, where rows are as long as some vectors.
 //!
-//! A piece computes a band of rows for all filters of a group, or all of them for some filters, whose pixels are then made
-//! ready before. Every element of the output is one chain of multiply-adds over its terms in their order, so its bits do not
+//! A piece computes a band of rows for all filters of a group, or all of them for some filters. Every element of the output is one chain of multiply-adds over its terms in their order, so its bits do not
 //! depend on how the output is cut.
 
 mod padded;
@@ -25,13 +24,11 @@ use self::product::{BEYOND, PAIR, PlaneProduct, Product, Runs};
 use crate::element::Element;
 use crate::ops::conv::plan::{ConvPlan, DirectPart, Filters};
 use crate::ops::conv::rows::Outputs;
-use crate::parallel::{Chunks, Grid, for_each_share};
+use crate::ops::layout::{Formats, MemoryFormat};
+use crate::parallel::{Chunks, for_each_share};
 use crate::shape::Conv2dShape;
 use crate::simd::{LANES, Lanes, arch, lanes_to_planes, planes_to_lanes, vectorized};
 use crate::workspace::Workspace;
-
-/// Pieces that the channels of a band are dealt out to, where their pixels are made ready for several pieces of filters.
-const CHANNEL_PIECES: usize = 8;
 
 /// Terms up to which a product may be one of planes.
 const PLANE_TERMS: usize = 256;
@@ -64,9 +61,9 @@ pub(super) fn prepare_filters<T: Element>(shape: &Conv2dShape, w: &[T], filters:
 struct Direct {
     shape: Conv2dShape,
     part: DirectPart,
+    formats: Formats,
     padded: Padded,
-    /// Bands of an image, and pieces of a group's filters.
-    bands: usize,
+    /// Pieces of a group's filters.
     pieces: usize,
 }
 
@@ -77,7 +74,6 @@ struct Place {
     group: usize,
     /// Of the group.
     filters: Range<usize>,
-    band: usize,
     rows: Range<usize>,
 }
 
@@ -87,19 +83,25 @@ impl Direct {
         Direct {
             shape,
             part,
-            padded: Padded::new(&shape, part.rows),
-            bands: shape.rows.output.div_ceil(part.rows),
+            formats: plan.formats,
+            padded: Padded::new(&shape, plan.formats.input, part.rows),
             pieces: shape.filters / shape.groups / part.filters,
         }
     }
 
-    fn channels(&self) -> usize {
-        self.shape.channels / self.shape.groups
+    /// Planes, or blocks of them, of a group.
+    fn planes(&self) -> usize {
+        self.shape.channels / self.shape.groups / self.formats.input.side_by_side()
+    }
+
+    /// Elements of one of them.
+    fn plane_len(&self) -> usize {
+        self.shape.in_plane() * self.formats.input.side_by_side()
     }
 
     /// Elements of a group's padded pixels, for one band.
     fn padded_len(&self) -> usize {
-        self.channels() * self.padded.channel() + BEYOND
+        self.planes() * self.padded.plane_len() + BEYOND
     }
 
     /// Output rows of a band.
@@ -111,32 +113,29 @@ impl Direct {
     fn place(&self, (i, band): (usize, usize)) -> Place {
         let (index, first) = (i / self.pieces, i % self.pieces * self.part.filters);
         let (group, filters) = (index % self.shape.groups, first..first + self.part.filters);
-        Place { index, group, filters, band, rows: self.rows(band) }
+        Place { index, group, filters, rows: self.rows(band) }
     }
 
-    /// The pixels of all groups of all images, band by band.
-    fn fill_all<T: Element>(&self, x: &[T], padded: &mut [T]) {
-        let (plane, channels) = (self.shape.in_plane(), self.channels());
-        let each = channels.div_ceil(CHANNEL_PIECES);
-        let size = (padded.len() / self.padded_len(), self.padded_len());
-        let shares = Grid::new(padded, size, (1, each * self.padded.channel()));
-        let across = shares.across();
-        for_each_share(shares, |index, mut padded| {
-            let (band, chunk) = (index / across, index % across);
-            let [first, end] =
-                [chunk, chunk + 1].map(|chunk| band / self.bands * channels + (chunk * each).min(channels));
-            let x = &x[first * plane..end * plane];
-            vectorized!(self.padded.fill(x, self.rows(band % self.bands), padded.get(0)));
+    /// The pixels of planes x that output rows `rows` see.
+    fn fill<T: Element>(&self, x: &[T], rows: Range<usize>, padded: &mut [T]) {
+        vectorized!(match self.formats.input {
+            MemoryFormat::Planar => self.padded.fill(T::zero(), x, rows, padded),
+            MemoryFormat::Blocked => {
+                self.padded.fill([T::zero(); LANES], x.as_chunks().0, rows, padded.as_chunks_mut().0);
+            }
         });
     }
 
-    /// Whether vectors of pixels are multiplied: where few of them reach beyond a row, and sums are not cut.
+    /// Whether vectors of pixels are multiplied: where these lie side by side, before and after, few of the vectors reach beyond a
+    /// row, and sums are not cut.
     fn by_planes(&self, runs: Runs) -> bool {
-        self.shape.column() <= PLANE_TERMS && 16 * runs.len >= 15 * runs.len.next_multiple_of(LANES)
+        self.formats == Formats::default()
+            && self.shape.column() <= PLANE_TERMS
+            && 16 * runs.len >= 15 * runs.len.next_multiple_of(LANES)
     }
 
     /// The product of a place: calls `finish(filter, plane)` for every filter of it, counted within its group, with the rows of
-    /// its plane. `product` and `planes` are scratch.
+    /// its plane; for every block of filters, with the first of them. `product` and `planes` are scratch.
     fn multiply<T: Element>(
         &self,
         place: &Place,
@@ -161,7 +160,11 @@ impl Direct {
                 let product = &mut product[..filters.next_multiple_of(LANES) * pixels];
                 let product: &mut [Lanes<T>] = bytemuck::cast_slice_mut(product);
                 arch().dispatch(Product { x, offsets, weights, runs, product: bytemuck::cast_slice_mut(product) });
-                for (vector, product) in product.chunks_exact(pixels).enumerate() {
+                for (vector, product) in product.chunks_exact_mut(pixels).enumerate() {
+                    if self.formats.output == MemoryFormat::Blocked {
+                        finish(first + vector * LANES, product.as_flattened_mut());
+                        continue;
+                    }
                     // all planes of a vector, also those that nobody wants: they cost less than the question
                     lanes_to_planes(product, LANES, &mut planes[..LANES * pixels], pixels);
                     let wanted = LANES.min(filters - vector * LANES);
@@ -186,36 +189,24 @@ pub(super) fn forward<T: Element>(
     let direct = Direct::new(plan, images);
     let (shape, part) = (&direct.shape, direct.part);
     let weights_len = w.memory_len(plan);
-    // Where the filters are dealt out, several pieces see the same pixels.
-    let shares_x = direct.pieces > 1;
     let padded_len = direct.padded_len();
-    let [shared_len, own_len] =
-        if shares_x { [images * shape.groups * direct.bands * padded_len, 0] } else { [0, padded_len] };
     let plane_len = (part.rows * shape.cols.output + BEYOND) * LANES;
     let terms = shape.column();
-    let (common, scratch) = ws.lend(weights_len + terms + shared_len, own_len + (PAIR + 1) * plane_len);
-    let (weights, common) = common.split_at_mut(weights_len);
-    let (offsets, shared) = common.split_at_mut(terms);
+    let (common, scratch) = ws.lend(weights_len + terms, padded_len + (PAIR + 1) * plane_len);
+    let (weights, offsets) = common.split_at_mut(weights_len);
     let offsets: &mut [u32] = bytemuck::cast_slice_mut(offsets);
     direct.padded.offsets(offsets);
-    let weights = w.prepared(plan, weights);
-    if shares_x {
-        direct.fill_all(x, shared);
-    }
-    let (offsets, shared) = (&*offsets, &*shared);
+    let (weights, offsets) = (w.prepared(plan, weights), &*offsets);
     outputs.for_each_block(part.filters, part.rows, |at, mut block| {
         let place = direct.place(at);
         scratch.with(|scratch: &mut [T]| {
-            let (own, scratch) = scratch.split_at_mut(own_len);
-            let padded = if shares_x {
-                &shared[(place.index * direct.bands + place.band) * padded_len..][..padded_len]
-            } else {
-                let len = direct.channels() * shape.in_plane();
-                vectorized!(direct.padded.fill(&x[place.index * len..][..len], place.rows.clone(), own));
-                &*own
-            };
+            let (padded, scratch) = scratch.split_at_mut(padded_len);
+            // Where the filters are dealt out, every piece does this for itself: it takes less time than to get them from another
+            // core.
+            let len = direct.planes() * direct.plane_len();
+            direct.fill(&x[place.index * len..][..len], place.rows.clone(), padded);
             let scratch = scratch.split_at_mut(PAIR * plane_len);
-            direct.multiply(&place, (padded, offsets, weights), scratch, |filter, plane| {
+            direct.multiply(&place, (&*padded, offsets, weights), scratch, |filter, plane| {
                 let (out, cells) = block.rows(filter - place.filters.start, 0..place.rows.len());
                 finish(place.group * (shape.filters / shape.groups) + filter, plane, out, cells);
             });

@@ -84,6 +84,9 @@ pub struct ConvGradsMut<'a, T> {
 /// gets rows of one plane of the product, without bias, which it may change, and sets the rows of `out` and `cells` that
 /// are made of them. The rows of a call begin at a multiple of the plan's bands.
 ///
+/// Where the plan is for x or an output in blocks of channels, x lies so, and `finish` gets rows of the block that begins with
+/// `filter`.
+///
 /// # Panics
 /// If a slice has not the length of its shape, or the plan or the filters are for something else.
 pub(crate) fn forward<T: Element>(
@@ -96,7 +99,7 @@ pub(crate) fn forward<T: Element>(
     ws: &mut Workspace,
 ) {
     plan.check_images(images, x);
-    outputs.check(&plan.shape, images);
+    outputs.check(plan, images);
     let w = filters.values(plan);
     if images == 0 {
         return;
@@ -129,7 +132,7 @@ pub fn conv2d_forward_into<T: Element>(
     let write = Write::of::<T>(out.len());
     if plan.algorithm == Algorithm::Im2col && write == Write::Cached && tiles::has_place(plan, images) {
         plan.check_images(images, x);
-        Outputs::plain(&plan.shape, out).check(&plan.shape, images);
+        Outputs::plain(plan, out).check(plan, images);
         let add_bias = |filter: usize, out: &mut [T]| {
             // Read once: within the loop the compiler fears that it changes with the output.
             let Some(bias) = b.map(|b| b[filter]) else { return };
@@ -150,7 +153,7 @@ pub fn conv2d_forward_into<T: Element>(
             |product, _| product + b
         ));
     };
-    forward(plan, images, x, filters, Outputs::plain(&plan.shape, out), add_bias, ws);
+    forward(plan, images, x, filters, Outputs::plain(plan, out), add_bias, ws);
 }
 
 /// Gradients of [`conv2d_forward_into`] for `dout` `[N, F, H', W']`.

@@ -7,6 +7,7 @@
 //! algorithm for the largest batch that it takes: [`ConvPlan::algorithm_for`].) Gradients of weights are sums over the images;
 //! their order is that of [`Slots`].
 
+use std::cmp::Reverse;
 use std::ops::Range;
 
 use crate::blas::panels::PANEL;
@@ -14,6 +15,7 @@ use crate::element::{Element, Kind};
 use crate::error::{Error, Result};
 use crate::ops::conv::slots::Slots;
 use crate::ops::conv::{direct, winograd};
+use crate::ops::layout::{Formats, MemoryFormat};
 use crate::parallel::current_threads;
 use crate::shape::{Algorithm, Axis, Conv2dShape};
 use crate::simd::LANES;
@@ -97,6 +99,8 @@ pub struct ConvPlan {
     pub(super) tiling: Tiling,
     /// Rows of the output at whose multiples its parts begin.
     pub(super) band: usize,
+    /// How x and the output of the forward pass lie.
+    pub(super) formats: Formats,
 }
 
 impl ConvPlan {
@@ -109,7 +113,8 @@ impl ConvPlan {
     pub fn new<T: Element>(shape: &Conv2dShape) -> Result<Self> {
         let shape = shape.with_images(1);
         let tiling = Tiling::new::<T>(&shape, 1);
-        Ok(ConvPlan { shape, algorithm: resolve::<T>(&shape)?, kind: T::KIND, tiling, band: 1 })
+        let (algorithm, formats) = (resolve::<T>(&shape)?, Formats::default());
+        Ok(ConvPlan { shape, algorithm, kind: T::KIND, tiling, band: 1, formats })
     }
 
     /// The same with tiles, or bands of Winograd's tiles, that begin at multiples of `rows` output rows: the height of a pooling
@@ -120,6 +125,28 @@ impl ConvPlan {
             Kind::F64 => Tiling::new::<f64>(&self.shape, rows),
         };
         ConvPlan { tiling, band: rows, ..self }
+    }
+
+    /// The same for a forward pass whose x or output lies in blocks of channels.
+    ///
+    /// # Panics
+    /// Where [`ConvPlan::may_be_blocked`] says that it cannot.
+    pub(crate) fn with_formats(self, formats: Formats) -> Self {
+        let [input, output] = self.may_be_blocked();
+        assert!(input || formats.input == MemoryFormat::Planar, "x of {:?} cannot lie in blocks", self.shape);
+        assert!(
+            output || formats.output == MemoryFormat::Planar,
+            "the output of {:?} cannot lie in blocks",
+            self.shape
+        );
+        ConvPlan { formats, ..self }
+    }
+
+    /// Whether x, and whether the output, may lie in blocks of channels in the forward pass.
+    pub(crate) fn may_be_blocked(&self) -> [bool; 2] {
+        let Conv2dShape { channels, filters, groups, .. } = self.shape;
+        let fits = groups == 1 && (self.algorithm == Algorithm::Winograd || self.is_direct());
+        [channels, filters].map(|planes| fits && planes.is_multiple_of(LANES))
     }
 
     /// The algorithm that runs.
@@ -252,11 +279,10 @@ impl ConvPlan {
         let fitting = (DIRECT_BYTES / size_of::<f32>() / row).max(least).min(all);
         let bands = all.div_ceil(fitting);
         let rows = all.div_ceil(bands).next_multiple_of(self.band);
-        let (threads, places) = (current_threads(), images * shape.groups * bands);
-        if threads == 1 || places >= 2 * threads {
+        let wanted = pieces_of_each(images * shape.groups * bands);
+        if wanted == 1 {
             return DirectPart { rows, filters };
         }
-        let wanted = (2 * threads).div_ceil(places);
         let pieces = (2..=2 * wanted).rev().find(|&pieces| filters.is_multiple_of(pieces * PANEL));
         if let Some(pieces) = pieces.filter(|_| filters > shape.out_plane()) {
             return DirectPart { rows, filters: filters / pieces };
@@ -264,6 +290,15 @@ impl ConvPlan {
         let narrower = all.div_ceil(wanted * bands).max(least).next_multiple_of(self.band);
         DirectPart { rows: narrower.min(rows), filters }
     }
+}
+
+/// Pieces that each of so many places is cut into, so that the threads share them evenly: the fewest, since what every piece of a
+/// place needs is read, or made, by each of them.
+fn pieces_of_each(places: usize) -> usize {
+    let threads = current_threads();
+    (1..)
+        .find(|pieces| pieces * places >= 2 * threads || (pieces * places).is_multiple_of(threads))
+        .expect("some are enough")
 }
 
 /// What a piece of Winograd's forward pass computes: all rows of tiles of some images and filters, or some of one image.
@@ -289,22 +324,29 @@ impl ConvPlan {
         let threads = current_threads();
         let one_group = threads > 1 && images <= self.group_images() && self.winograd_filters_are_uncached();
         if (images < threads || one_group) && shape.filters > (images * rows * cols).max(PANEL) {
-            let filters = shape.filters.div_ceil(2 * threads).next_multiple_of(PANEL).min(shape.filters);
+            let filters = shape.filters.div_ceil(threads).next_multiple_of(PANEL).min(shape.filters);
             return WinogradPart { images, filters, tile_rows: rows };
         }
-        // so many that threads share them evenly
-        let pieces = if images < threads { (2 * threads).div_ceil(images) } else { 1 };
-        let bands = (rows * cols / GROUP_TILES).max(pieces).clamp(1, (rows / 2).max(1));
-        if bands > 1 {
-            // a band begins where a window of the pool begins
-            let step =
-                (1..).find(|rows| (rows * winograd::TILE).is_multiple_of(self.band)).expect("the band itself is one");
-            let tile_rows = rows.div_ceil(bands).next_multiple_of(step).min(rows);
+        let bands = (rows * cols / GROUP_TILES).clamp(1, (rows / 2).max(1));
+        if bands > 1 || (images < threads && rows > 1) {
+            let step = self.winograd_step();
+            let most = rows.div_ceil(bands).next_multiple_of(step);
+            let most = if images < threads { 2 * most } else { most };
+            // the largest height with which the last thread is done first
+            let until = |tile_rows: usize| (images * rows.div_ceil(tile_rows)).div_ceil(threads) * tile_rows;
+            let heights = (step..=most).step_by(step).map(|tile_rows| tile_rows.min(rows));
+            let best = heights.min_by_key(|&tile_rows| (until(tile_rows), Reverse(tile_rows)));
+            let tile_rows = best.expect("a step is a height");
             return WinogradPart { images: 1, filters: shape.filters, tile_rows };
         }
         let groups = images.div_ceil(self.group_images().min(images));
         let groups = if threads == 1 { groups } else { groups.next_multiple_of(GROUPS).min(images) };
         WinogradPart { images: images.div_ceil(groups), filters: shape.filters, tile_rows: rows }
+    }
+
+    /// Rows of tiles at whose multiples bands of the output begin: where a window of the pool begins.
+    pub(super) fn winograd_step(&self) -> usize {
+        (1..).find(|rows| (rows * winograd::TILE).is_multiple_of(self.band)).expect("the band itself is one")
     }
 
     /// Images of a group backward, for pieces of `images` images at most: all of them if they have few tiles.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::ops::conv::plan::ConvPlan;
 use crate::parallel::{Even, Grid, StridedMut, for_each_share};
 use crate::shape::Conv2dShape;
 
@@ -23,10 +24,11 @@ impl PlaneRows {
     }
 }
 
-/// Where the finished product goes: planes of `out_plane` values, which may be smaller than those of the product.
+/// Where the finished product goes: planes of `out_plane` values, which may be smaller than those of the product; or where it lies
+/// in blocks of channels, blocks of planes, which are then what `out_plane` and `out_cols` tell the sizes of.
 #[derive(Debug)]
 pub(crate) struct Outputs<'a, T> {
-    /// `[N, F, out_plane]`
+    /// `[N, F / side_by_side, out_plane]`
     pub(crate) out: &'a mut [T],
     /// One for each value of `out`, or empty.
     pub(crate) cells: &'a mut [u8],
@@ -36,21 +38,27 @@ pub(crate) struct Outputs<'a, T> {
     pub(crate) out_cols: usize,
     /// Rows of the product that make one row of `out`.
     pub(crate) band: usize,
+    /// Planes of a block: 1 where there are no blocks.
+    pub(crate) side_by_side: usize,
 }
 
 impl<'a, T: Send> Outputs<'a, T> {
     /// The product as it is: `out` `[N, F, H', W']`.
-    pub(super) fn plain(shape: &Conv2dShape, out: &'a mut [T]) -> Self {
-        Outputs { out, cells: &mut [], out_plane: shape.out_plane(), out_cols: shape.cols.output, band: 1 }
+    pub(crate) fn plain(plan: &ConvPlan, out: &'a mut [T]) -> Self {
+        let side_by_side = plan.formats.output.side_by_side();
+        let [out_plane, out_cols] = [plan.shape.out_plane(), plan.shape.cols.output].map(|len| len * side_by_side);
+        Outputs { out, cells: &mut [], out_plane, out_cols, band: 1, side_by_side }
     }
 
     /// # Panics
-    /// If they are not those of `images` images of `shape`.
+    /// If they are not those of `images` images of `plan`.
     #[track_caller]
-    pub(super) fn check(&self, shape: &Conv2dShape, images: usize) {
-        let Outputs { out, cells, out_plane, out_cols, band } = self;
+    pub(super) fn check(&self, plan: &ConvPlan, images: usize) {
+        let (shape, Outputs { out, cells, out_plane, out_cols, band, side_by_side }) = (&plan.shape, self);
+        assert_eq!(*side_by_side, plan.formats.output.side_by_side(), "the format that the plan is for");
         assert_eq!(*out_plane, shape.rows.output / band * out_cols, "{band} rows of the product make a row");
-        assert_eq!(out.len(), images * shape.filters * out_plane, "out holds {images} images of {shape:?}");
+        let planes = shape.filters / side_by_side;
+        assert_eq!(out.len(), images * planes * out_plane, "out holds {images} images of {shape:?}");
         assert!(cells.is_empty() || cells.len() == out.len(), "a cell for each value");
     }
 
@@ -76,31 +84,34 @@ impl<'a, T: Send> Outputs<'a, T> {
         (images, filters, rows): (usize, usize, usize),
         piece: impl Fn((usize, usize), OutputPart<'_, T>) + Sync + Send,
     ) {
-        let Outputs { out, cells, out_plane, out_cols, band } = self;
+        let Outputs { out, cells, out_plane, out_cols, band, side_by_side } = self;
         let planes = out.len() / out_plane;
+        let [all_filters, filters] = [shape.filters, filters].map(|planes| planes / side_by_side);
         let bands = rows < shape.rows.output;
-        assert!(!bands || (images, filters) == (1, shape.filters), "bands are of one image and all filters");
+        assert!(!bands || (images, filters) == (1, all_filters), "bands are of one image and all filters");
         let (all, part, plane) = if bands {
             ((planes, out_plane), (filters, rows / band * out_cols), None)
         } else {
-            let filters_plane = shape.filters * out_plane;
-            ((planes / shape.filters, filters_plane), (images, filters * out_plane), Some(out_plane))
+            let filters_plane = all_filters * out_plane;
+            ((planes / all_filters, filters_plane), (images, filters * out_plane), Some(out_plane))
         };
-        for_each_block_of(out, cells, (all, part), |at, out, cells| piece(at, OutputPart { out, cells, plane }));
+        for_each_block_of(out, cells, (all, part), |at, out, cells| {
+            piece(at, OutputPart { out, cells, plane, out_cols, band, side_by_side });
+        });
     }
 
-    /// Runs `piece((i, j), block)` where blocks of `planes` planes are cut every `rows` rows of the product: block (i, j) is the
+    /// Runs `piece((i, j), part)` where parts of `filters` filters are cut every `rows` rows of the product: part (i, j) is the
     /// j-th of its planes. One without a row of the output is none.
     pub(super) fn for_each_block(
         self,
-        planes: usize,
+        filters: usize,
         rows: usize,
         piece: impl Fn((usize, usize), OutputBlock<'_, T>) + Sync + Send,
     ) {
-        let Outputs { out, cells, out_plane, out_cols, band } = self;
-        let (all, block) = ((out.len() / out_plane, out_plane), (planes, rows / band * out_cols));
+        let Outputs { out, cells, out_plane, out_cols, band, side_by_side } = self;
+        let (all, block) = ((out.len() / out_plane, out_plane), (filters / side_by_side, rows / band * out_cols));
         for_each_block_of(out, cells, (all, block), |at, out, cells| {
-            piece(at, OutputBlock { out, cells, out_cols, band });
+            piece(at, OutputBlock { out, cells, out_cols, band, side_by_side });
         });
     }
 }
@@ -148,15 +159,21 @@ pub(super) struct OutputPart<'a, T> {
     cells: Option<StridedMut<'a, u8>>,
     /// Values of a plane, where a run is an image.
     plane: Option<usize>,
+    out_cols: usize,
+    band: usize,
+    side_by_side: usize,
 }
 
 impl<T> OutputPart<'_, T> {
-    /// Values and cells of a plane, by the numbers of its image and filter within the part.
-    pub(super) fn plane(&mut self, image: usize, filter: usize) -> (&mut [T], &mut [u8]) {
-        let (run, range) = match self.plane {
-            Some(plane) => (image, filter * plane..(filter + 1) * plane),
-            None => (filter, 0..self.out.run()),
+    /// Values and cells of rows of a plane, counted in rows of the product from the first on, by the numbers of its image and
+    /// filter within the part; of a block, by that of its first.
+    pub(super) fn rows(&mut self, image: usize, filter: usize, rows: Range<usize>) -> (&mut [T], &mut [u8]) {
+        let filter = filter / self.side_by_side;
+        let (run, first) = match self.plane {
+            Some(plane) => (image, filter * plane),
+            None => (filter, 0),
         };
+        let range = first + rows.start / self.band * self.out_cols..first + rows.end / self.band * self.out_cols;
         let cells = self.cells.as_mut().map_or(&mut [][..], |cells| &mut cells.get(run)[range.clone()]);
         (&mut self.out.get(run)[range], cells)
     }
@@ -169,13 +186,16 @@ pub(super) struct OutputBlock<'a, T> {
     cells: Option<StridedMut<'a, u8>>,
     out_cols: usize,
     band: usize,
+    side_by_side: usize,
 }
 
 impl<T> OutputBlock<'_, T> {
-    /// Values and cells of rows of plane `index`, counted in rows of the product from the block's first on.
-    pub(super) fn rows(&mut self, index: usize, rows: Range<usize>) -> (&mut [T], &mut [u8]) {
+    /// Values and cells of rows of a plane, counted in rows of the product from the first on, by the number of its filter within
+    /// the part; of a block, by that of its first.
+    pub(super) fn rows(&mut self, filter: usize, rows: Range<usize>) -> (&mut [T], &mut [u8]) {
+        let plane = filter / self.side_by_side;
         let range = rows.start / self.band * self.out_cols..rows.end / self.band * self.out_cols;
-        let cells = self.cells.as_mut().map_or(&mut [][..], |cells| &mut cells.get(index)[range.clone()]);
-        (&mut self.out.get(index)[range], cells)
+        let cells = self.cells.as_mut().map_or(&mut [][..], |cells| &mut cells.get(plane)[range.clone()]);
+        (&mut self.out.get(plane)[range], cells)
     }
 }

@@ -6,9 +6,11 @@ use ndarray::{Array1, Array4, Axis};
 use rand::RngExt;
 
 use super::*;
+use crate::ops::layout::{Formats, MemoryFormat};
 use crate::parallel::with_threads;
 use crate::random::{Purpose, stream};
 use crate::shape::Padding;
+use crate::simd::LANES;
 
 pub(super) fn random<T: Element>(shape: [usize; 4], seed: u64) -> Array4<T> {
     let mut rng = stream(seed, Purpose::Example, 0, 0);
@@ -214,6 +216,59 @@ fn no_images_have_no_output_and_gradients_of_zero() {
     }
 }
 
+/// Planes of `[N, C, H, W]` side by side, in blocks of sixteen.
+fn blocked(planes: &Array4<f32>) -> Vec<f32> {
+    let (n, c, h, w) = planes.dim();
+    let blocks = planes.view().into_shape_with_order([n, c / LANES, LANES, h, w]).unwrap();
+    blocks.permuted_axes([0, 1, 3, 4, 2]).iter().copied().collect()
+}
+
+/// x and the output in blocks of channels, or one of them, and every plane as long as it is: the same bits.
+#[test]
+fn channels_in_blocks_have_the_same_bits() {
+    let (im2col, winograd) = (conv(Algorithm::Im2col), conv(Algorithm::Winograd));
+    let far = |algorithm| Conv2d { padding: Padding::All(7), ..conv(algorithm) };
+    let sides = Padding::Sides { top: 3, bottom: 0, left: 0, right: 2 };
+    let mut all = cases();
+    for (why, x, w, conv) in [
+        ("padding beyond whole tiles", [16, 5, 6], [32, 16, 3, 3], far(Algorithm::Winograd)),
+        ("uneven padding", [16, 9, 10], [48, 16, 3, 3], Conv2d { padding: sides, ..winograd }),
+        ("tiles within", [32, 19, 18], [16, 32, 3, 3], Conv2d { padding: Padding::Valid, ..winograd }),
+        ("windows beyond the edge", [16, 5, 6], [32, 16, 3, 3], far(Algorithm::Im2col)),
+        ("stride", [32, 13, 11], [16, 32, 5, 3], Conv2d { stride: (2, 3), padding: sides, ..im2col }),
+        ("dilation", [48, 12, 11], [32, 48, 3, 2], Conv2d { dilation: (2, 3), ..im2col }),
+        ("stride and dilation", [16, 17, 18], [16, 16, 3, 3], Conv2d { stride: (2, 2), dilation: (3, 2), ..im2col }),
+        ("stride of windows of one pixel", [64, 14, 14], [96, 64, 1, 1], Conv2d { stride: (2, 2), ..im2col }),
+    ] {
+        all.push((why, Case::new([40, x[0], x[1], x[2]], w, conv)));
+    }
+    let mut count = 0;
+    for (why, case) in all {
+        let may_be = case.plan.may_be_blocked();
+        let w = case.w.as_slice().unwrap();
+        for (input, output) in [(false, true), (true, false), (true, true)] {
+            if (input && !may_be[0]) || (output && !may_be[1]) {
+                continue;
+            }
+            count += 1;
+            let format = |is: bool| if is { MemoryFormat::Blocked } else { MemoryFormat::Planar };
+            let plan = case.plan.with_formats(Formats { input: format(input), output: format(output) });
+            for (images, threads) in [(1, 1), (1, 2), (3, 2), (40, 1), (2, 5)] {
+                let ([x, _], want) = (case.images(0..images), case.forward(0..images));
+                let lie =
+                    |is, planes: &Array4<f32>| if is { blocked(planes) } else { planes.iter().copied().collect() };
+                let (x, want) = (lie(input, &x), lie(output, &want));
+                let mut out = vec![f32::NAN; want.len()];
+                let mut ws = poisoned::<f32>();
+                let run = || conv2d_forward_into(&plan, images, &x, Filters::Plain(w), None, &mut out, &mut ws);
+                with_threads(threads, run).unwrap();
+                assert_bits(&out, &want, &format!("{why}: {images} images, {threads} threads, {input} -> {output}"));
+            }
+        }
+    }
+    assert!(count > 30, "{count} pairs of formats");
+}
+
 #[test]
 fn prepared_filters_give_the_same_bits() {
     for (why, case) in cases() {
@@ -232,7 +287,8 @@ fn check_bands(why: &str, case: &Case<f32>, threads: usize) {
     let [_, filters, rows, cols] = case.plan.shape.out();
     let (images, plane) = (3, rows / 2 * (cols / 2));
     let (mut out, mut cells) = (vec![f32::NAN; images * filters * plane], vec![9; images * filters * plane]);
-    let outputs = Outputs { out: &mut out, cells: &mut cells, out_plane: plane, out_cols: cols / 2, band: 2 };
+    let outputs =
+        Outputs { out: &mut out, cells: &mut cells, out_plane: plane, out_cols: cols / 2, band: 2, side_by_side: 1 };
     let largest = |filter: usize, product: &mut [f32], out: &mut [f32], cells: &mut [u8]| {
         assert!(product.len() / cols / 2 * (cols / 2) == out.len() && out.len() == cells.len());
         for (i, (out, cell)) in out.iter_mut().zip(cells).enumerate() {

@@ -37,6 +37,7 @@
 //! different size; in `f64` nobody wants that, so [`crate::ops::conv::ConvPlan`] refuses it there.
 
 mod group;
+mod pixels;
 mod transforms;
 
 use std::ops::Range;
@@ -53,7 +54,8 @@ use crate::shape::Conv2dShape;
 use crate::simd::{LANES, Lanes, planes_to_lanes, sum, vectorized};
 use crate::workspace::Workspace;
 
-use group::{Group, Place, planes_to_rows, rows_to_planes};
+use group::{Group, Place};
+use pixels::{planes_to_rows, rows_to_planes};
 use transforms::{
     FilterPanels, Half, SPAN, Stack, filter_1d, filter_adjoint_1d, multiply, multiply_transposed, transform_2d,
 };
@@ -191,36 +193,24 @@ pub(super) fn forward<T: Element>(
     ws: &mut Workspace,
 ) {
     let (shape, part) = (&plan.shape, plan.winograd_part(images));
-    // Where the filters are dealt out, several pieces need the same V, which is made before.
-    let shares_v = part.filters < shape.filters;
-    let (group, u_panels) = (Group::new(shape, part), filters(shape));
-    let u_len = w.memory_len(plan);
+    let (group, u_panels) = (Group::new(plan, part), filters(shape));
     let [v_len, m_len, pixels_len, planes_len] = group.lens();
-    let [shared_v_len, own_v_len] = if shares_v { [v_len, 0] } else { [0, v_len] };
-    let (common, scratch) = ws.lend(u_len + shared_v_len, own_v_len + m_len + pixels_len + planes_len);
-    let (u, shared_v) = common.split_at_mut(u_len);
+    let (u, scratch) = ws.lend(w.memory_len(plan), v_len + m_len + pixels_len + planes_len);
     let u = w.prepared(plan, u);
-    if shares_v {
-        group.transform_channels(|image| plan.image(x, image), &scratch, shared_v);
-    }
-    let shared_v = &*shared_v;
     outputs.for_each_part(shape, (part.images, part.filters, part.tile_rows * TILE), |at, mut out| {
         let (place, filters) = Place::of(shape, part, images, at);
         scratch.with(|scratch: &mut [T]| {
+            let (v, scratch) = scratch.split_at_mut(v_len);
             let (m, scratch) = scratch.split_at_mut(m_len);
-            let (pixels, scratch) = scratch.split_at_mut(pixels_len);
-            let (planes, v) = scratch.split_at_mut(planes_len);
+            let (pixels, planes) = scratch.split_at_mut(pixels_len);
             let (pixels, _) = pixels.as_chunks_mut::<LANES>();
-            let v = if shares_v {
-                shared_v
-            } else {
-                group.transform_images(&place, |image| plan.image(x, image), pixels, v);
-                &*v
-            };
+            // Where the filters are dealt out, every piece makes this for itself: it takes less time than to get it from another
+            // core.
+            group.transform_images(&place, |image| plan.image(x, image), pixels, v);
             // M_q[tiles, F] = V_q[tiles, C] . U_q[C, F]
-            multiply(group.tiles_of(&place), (&group.v, v), (&u_panels, u, filters.clone()), (&group.m, m));
-            group.for_each_plane(&place, filters.len(), m, (pixels, planes), |image, filter, product| {
-                let (out, cells) = out.plane(image, filter);
+            multiply(group.tiles_of(&place), (&group.v, &*v), (&u_panels, u, filters.clone()), (&group.m, m));
+            group.for_each_plane(&place, filters.len(), m, (pixels, planes), |(image, rows), filter, product| {
+                let (out, cells) = out.rows(image, filter, rows);
                 finish(filters.start + filter, product, out, cells);
             });
         });
@@ -263,7 +253,7 @@ impl Winograd {
             Stack::new(channels, filters)
         };
         let part = WinogradPart { images, filters, tile_rows: tiles(&plan.shape).0 };
-        Winograd { group: Group::new(&plan.shape, part), slots_per_piece, du, wanted }
+        Winograd { group: Group::new(plan, part), slots_per_piece, du, wanted }
     }
 
     /// Elements of [`Parts::du`], [`Parts::spare`] and [`Parts::db`].

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use super::product::Runs;
-use crate::element::Element;
 use crate::ops::conv::im2col::{Tap, tap};
+use crate::ops::layout::MemoryFormat;
 use crate::shape::{Axis, Conv2dShape};
-use crate::simd::{LANES, Lanes};
+use crate::simd::LANES;
 
 /// One axis of the pixels that a run of outputs sees, of each phase those that its cells' taps find.
 #[derive(Clone, Copy, Debug)]
@@ -46,36 +46,45 @@ impl Reach {
     }
 }
 
-/// Channels as the products read them: of each phase, rows of pixels and padding.
+/// Planes as the products read them: of each phase, rows of pixels and padding. Where channels lie in blocks, a pixel is a vector
+/// of them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Padded {
     rows: Reach,
     cols: Reach,
-    /// Elements from a row to the next, and from a phase to the next.
+    /// Pixels from a row to the next, and from a phase to the next.
     pitch: usize,
     phase: usize,
+    /// Elements of a pixel.
+    pixel: usize,
 }
 
 impl Padded {
     /// For up to `rows` rows of outputs.
-    pub(super) fn new(shape: &Conv2dShape, rows: usize) -> Self {
+    pub(super) fn new(shape: &Conv2dShape, input: MemoryFormat, rows: usize) -> Self {
         let (down, across) = (Reach::new(shape.rows), Reach::new(shape.cols));
         let pitch = shape.cols.output + across.more;
         // an odd number of cache lines, lest channels share a few sets of the L1 cache
         let phase = (((rows + down.more) * pitch).div_ceil(LANES) | 1) * LANES;
-        Padded { rows: down, cols: across, pitch, phase }
+        Padded { rows: down, cols: across, pitch, phase, pixel: input.side_by_side() }
     }
 
-    /// Elements of a channel.
-    pub(super) fn channel(&self) -> usize {
+    /// Pixels of a plane.
+    fn pixels(&self) -> usize {
         self.rows.phases * self.cols.phases * self.phase
+    }
+
+    /// Elements of a plane.
+    pub(super) fn plane_len(&self) -> usize {
+        self.pixels() * self.pixel
     }
 
     /// The pixels of `rows` rows of outputs, as a cell sees them: those of all rows lie side by side where windows are one
     /// pixel wide.
     pub(super) fn runs(&self, rows: usize) -> Runs {
         let (pitch, cols) = (self.pitch, self.cols.axis.output);
-        if pitch == cols { Runs { count: 1, len: rows * cols, pitch } } else { Runs { count: rows, len: cols, pitch } }
+        let (count, len) = if pitch == cols { (1, rows * cols) } else { (rows, cols) };
+        Runs { count, len, pitch: pitch * self.pixel, step: self.pixel }
     }
 
     /// Where the first output finds the pixel of each term: of each channel, of each cell in row-major order.
@@ -84,41 +93,43 @@ impl Padded {
     /// If they are 2^32 elements apart.
     pub(super) fn offsets(&self, offsets: &mut [u32]) {
         let (width, cells) = (self.cols.axis.window, self.rows.axis.window * self.cols.axis.window);
-        let all = u32::try_from(offsets.len() / cells * self.channel());
+        let channel = |channel| channel / self.pixel * self.plane_len() + channel % self.pixel;
+        let all = u32::try_from((offsets.len() / cells).div_ceil(self.pixel) * self.plane_len());
         all.expect("the pixels of a band have fewer than 2^32 elements");
         let (first, others) = offsets.split_at_mut(cells);
         for (cell, offset) in first.iter_mut().enumerate() {
             let ((down, row), (across, col)) = (self.rows.cell(cell / width), self.cols.cell(cell % width));
-            *offset = ((down * self.cols.phases + across) * self.phase + row * self.pitch + col) as u32;
+            let pixel = (down * self.cols.phases + across) * self.phase + row * self.pitch + col;
+            *offset = (pixel * self.pixel) as u32;
         }
-        for (channel, others) in others.chunks_exact_mut(cells).enumerate() {
-            let base = ((channel + 1) * self.channel()) as u32;
+        for (index, others) in others.chunks_exact_mut(cells).enumerate() {
+            let base = channel(index + 1) as u32;
             others.iter_mut().zip(&*first).for_each(|(offset, first)| *offset = base + first);
         }
     }
 
-    /// Fills in channels x `[C][H][W]`, for output rows `rows`.
+    /// Fills in planes x `[H][W]` of pixels, for output rows `rows`.
     #[inline(always)]
-    pub(super) fn fill<T: Element>(&self, x: &[T], rows: Range<usize>, to: &mut [T]) {
+    pub(super) fn fill<P: Copy>(&self, zero: P, x: &[P], rows: Range<usize>, to: &mut [P]) {
         let (width, height) = (self.cols.axis.input, rows.len() + self.rows.more);
-        let planes = x.chunks_exact(self.rows.axis.input * width).zip(to.chunks_exact_mut(self.channel()));
-        for (x, channel) in planes {
-            for (number, to) in channel.chunks_exact_mut(self.phase).enumerate() {
+        let planes = x.chunks_exact(self.rows.axis.input * width).zip(to.chunks_exact_mut(self.pixels()));
+        for (x, plane) in planes {
+            for (number, to) in plane.chunks_exact_mut(self.phase).enumerate() {
                 let (down, across) = (number / self.cols.phases, number % self.cols.phases);
                 let (places, first) = self.rows.pixels(down, rows.start, height);
                 let (cols, first_col) = self.cols.pixels(across, 0, self.pitch);
-                to[..places.start * self.pitch].fill(T::zero());
+                to[..places.start * self.pitch].fill(zero);
                 // in the order of the rows: what is written beyond the end of one, the next one sets
                 for (i, place) in places.clone().enumerate() {
                     let to = &mut to[place * self.pitch..];
-                    to[..cols.start].iter_mut().for_each(|to| *to = T::zero());
+                    to[..cols.start].iter_mut().for_each(|to| *to = zero);
                     if !cols.is_empty() {
                         let x = &x[(first + i * self.rows.axis.stride) * width + first_col..];
                         every(self.cols.axis.stride, x, &mut to[cols.start..], cols.len());
                     }
-                    to[cols.end..self.pitch].iter_mut().for_each(|to| *to = T::zero());
+                    to[cols.end..self.pitch].iter_mut().for_each(|to| *to = zero);
                 }
-                to[places.end * self.pitch..height * self.pitch].fill(T::zero());
+                to[places.end * self.pitch..height * self.pitch].fill(zero);
             }
         }
     }
@@ -127,14 +138,14 @@ impl Padded {
 /// `to[i] = from[i stride]` for the first `count` elements. Rows are short, so whole vectors are moved: elements after them may
 /// change, too.
 #[inline(always)]
-fn every<T: Element>(stride: usize, from: &[T], to: &mut [T], count: usize) {
+fn every<P: Copy>(stride: usize, from: &[P], to: &mut [P], count: usize) {
     let mut done = 0;
     while stride <= 2 && done < count && done + LANES <= to.len() && stride * (done + LANES) <= from.len() {
-        let to: &mut Lanes<T> = (&mut to[done..done + LANES]).try_into().expect("a vector");
+        let to: &mut [P; LANES] = (&mut to[done..done + LANES]).try_into().expect("a vector");
         if stride == 1 {
             to.copy_from_slice(&from[done..done + LANES]);
         } else {
-            let from: &[T; 2 * LANES] = from[2 * done..2 * (done + LANES)].try_into().expect("two vectors");
+            let from: &[P; 2 * LANES] = from[2 * done..2 * (done + LANES)].try_into().expect("two vectors");
             (0..LANES).for_each(|i| to[i] = from[2 * i]);
         }
         done += LANES;

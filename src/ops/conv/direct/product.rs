@@ -21,9 +21,11 @@ pub(super) struct Runs {
     pub(super) len: usize,
     /// Elements from the first pixel of a run to that of the next.
     pub(super) pitch: usize,
+    /// Elements from a pixel to the next: 1 or [`LANES`].
+    pub(super) step: usize,
 }
 
-/// `product[v][i, j][f] = sum over t of weights[v][t][f] x[offsets[t] + i pitch + j]` for pixel j of run i, and filter f of
+/// `product[v][i, j][f] = sum over t of weights[v][t][f] x[offsets[t] + i pitch + j step]` for pixel j of run i, and filter f of
 /// vector v, one or [`PAIR`] of them.
 pub(super) struct Product<'a> {
     pub(super) x: &'a [f32],
@@ -42,10 +44,10 @@ impl WithSimd for Product<'_> {
     fn with_simd<S: Simd>(mut self, simd: S) {
         let pair = self.weights.len() > self.offsets.len();
         match (S::F32_LANES, pair) {
-            (16, true) => self.run::<S, PAIR, 1, 14>(simd),
-            (16, false) => self.run::<S, 1, 1, 16>(simd),
-            (_, true) => self.run::<S, PAIR, 2, 3>(simd),
-            (_, false) => self.run::<S, 1, 2, 6>(simd),
+            (16, true) => self.with_step::<S, PAIR, 1, 14>(simd),
+            (16, false) => self.with_step::<S, 1, 1, 16>(simd),
+            (_, true) => self.with_step::<S, PAIR, 2, 3>(simd),
+            (_, false) => self.with_step::<S, 1, 2, 6>(simd),
         }
     }
 }
@@ -61,18 +63,27 @@ struct At {
 impl Product<'_> {
     /// In blocks of `R` pixels, `H` vectors of filters, and of each of these `V` vectors of the processor's.
     #[inline(always)]
-    fn run<S: Simd, const H: usize, const V: usize, const R: usize>(&mut self, simd: S) {
+    fn with_step<S: Simd, const H: usize, const V: usize, const R: usize>(&mut self, simd: S) {
+        match self.runs.step {
+            1 => self.run::<S, H, V, R, 1>(simd),
+            LANES => self.run::<S, H, V, R, LANES>(simd),
+            step => unreachable!("pixels {step} elements apart"),
+        }
+    }
+
+    #[inline(always)]
+    fn run<S: Simd, const H: usize, const V: usize, const R: usize, const STEP: usize>(&mut self, simd: S) {
         for first in (0..self.offsets.len()).step_by(TERMS) {
             let terms = first..(first + TERMS).min(self.offsets.len());
             for lane in (0..LANES).step_by(V * S::F32_LANES) {
-                self.add::<S, H, V, R>(simd, &terms, lane);
+                self.add::<S, H, V, R, STEP>(simd, &terms, lane);
             }
         }
     }
 
     /// Some terms after the others, in blocks as even as possible.
     #[inline(always)]
-    fn add<S: Simd, const H: usize, const V: usize, const R: usize>(
+    fn add<S: Simd, const H: usize, const V: usize, const R: usize, const STEP: usize>(
         &mut self,
         simd: S,
         terms: &Range<usize>,
@@ -86,7 +97,7 @@ impl Product<'_> {
             macro_rules! of_width {
                 ($($width:literal)+) => {
                     match pixels.len() {
-                        $($width if $width <= R => self.block::<S, H, V, $width>(simd, terms.clone(), at, part),)+
+                        $($width if $width <= R => self.block::<S, H, V, $width, STEP>(simd, terms.clone(), at, part),)+
                         width => unreachable!("a block of {width} pixels, {R} at most"),
                     }
                 };
@@ -97,7 +108,7 @@ impl Product<'_> {
 
     /// The `part.0`-th of `part.1` blocks that add up the same terms; it fetches its part of the next ones' weights.
     #[inline(always)]
-    fn block<S: Simd, const H: usize, const V: usize, const R: usize>(
+    fn block<S: Simd, const H: usize, const V: usize, const R: usize, const STEP: usize>(
         &mut self,
         simd: S,
         terms: Range<usize>,
@@ -124,14 +135,14 @@ impl Product<'_> {
             from[h] = next.wrapping_add(h * all);
         }
         let mut ahead = Ahead::new(from, terms.len(), part);
-        let x = &self.x[at.run * self.runs.pitch + at.pixel..];
+        let x = &self.x[at.run * self.runs.pitch + at.pixel * STEP..];
         for (t, &offset) in self.offsets[terms].iter().enumerate() {
             ahead.fetch();
-            let x = &x[offset as usize..][..R];
+            let x = &x[offset as usize..][..(R - 1) * STEP + 1];
             // Of the operand with fewer vectors, all stay in registers while those of the other come one by one.
             if R < H * V {
                 let mut pixels = [simd.splat_f32s(0.0); R];
-                (0..R).for_each(|r| pixels[r] = simd.splat_f32s(x[r]));
+                (0..R).for_each(|r| pixels[r] = simd.splat_f32s(x[r * STEP]));
                 for (h, v) in (0..H * V).map(|i| (i / V, i % V)) {
                     let w = S::as_simd_f32s(&weights[h][t][lanes.clone()]).0[v];
                     for r in 0..R {
@@ -144,7 +155,7 @@ impl Product<'_> {
                     filters[h].copy_from_slice(S::as_simd_f32s(&weights[h][t][lanes.clone()]).0);
                 }
                 for r in 0..R {
-                    let x = simd.splat_f32s(x[r]);
+                    let x = simd.splat_f32s(x[r * STEP]);
                     for (h, v) in (0..H * V).map(|i| (i / V, i % V)) {
                         sums[r][h][v] = simd.mul_add_e_f32s(x, filters[h][v], sums[r][h][v]);
                     }

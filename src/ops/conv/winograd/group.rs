@@ -2,16 +2,16 @@
 
 use std::ops::Range;
 
+use super::pixels::{planes_to_rows, rows_to_planes};
 use super::tiles;
 use super::transforms::{
     Half, SPAN, Stack, TILE, input_1d, input_adjoint_1d, output_1d, output_adjoint_1d, transform_2d,
 };
 use crate::element::Element;
-use crate::ops::conv::plan::WinogradPart;
-use crate::parallel::{Grid, for_each_share};
-use crate::shape::Conv2dShape;
-use crate::simd::{LANES, Lanes, lanes_to_planes, planes_to_lanes, vectorized};
-use crate::workspace::Scratch;
+use crate::ops::conv::plan::{ConvPlan, WinogradPart};
+use crate::ops::layout::{Formats, MemoryFormat};
+use crate::shape::{Axis, Conv2dShape};
+use crate::simd::{LANES, Lanes, vectorized};
 
 /// What goes through together, and the tiles that it is cut into.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +29,10 @@ pub(super) struct Group {
     pub(super) padded: (usize, usize),
     /// Rows and columns of the output, filled up to whole tiles.
     pub(super) whole: (usize, usize),
+    /// How x and the output of the forward pass lie.
+    formats: Formats,
+    /// Rows of tiles at whose multiples finished rows of the output begin.
+    step: usize,
 }
 
 /// Which tiles go through together: rows of them, of some images.
@@ -55,7 +59,8 @@ impl Place {
 }
 
 impl Group {
-    pub(super) fn new(shape: &Conv2dShape, part: WinogradPart) -> Self {
+    pub(super) fn new(plan: &ConvPlan, part: WinogradPart) -> Self {
+        let shape = &plan.shape;
         let tiles = (part.tile_rows, tiles(shape).1);
         let whole = (tiles.0 * TILE, tiles.1 * TILE);
         let rows = part.images * tiles.0 * tiles.1;
@@ -67,6 +72,8 @@ impl Group {
             m: Stack::new(rows, part.filters),
             padded: (whole.0 + SPAN - TILE, whole.1 + SPAN - TILE),
             whole,
+            formats: plan.formats,
+            step: plan.winograd_step(),
         }
     }
 
@@ -138,6 +145,73 @@ impl Group {
         );
     }
 
+    /// The same of the channels from `channel` on, which lie in a block of every image `x(image)`.
+    #[inline(always)]
+    fn input_of_blocks<'a, T: Element>(
+        &self,
+        place: &Place,
+        channel: usize,
+        x: impl Fn(usize) -> &'a [T],
+        mut store: impl FnMut(usize, usize, usize, Lanes<T>),
+    ) {
+        let (mut half, mut edge, mut tile) = (Half::new(), [[[T::zero(); LANES]; SPAN]; SPAN], 0);
+        for image in place.images.clone() {
+            let (pixels, _) = x(image)[channel * self.shape.in_plane()..].as_chunks();
+            for row in place.rows.clone() {
+                for col in 0..self.tiles.1 {
+                    let d = self.patch(pixels, (row, col), &mut edge);
+                    transform_2d(
+                        &mut half,
+                        #[inline(always)]
+                        |i, j| d[i][j],
+                        input_1d,
+                        #[inline(always)]
+                        |i, j, vector| store(i, j, tile, vector),
+                    );
+                    tile += 1;
+                }
+            }
+        }
+    }
+
+    /// The pixels that a tile sees: where they lie, or in `edge`, where there is padding among them.
+    #[inline(always)]
+    fn patch<'p, T: Element>(
+        &self,
+        pixels: &'p [Lanes<T>],
+        (row, col): (usize, usize),
+        edge: &'p mut [[Lanes<T>; SPAN]; SPAN],
+    ) -> [&'p [Lanes<T>; SPAN]; SPAN] {
+        let Conv2dShape { rows, cols, .. } = self.shape;
+        let within = |tile: usize, axis: &Axis| {
+            let first = tile * TILE;
+            axis.before.saturating_sub(first).min(SPAN)..(axis.input + axis.before).saturating_sub(first).min(SPAN)
+        };
+        let (down, across) = (within(row, &rows), within(col, &cols));
+        // where the tile's corner is, which may be in the padding above
+        let corner = (row * TILE).wrapping_sub(rows.before).wrapping_mul(cols.input);
+        let corner = corner.wrapping_add(col * TILE).wrapping_sub(cols.before);
+        if (down.len(), across.len()) == (SPAN, SPAN) {
+            let mut lines = [&edge[0]; SPAN];
+            for (i, line) in lines.iter_mut().enumerate() {
+                *line = pixels[corner + i * cols.input..].first_chunk().expect("the tile lies within the plane");
+            }
+            return lines;
+        }
+        edge.as_flattened_mut().fill([T::zero(); LANES]);
+        for i in down.filter(|_| !across.is_empty()) {
+            let first = corner.wrapping_add(i * cols.input + across.start);
+            let (from, to) = (&pixels[first..first + across.len()], &mut edge[i][across.clone()]);
+            match across.len() {
+                4 => copy::<T, 4>(from, to),
+                5 => copy::<T, 5>(from, to),
+                6 => copy::<T, 6>(from, to),
+                _ => to.copy_from_slice(from),
+            }
+        }
+        [&edge[0], &edge[1], &edge[2], &edge[3], &edge[4], &edge[5]]
+    }
+
     /// `d = B dV B^T` of the channels from `channel` on, added to their padded images: the adjoint of [`Group::input`].
     #[inline(always)]
     pub(super) fn input_adjoint<T: Element>(&self, images: usize, channel: usize, dv: &[T], pixels: &mut [Lanes<T>]) {
@@ -165,20 +239,23 @@ impl Group {
         );
     }
 
-    /// `y = A^T M A` of the filters from `filter` on, into the pixels of whole tiles.
+    /// `y = A^T M A` of the filters from `filter` on, into the pixels of whole tiles: those of the images and rows of tiles of
+    /// `chunk`, which are among those at `place`.
     #[inline(always)]
-    fn output<T: Element>(&self, place: &Place, filter: usize, m: &[T], pixels: &mut [Lanes<T>]) {
+    fn output<T: Element>(&self, place: &Place, chunk: &Place, filter: usize, m: &[T], pixels: &mut [Lanes<T>]) {
         let (m, _) = m.as_chunks::<LANES>();
         let mut half = Half::new();
+        let [image, row] = [chunk.images.start - place.images.start, chunk.rows.start - place.rows.start];
+        let first_tile = (image * place.rows.len() + row) * self.tiles.1;
         self.for_each_tile(
-            (place.images.len(), place.rows.len()),
-            self.whole,
+            (chunk.images.len(), chunk.rows.len()),
+            (chunk.rows.len() * TILE, self.whole.1),
             #[inline(always)]
             |tile, first| {
                 transform_2d(
                     &mut half,
                     #[inline(always)]
-                    |i, j| m[self.m.at(i, j, tile, filter)],
+                    |i, j| m[self.m.at(i, j, first_tile + tile, filter)],
                     output_1d,
                     #[inline(always)]
                     |i, j, vector| pixels[first + i * self.whole.1 + j] = vector,
@@ -251,6 +328,18 @@ impl Group {
         v: &mut [T],
     ) {
         let (v, _) = v.as_chunks_mut::<LANES>();
+        if self.formats.input == MemoryFormat::Blocked {
+            for channel in (0..self.shape.channels).step_by(LANES) {
+                vectorized!(self.input_of_blocks(
+                    place,
+                    channel,
+                    &x,
+                    #[inline(always)]
+                    |i, j, tile, vector| v[self.v.at(i, j, tile, channel)] = vector,
+                ));
+            }
+            return;
+        }
         pixels.fill([T::zero(); LANES]);
         for channel in (0..self.shape.channels).step_by(LANES) {
             self.load_pixels(place, channel, &x, pixels);
@@ -263,104 +352,78 @@ impl Group {
         }
     }
 
-    /// `V` of all of the group's images, the channels dealt out to the threads; `x(image)` holds all channels. `scratch` is for
-    /// the pixels.
-    pub(super) fn transform_channels<'a, T: Element>(
-        &self,
-        x: impl Fn(usize) -> &'a [T] + Sync + Send,
-        scratch: &Scratch<'_, T>,
-        v: &mut [T],
-    ) {
-        let (rows, place) = (self.v.all_rows(), self.place(0..self.images));
-        for_each_share(Grid::new(v, (rows, self.v.ld), (rows, LANES)), |block, mut v| {
-            let channel = block * LANES;
-            if channel >= self.shape.channels {
-                return;
-            }
-            scratch.with(|scratch: &mut [T]| {
-                let (pixels, _) = scratch[..self.lens()[2]].as_chunks_mut();
-                pixels.fill([T::zero(); LANES]);
-                self.load_pixels(&place, channel, &x, pixels);
-                vectorized!(self.input(
-                    &place,
-                    pixels,
-                    #[inline(always)]
-                    |i, j, tile, vector| v.get(self.v.row(i, j, tile)).as_chunks_mut().0[0] = vector,
-                ));
-            });
-        });
+    /// Cuts a place into chunks of few tiles, whose pixels stay in the L1 cache: rows of them of one image, or some images.
+    fn chunks(&self, place: &Place) -> impl Iterator<Item = Place> + use<> {
+        let (place, image_tiles) = (place.clone(), place.rows.len() * self.tiles.1);
+        let images = (CHUNK_TILES / image_tiles).max(1);
+        let rows = if images > 1 { place.rows.len() } else { CHUNK_TILES.div_ceil(self.tiles.1) };
+        let rows = rows.next_multiple_of(self.step);
+        place.images.clone().step_by(images).flat_map(move |image| {
+            let (images, all) = (image..(image + images).min(place.images.end), place.rows.clone());
+            all.clone()
+                .step_by(rows)
+                .map(move |row| Place { images: images.clone(), rows: row..(row + rows).min(all.end) })
+        })
     }
 
-    /// Calls `plane(image, filter, product)` for the planes at `place` of `filters` filters whose products are in `m`, with
-    /// the rows of them that its tiles cover. `pixels` and `planes` are scratch.
+    /// Calls `plane((image, rows), filter, product)` for rows of the planes at `place` of `filters` filters whose products are in
+    /// `m`, all counted from the first at that place; for blocks of planes, with the first of each. `pixels` and `planes` are
+    /// scratch.
     pub(super) fn for_each_plane<T: Element>(
         &self,
         place: &Place,
         filters: usize,
         m: &[T],
         (pixels, planes): (&mut [Lanes<T>], &mut [T]),
-        mut plane: impl FnMut(usize, usize, &mut [T]),
+        mut plane: impl FnMut((usize, Range<usize>), usize, &mut [T]),
     ) {
         let Conv2dShape { rows, cols, .. } = self.shape;
-        let size = ((place.rows.end * TILE).min(rows.output) - place.rows.start * TILE, cols.output);
-        let pitch = size.0 * size.1;
-        for filter in (0..filters).step_by(LANES) {
-            let count = LANES.min(filters - filter);
-            vectorized!(self.output(place, filter, m, pixels));
-            for (image, runs) in Self::runs(pixels, self.whole, (0, 0), size).enumerate().take(place.images.len()) {
-                rows_to_planes(runs, size, count, planes, pitch);
-                for (f, product) in planes.chunks_exact_mut(pitch).enumerate().take(count) {
-                    plane(image, filter + f, product);
+        let first_row = |place: &Place| place.rows.start * TILE;
+        for chunk in self.chunks(place) {
+            let size = ((chunk.rows.end * TILE).min(rows.output) - first_row(&chunk), cols.output);
+            let first = first_row(&chunk) - first_row(place);
+            let whole = chunk.rows.len() * TILE * self.whole.1;
+            for filter in (0..filters).step_by(LANES) {
+                let count = LANES.min(filters - filter);
+                vectorized!(self.output(place, &chunk, filter, m, pixels));
+                let images = chunk.images.clone().map(|image| image - place.images.start);
+                for (image, pixels) in images.zip(pixels.chunks_exact_mut(whole)) {
+                    let at = (image, first..first + size.0);
+                    self.take_planes(size, count, pixels, planes, |f, product| plane(at.clone(), filter + f, product));
                 }
             }
         }
     }
-}
 
-/// Pixels of short rows that are dealt out together.
-const TOGETHER: usize = 64;
-
-/// Rows of `cols` pixels to deal out together: one, if that is a run that the transposition can take by itself.
-fn rows_together(cols: usize) -> usize {
-    if cols >= LANES / 2 { 1 } else { TOGETHER / cols }
-}
-
-/// [`planes_to_lanes`] of planes of `size`, to rows that do not lie one after the other.
-pub(super) fn planes_to_rows<'a, T: Element>(
-    planes: &[T],
-    pitch: usize,
-    channels: usize,
-    size: (usize, usize),
-    mut rows: impl Iterator<Item = &'a mut [Lanes<T>]>,
-) {
-    let (together, cols) = (rows_together(size.1), size.1);
-    if together == 1 {
-        return rows.enumerate().for_each(|(y, row)| planes_to_lanes(&planes[y * cols..], pitch, channels, row));
-    }
-    let mut lanes = [[T::zero(); LANES]; TOGETHER];
-    for y in (0..size.0).step_by(together) {
-        let lanes = &mut lanes[..together.min(size.0 - y) * cols];
-        planes_to_lanes(&planes[y * cols..], pitch, channels, lanes);
-        lanes.chunks_exact(cols).zip(&mut rows).for_each(|(lanes, row)| row.copy_from_slice(lanes));
+    /// Takes the first `size` rows and columns of whole tiles apart into `count` planes, or together into a block of them, and
+    /// calls `plane` for each. `planes` is scratch.
+    fn take_planes<T: Element>(
+        &self,
+        size: (usize, usize),
+        count: usize,
+        pixels: &mut [Lanes<T>],
+        planes: &mut [T],
+        mut plane: impl FnMut(usize, &mut [T]),
+    ) {
+        let (pitch, whole) = (size.0 * size.1, self.whole.1);
+        if self.formats.output == MemoryFormat::Blocked {
+            // in the order of the rows, each of which moves to where earlier ones were
+            for row in (1..size.0).filter(|_| size.1 < whole) {
+                pixels.copy_within(row * whole..row * whole + size.1, row * size.1);
+            }
+            return plane(0, pixels[..pitch].as_flattened_mut());
+        }
+        let runs = pixels.chunks_exact_mut(whole).take(size.0).map(|row| &mut row[..size.1]);
+        rows_to_planes(runs, size, count, planes, pitch);
+        planes.chunks_exact_mut(pitch).enumerate().take(count).for_each(|(f, product)| plane(f, product));
     }
 }
 
-/// The inverse of [`planes_to_rows`].
-pub(super) fn rows_to_planes<'a, T: Element>(
-    mut rows: impl Iterator<Item = &'a mut [Lanes<T>]>,
-    size: (usize, usize),
-    channels: usize,
-    planes: &mut [T],
-    pitch: usize,
-) {
-    let (together, cols) = (rows_together(size.1), size.1);
-    if together == 1 {
-        return rows.enumerate().for_each(|(y, row)| lanes_to_planes(row, channels, &mut planes[y * cols..], pitch));
-    }
-    let mut lanes = [[T::zero(); LANES]; TOGETHER];
-    for y in (0..size.0).step_by(together) {
-        let lanes = &mut lanes[..together.min(size.0 - y) * cols];
-        lanes.chunks_exact_mut(cols).zip(&mut rows).for_each(|(lanes, row)| lanes.copy_from_slice(row));
-        lanes_to_planes(lanes, channels, &mut planes[y * cols..], pitch);
-    }
+/// Copies `N` pixels: without a call, since their number is known.
+#[inline(always)]
+fn copy<T: Element, const N: usize>(from: &[Lanes<T>], to: &mut [Lanes<T>]) {
+    to[..N].copy_from_slice(&from[..N]);
 }
+
+/// Tiles whose pixels are between their transforms and what follows them: of a block of filters 8 KiB.
+const CHUNK_TILES: usize = 8;

@@ -1,0 +1,86 @@
+//! Level 4. What follows a product in test mode, where channels lie in blocks of [`LANES`]: a pixel is a vector of them.
+//!
+//! Only `f32` lies so. The map is written with vectors, because the compiler would make one of several pixels instead, and gather
+//! their channels.
+
+use pulp::{Simd, WithSimd};
+
+use super::tail::{ChannelMap, Pooling, Tail};
+use crate::element::Element;
+use crate::ops::pool::{avg_pool_block, global_avg_block, max_pool_block};
+use crate::simd::{LANES, arch, vectorized};
+
+/// `z = (y - center) * scale + shift` of every pixel, in place.
+struct MapBlock<'a> {
+    center: &'a [f32],
+    scale: &'a [f32],
+    shift: &'a [f32],
+    z: &'a mut [f32],
+}
+
+impl WithSimd for MapBlock<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let MapBlock { center, scale, shift, z } = self;
+        for lane in (0..LANES).step_by(S::F32_LANES) {
+            let lanes = lane..lane + S::F32_LANES;
+            let [center, scale, shift] = [center, scale, shift].map(
+                #[inline(always)]
+                |values| S::as_simd_f32s(&values[lanes.clone()]).0[0],
+            );
+            for z in z.as_chunks_mut::<LANES>().0 {
+                let z = &mut S::as_mut_simd_f32s(&mut z[lanes.clone()]).0[0];
+                *z = simd.add_f32s(simd.mul_f32s(simd.sub_f32s(*z, center), scale), shift);
+            }
+        }
+    }
+}
+
+/// [`ChannelMap`] of each plane of a block.
+fn map_block<T: Element>(maps: &[ChannelMap<T>], z: &mut [T]) {
+    let mut lanes = [[T::zero(); LANES]; 3];
+    for (lane, map) in maps.iter().enumerate() {
+        (lanes[0][lane], lanes[1][lane], lanes[2][lane]) = (map.center, map.scale, map.shift);
+    }
+    let [center, scale, shift] = lanes.each_ref().map(|lanes| bytemuck::cast_slice(lanes));
+    arch().dispatch(MapBlock { center, scale, shift, z: bytemuck::cast_slice_mut(z) });
+}
+
+impl Tail {
+    /// [`Tail::finish`] of the planes of a block, or a band of them: `z` holds `y` and is used up, `maps` are those of its
+    /// channels.
+    pub(crate) fn finish_block<T: Element>(&self, maps: &[ChannelMap<T>], z: &mut [T], out: &mut [T]) {
+        if self.has_pool() {
+            self.before_pool_block(maps, z);
+            return self.pool_block(z, out);
+        }
+        map_block(maps, z);
+        vectorized!(self.activate_to(z, out));
+    }
+
+    /// The first part of [`Tail::finish_block`].
+    pub(crate) fn before_pool_block<T: Element>(&self, maps: &[ChannelMap<T>], z: &mut [T]) {
+        map_block(maps, z);
+        vectorized!(self.activate_before_pool(z));
+    }
+
+    /// The second part of [`Tail::finish_block`]; a copy where nothing is pooled.
+    pub(crate) fn pool_block<T: Element>(&self, z: &[T], out: &mut [T]) {
+        vectorized!({
+            let (pixels, (to, _)) = (z.as_chunks().0, out.as_chunks_mut());
+            match self.pooling() {
+                None => to.copy_from_slice(pixels),
+                Some(Pooling::Max(pool)) => max_pool_block(pool, pixels, to),
+                Some(Pooling::Avg(pool)) => avg_pool_block(pool, pixels, to),
+                Some(Pooling::Global) => to[0] = global_avg_block(pixels),
+            }
+            if self.pools_first() {
+                for out in out.iter_mut() {
+                    *out = if *out <= T::zero() { T::zero() } else { *out };
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,46 @@
+//! Level 5. Which values of a session lie in blocks of channels.
+//!
+//! Where a convolution reads what another one made, pixels that are vectors of channels are what both of them work with: planes
+//! would be put together and taken apart again. Everything else follows from there.
+
+use crate::element::Element;
+use crate::nn::graph::Value;
+use crate::nn::steps::{Kernel, Step};
+use crate::ops::layout::{Formats, MemoryFormat};
+
+/// Has the blocks of all steps read and write channels in blocks, wherever all who have to do with a value can.
+pub(super) fn block_channels<T: Element>(steps: &mut [Step<T>]) {
+    let blocked = blocked_values(steps);
+    let format = |value: Value| if blocked[value] { MemoryFormat::Blocked } else { MemoryFormat::Planar };
+    for (i, step) in steps.iter_mut().enumerate() {
+        if let Kernel::Block { block, .. } = &mut step.kernel {
+            let formats = Formats { input: format(step.inputs[0]), output: format(i + 1) };
+            **block = block.as_ref().clone().with_formats(formats);
+        }
+    }
+}
+
+/// For each value, whether it lies in blocks: as many as can, but neither the images nor features without planes, which lie in
+/// one way only.
+fn blocked_values<T: Element>(steps: &[Step<T>]) -> Vec<bool> {
+    let has_planes = |step: &Step<T>| step.output[1] * step.output[2] > 1;
+    let mut blocked: Vec<bool> = std::iter::once(false).chain(steps.iter().map(has_planes)).collect();
+    loop {
+        let before = blocked.clone();
+        for (i, step) in steps.iter().enumerate() {
+            let ([takes, makes], together) = match &step.kernel {
+                Kernel::Block { block, .. } => block.may_be_blocked::<T>(),
+                Kernel::Sum(_) => ([true; 2], true),
+                Kernel::Layer { .. } => ([false; 2], false),
+            };
+            let read_all = takes && step.inputs.iter().all(|&value| blocked[value]);
+            let all = read_all && (blocked[i + 1] || !has_planes(step));
+            let (takes, makes) = if together { (all, all) } else { (takes, makes) };
+            blocked[i + 1] &= makes;
+            step.inputs.iter().for_each(|&value| blocked[value] &= takes);
+        }
+        if blocked == before {
+            return blocked;
+        }
+    }
+}

@@ -225,49 +225,62 @@ impl PlaneProduct<'_> {
         }
     }
 
-    /// All pixels of `R` filters, in their order: what is stored beyond the end of a row, the next one sets.
+    /// All pixels of `R` filters, in their order: what is stored beyond the end of a row, the next one sets. Rows of one vector go
+    /// together: a vector at a time would keep the adders waiting.
     #[inline(always)]
     fn rows<S: Simd, const V: usize, const R: usize>(&mut self, simd: S, vector: usize, lane: usize) {
-        for run in 0..self.runs.count {
+        let Runs { count, len, pitch, .. } = self.runs;
+        let (mut run, filters) = (0, (vector, lane));
+        while len <= S::F32_LANES && run + V <= count {
+            self.block::<S, V, R>(simd, filters, (run * pitch, pitch), (run * len, len));
+            run += V;
+        }
+        for run in run..count {
             let mut pixel = 0;
-            while pixel < self.runs.len {
-                if self.runs.len - pixel > S::F32_LANES {
-                    self.block::<S, V, R>(simd, (vector, lane), run, pixel);
+            while pixel < len {
+                let (x, product) = ((run * pitch + pixel, S::F32_LANES), (run * len + pixel, S::F32_LANES));
+                if len - pixel > S::F32_LANES {
+                    self.block::<S, V, R>(simd, filters, x, product);
                     pixel += V * S::F32_LANES;
                 } else {
-                    self.block::<S, 1, R>(simd, (vector, lane), run, pixel);
+                    self.block::<S, 1, R>(simd, filters, x, product);
                     pixel += S::F32_LANES;
                 }
             }
         }
     }
 
+    /// `V` vectors of pixels of `R` filters: where the first vector is, and how far the next one is from it, in x and in the
+    /// product's plane.
     #[inline(always)]
     fn block<S: Simd, const V: usize, const R: usize>(
         &mut self,
         simd: S,
         (vector, lane): (usize, usize),
-        run: usize,
-        pixel: usize,
+        (x_at, x_apart): (usize, usize),
+        (at, apart): (usize, usize),
     ) {
-        let width = V * S::F32_LANES;
         let mut sums = [[simd.splat_f32s(0.0); V]; R];
         let weights = &self.weights[vector * self.offsets.len()..][..self.offsets.len()];
-        let x = &self.x[run * self.runs.pitch + pixel..];
+        let x = &self.x[x_at..];
         for (&offset, weights) in self.offsets.iter().zip(weights) {
-            let (x, _) = S::as_simd_f32s(&x[offset as usize..][..width]);
+            let mut pixels = [simd.splat_f32s(0.0); V];
+            for (v, pixels) in pixels.iter_mut().enumerate() {
+                *pixels = S::as_simd_f32s(&x[offset as usize + v * x_apart..][..S::F32_LANES]).0[0];
+            }
             let weights = &weights[lane..lane + R];
             for r in 0..R {
                 let w = simd.splat_f32s(weights[r]);
                 for v in 0..V {
-                    sums[r][v] = simd.mul_add_e_f32s(w, x[v], sums[r][v]);
+                    sums[r][v] = simd.mul_add_e_f32s(w, pixels[v], sums[r][v]);
                 }
             }
         }
-        let at = run * self.runs.len + pixel;
         for (r, sums) in sums.iter().enumerate() {
-            let to = &mut self.product[(vector * LANES + lane + r) * self.plane + at..][..width];
-            S::as_mut_simd_f32s(to).0.copy_from_slice(sums);
+            let plane = &mut self.product[(vector * LANES + lane + r) * self.plane + at..];
+            for (v, &sums) in sums.iter().enumerate() {
+                S::as_mut_simd_f32s(&mut plane[v * apart..][..S::F32_LANES]).0[0] = sums;
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::blas::{Accum, Mat, MatMut, gemm, gemm_in_terms};
 use crate::element::Element;
 use crate::error::{Result, check_shape};
 use crate::ops::layout::{row_major, slice_mut};
-use crate::parallel::{Grid, Runs, Shares, StridedMut, for_each_chunk_mut, for_each_share};
+use crate::parallel::{Grid, Runs, Shares, StridedMut, current_threads, for_each_chunk_mut, for_each_share};
 use crate::simd::{LANES, add_assign, vectorized};
 use crate::workspace::{Buffer, Workspace};
 
@@ -163,19 +163,22 @@ impl<T: Element> Prepared<T> {
         let (inputs, outputs, panel) = (*inputs, *outputs, panel_len(*inputs));
         AffineShape { samples, inputs, outputs }.assert_lengths(x.len(), inputs * outputs, out.len());
         let height = samples.div_ceil(if samples >= MANY_SAMPLES { ROW_PIECES } else { 1 });
-        let (_, scratch) = ws.lend(0, height * PANEL);
-        let out = Grid::new(out, (samples, outputs), (height, PANEL));
+        // Every panel reads all of x, which some panels together find in the cache.
+        let pieces = if samples > FEW_SAMPLES { 2 * current_threads() } else { outputs };
+        let width = outputs.div_ceil(pieces).next_multiple_of(PANEL);
+        let (_, scratch) = ws.lend(0, height * width);
+        let out = Grid::new(out, (samples, outputs), (height, width));
         let across = out.across();
         for_each_share(out, |piece, mut out| {
             let (row, index) = (piece / across * height, piece % across);
-            let (rows, width) = (out.count(), out.run());
+            let (rows, cols) = (out.count(), out.run());
             let x = Mat::new(&x[row * inputs..], rows, inputs, inputs);
-            let w = Panels { data: &data[index * panel..], rows: inputs, panel, next: &[] };
+            let w = Panels { data: &data[index * width / PANEL * panel..], rows: inputs, panel, next: &[] };
             scratch.with(|product: &mut [T]| {
                 // out[rows, columns] = x[rows, D] . w[D, columns], in whole vectors
-                panels::multiply(x, w, MatMut::new(product, rows, width.next_multiple_of(LANES), PANEL));
-                for (i, product) in product.chunks_exact(PANEL).take(rows).enumerate() {
-                    out.get(i).copy_from_slice(&product[..width]);
+                panels::multiply(x, w, MatMut::new(product, rows, cols.next_multiple_of(LANES), width));
+                for (i, product) in product.chunks_exact(width).take(rows).enumerate() {
+                    out.get(i).copy_from_slice(&product[..cols]);
                 }
             });
         });
@@ -185,6 +188,9 @@ impl<T: Element> Prepared<T> {
 /// Samples from which on their rows are dealt out as well as the columns of w, and to how many pieces.
 const MANY_SAMPLES: usize = 256;
 const ROW_PIECES: usize = 2;
+
+/// Samples up to which to read w is what takes the time of a product.
+const FEW_SAMPLES: usize = 16;
 
 /// Gradients of `out = x w + b` for `dout` `[N, M]`: those that `grads` has room for.
 ///

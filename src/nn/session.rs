@@ -22,7 +22,8 @@ use crate::workspace::Buffer;
 ///
 /// Batchnorm after a product is folded into it: with running mean `m` and variance `v` and `s = gamma / sqrt(v + eps)`,
 /// `w' = s w` and `b' = beta + s (b - m)`. Weights are prepared once, values that do not live at the same time share their
-/// memory, and a call allocates nothing.
+/// memory, and a call allocates nothing. In `f32`, what lies between convolutions lies in blocks of 16 channels
+/// (`[N, C / 16, H, W, 16]`) wherever all who read it can take it so; images and scores lie as ever.
 ///
 /// ```
 /// # use gemmnet::nn::{init::Init, network::Network, notation::NetworkSpec, session::Session};

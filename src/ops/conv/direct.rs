@@ -9,7 +9,9 @@
 //! Of the columns only the places of the pixels are kept, one for each term, since a stride is undone and the padding written
 //! out first (`padded`): the pixels of a row then lie side by side, whichever cell of the window sees them. A block of the
 //! output stays in the registers while the terms go by (`product`): some pixels of a row by vectors of filters, whose product is
-//! transposed afterwards, or some filters by vectors of pixels, where rows are as long as some vectors.
+//! transposed afterwards, or some filters by vectors of pixels, where rows are as long as some vectors. Where x lies in blocks of
+//! channels, so do the padded pixels, and the first kernel reads every [`LANES`]th of them; where the output does, its product is
+//! a row of a block as it is.
 //!
 //! A piece computes a band of rows for all filters of a group, or all of them for some filters. Every element of the output is one chain of multiply-adds over its terms in their order, so its bits do not
 //! depend on how the output is cut.

@@ -13,7 +13,7 @@
 //! these products copy no operand. Those of `dU`, whose operands are used once, are OpenBLAS'. Images go through in groups of
 //! about 64 tiles: enough rows for the products to be efficient, few enough for `V` and `M` to be in a core's share of the
 //! caches when they are used. An image with many tiles goes forward in bands; where there are fewer images than threads, bands
-//! are narrower, or panels of filters are dealt out, which share one `V`. Backward is the adjoint, step by step, and shares the
+//! are narrower, or panels of filters are dealt out, each with a `V` of its own. Backward is the adjoint, step by step, and shares the
 //! transform of `dy` between both gradients:
 //!
 //! ```text
@@ -26,12 +26,15 @@
 //! Where a slot has several groups, all of its `dU` is kept from one to the next.
 //!
 //! The smaller F(2x2, 3x3) is not here: for the same output it takes 64 multiplications where this takes 36, and its
-//! transforms load and store as much more. It would win only where planes have no more than 2x2 pixels.
+//! transforms load and store as much more. It could win where planes have no more than 2x2 pixels, or where a few tiles of many
+//! filters wait for `U`, of which it has less than half.
 //!
 //! # Channels side by side
 //! A transform takes the same sums of differently placed pixels. `LANES` channels are transformed at once: their planes
 //! are dealt out so that a pixel is a vector of channels (`planes_to_lanes`), and from then on every load and store,
-//! also of the rows of `V` and `M`, is a whole vector.
+//! also of the rows of `V` and `M`, is a whole vector. In a session x and the output may lie so already
+//! (`MemoryFormat::Blocked`): then pixels are transformed from where they lie, and only tiles at the edge are put together
+//! before. Products are finished a few tiles at a time, which stay in the L1 cache.
 //!
 //! The error in `f32` is about 1e-6 to 1e-5 relative (im2col: 2e-7), because the transforms add and subtract numbers of
 //! different size; in `f64` nobody wants that, so [`crate::ops::conv::ConvPlan`] refuses it there.

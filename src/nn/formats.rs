@@ -44,3 +44,33 @@ fn blocked_values<T: Element>(steps: &[Step<T>]) -> Vec<bool> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::init::Init;
+    use crate::nn::network::Network;
+
+    /// For each step, whether its value lies in blocks.
+    fn blocked<T: Element>(notation: &str) -> Vec<bool> {
+        let network = Network::<T>::new(&notation.parse().unwrap(), [16, 8, 8], Init::He, 0).unwrap();
+        blocked_values(network.steps())[1..].to_vec()
+    }
+
+    #[test]
+    fn values_lie_in_blocks_where_all_who_read_them_can_take_it() {
+        let (yes, no) = (true, false);
+        for (notation, want) in [
+            ("conv16-relu-conv32k5s2-pool-affine4", vec![yes, yes, no]),
+            ("conv16-relu-conv20-relu-conv16-affine4", vec![yes, no, yes, no]),
+            ("conv16-relu-conv16g4-gap", vec![no, no]), // the mean has no planes
+            ("conv16-relu-se4-conv16-affine4", vec![no, no, yes, no]),
+            ("conv16-res[conv32-relu-conv16]-relu-gap-affine4", vec![yes, yes, yes, yes, no, no]),
+            ("conv16-res[conv32-relu-conv16-conv16g4]-relu-conv16-gap", vec![no, yes, no, no, no, no]),
+            ("conv16-res[conv16]-pool-pool-affine4", vec![yes, yes, yes, yes, yes, no]),
+        ] {
+            assert_eq!(blocked::<f32>(notation), want, "{notation}");
+            assert!(!blocked::<f64>(notation).contains(&true), "{notation}");
+        }
+    }
+}

@@ -74,3 +74,53 @@ pub(crate) fn global_avg_block<T: Element>(x: &[Lanes<T>]) -> Lanes<T> {
     }
     mean
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::RngExt;
+
+    use super::*;
+    use crate::ops::pool::{avg_pool_plane, global_avg_plane, max_pool_plane};
+    use crate::random::{Purpose, stream};
+    use crate::shape::{Padding, Pool2d};
+
+    /// As planes are pooled, each by itself, to the bit: also where a plane has numbers that are none, and infinite ones.
+    #[test]
+    fn a_block_is_pooled_as_its_planes_are() {
+        let pool = |window, stride, padding| Pool2d { window, stride, padding };
+        let strange = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0];
+        for pool in [
+            pool((2, 2), (2, 2), Padding::Valid),
+            pool((3, 4), (3, 4), Padding::Valid),
+            pool((3, 2), (2, 1), Padding::Valid),
+            pool((3, 3), (2, 2), Padding::All(1)),
+        ] {
+            let shape = Pool2dShape::new([1, LANES, 9, 11], &pool).unwrap();
+            let mut rng = stream(0, Purpose::Example, 0, 0);
+            let mut value = || match rng.random_range(0..12) {
+                0 => strange[rng.random_range(0..4)],
+                _ => rng.random_range(-1.0..1.0),
+            };
+            let x: Vec<Lanes<f32>> = (0..shape.in_plane()).map(|_| std::array::from_fn(|_| value())).collect();
+            let outputs = shape.out_plane();
+            let mut block = [vec![[0.0; LANES]; outputs], vec![[0.0; LANES]; outputs]];
+            max_pool_block(&shape, &x, &mut block[0]);
+            avg_pool_block(&shape, &x, &mut block[1]);
+            let mean = global_avg_block(&x);
+            for lane in 0..LANES {
+                let plane: Vec<f32> = x.iter().map(|x| x[lane]).collect();
+                let (mut out, mut cell) = ([vec![0.0; outputs], vec![0.0; outputs]], vec![0; outputs]);
+                max_pool_plane(&shape, &plane, &mut out[0], &mut cell);
+                avg_pool_plane(&shape, &plane, &mut out[1]);
+                for (block, out) in block.iter().zip(&out) {
+                    let same =
+                        |(got, want): (&Lanes<f32>, &f32)| got[lane] == *want || (got[lane].is_nan() && want.is_nan());
+                    assert!(block.iter().zip(out).all(same), "{pool:?}, plane {lane}");
+                }
+                let want = global_avg_plane(&plane);
+                assert!((mean[lane] - want).abs() < 1e-6 || !want.is_finite(), "{} and not {want}", mean[lane]);
+                assert_eq!(mean[lane].is_nan(), want.is_nan());
+            }
+        }
+    }
+}

@@ -91,18 +91,24 @@ impl Product<'_> {
     ) {
         let Runs { count, len, .. } = self.runs;
         let blocks = len.div_ceil(R);
+        // the first blocks of a run have a pixel more, if they are not all alike
+        let (width, wider) = (len / blocks, len % blocks);
+        let (mut at, mut within) = (At { run: 0, pixel: 0, lane }, 0);
         for index in 0..count * blocks {
-            let (pixels, part) = (piece_range(len, blocks, index % blocks), (index, count * blocks));
-            let at = At { run: index / blocks, pixel: pixels.start, lane };
+            let (width, part) = (width + usize::from(within < wider), (index, count * blocks));
             macro_rules! of_width {
                 ($($width:literal)+) => {
-                    match pixels.len() {
+                    match width {
                         $($width if $width <= R => self.block::<S, H, V, $width, STEP>(simd, terms.clone(), at, part),)+
                         width => unreachable!("a block of {width} pixels, {R} at most"),
                     }
                 };
             }
             of_width!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16);
+            (at.pixel, within) = (at.pixel + width, within + 1);
+            if within == blocks {
+                (at, within) = (At { run: at.run + 1, pixel: 0, lane }, 0);
+            }
         }
     }
 

@@ -266,7 +266,7 @@ fn tune_finds_a_rate_and_survives_a_kill() {
     room.run("train --config whole/best.toml --quiet").succeeds();
 
     let goal =
-        room.json(&format!("tune --data-dir pics --net {NET} --vary epochs=1,2 --trials 2 --target 0 --seeds 2"));
+        room.json(&format!("tune --data-dir pics --net {NET} --vary epochs=1,40 --trials 2 --target 0 --seeds 2"));
     assert_eq!(
         (&goal["run"], &goal["values"]["epochs"]),
         (&"tune/1".into(), &"1".into()),

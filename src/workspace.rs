@@ -19,7 +19,8 @@ pub fn maps() -> usize {
     MAPS.load(Ordering::Relaxed)
 }
 
-/// Bytes of a huge page. Memory of half of one and more is made of whole ones, so that no part of it is on small pages.
+/// Bytes of a huge page. Memory of half of one and more is made of whole ones, which recent versions of Linux align as such: else
+/// its ends were on small pages.
 const HUGE_PAGE: usize = 2 << 20;
 
 /// A fixed number of elements, zeroed, aligned to a page, on huge pages where the system has them.
@@ -86,13 +87,13 @@ impl<T: Pod> Deref for Buffer<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        self.map.as_ref().map_or(&[], |map| &bytemuck::cast_slice(map)[..self.len])
+        self.map.as_ref().map_or(&[], |map| bytemuck::cast_slice(&map[..self.len * size_of::<T>()]))
     }
 }
 
 impl<T: Pod> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        self.map.as_mut().map_or(&mut [], |map| &mut bytemuck::cast_slice_mut(map)[..self.len])
+        self.map.as_mut().map_or(&mut [], |map| bytemuck::cast_slice_mut(&mut map[..self.len * size_of::<T>()]))
     }
 }
 
@@ -172,6 +173,9 @@ mod tests {
         buffer[999] = 3.0;
         assert_eq!(buffer.clone()[999], 3.0);
         assert!(Buffer::<f32>::zeroed(0).is_empty());
+        // on whole huge pages, whose size three does not divide
+        let mut buffer = Buffer::<[f32; 3]>::zeroed(HUGE_PAGE / 24 + 1);
+        assert_eq!(buffer.iter_mut().count(), HUGE_PAGE / 24 + 1);
     }
 
     #[test]

@@ -81,6 +81,12 @@ const DEEP: &str = "conv16k8s8p0-relu-conv96s2-bn-relu-conv160k1-relu-affine10";
 /// So many filters that they come from memory: they are dealt out for more images than there are threads, too.
 const WIDE: &str = "pool4-conv352k1s2p0-relu-conv352-relu-gap-affine10";
 
+/// Affine layers, whose rows are dealt out where there are many: fewer images may take more memory.
+const FLAT: &str = "pool4-affine300-relu-affine10";
+
+/// Groups of images that are largest where they are multiples of four.
+const GROUPS: &str = "pool4-conv64-relu-conv64-relu-gap-affine10";
+
 /// Allocations of a session's calls, with every number of images.
 fn session_allocations(notation: &str, batch: usize) -> usize {
     let spec: NetworkSpec = notation.parse().unwrap();
@@ -121,6 +127,8 @@ fn a_step_allocates_nothing_after_the_first() {
                 assert_eq!(session_allocations(notation, 9), 0, "session of {notation}, {threads} threads");
             }
             assert_eq!(session_allocations(WIDE, 70), 0, "session of {WIDE}, {threads} threads");
+            assert_eq!(session_allocations(FLAT, 300), 0, "session of {FLAT}, {threads} threads");
+            assert_eq!(session_allocations(GROUPS, 100), 0, "session of {GROUPS}, {threads} threads");
         })
         .unwrap();
     }

@@ -147,6 +147,11 @@ impl Block {
         format == MemoryFormat::Blocked
     }
 
+    /// Whether the pool's argmax cells are kept: in blocks nobody asks for them.
+    pub(super) fn keeps_cells(&self) -> bool {
+        self.tail.keeps_cells() && !self.finishes_blocks()
+    }
+
     /// Puts the rows of an affine layer's weights `w` in the order of an input that lies in blocks of channels.
     pub(crate) fn order_inputs<T: Element>(&self, w: &mut [T]) {
         let (Head::Affine { outputs, .. }, MemoryFormat::Blocked) = (self.head, self.formats.input) else { return };
@@ -247,11 +252,12 @@ impl Block {
         }
     }
 
-    /// Images up to which its convolution may be cut in another way than for more, if it has one.
-    pub(crate) fn few_images(&self) -> Option<usize> {
+    /// Elements of scratch that a piece of its product takes in test mode for so many images, where that depends on their number.
+    pub(crate) fn scratch_len(&self, images: usize) -> usize {
         match self.head {
-            Head::Conv(plan) => Some(plan.group_images()),
-            Head::None | Head::Affine { .. } => None,
+            Head::None => 0,
+            Head::Conv(plan) => plan.scratch_len(images),
+            Head::Affine { outputs, .. } => affine::scratch_len(images, outputs),
         }
     }
 
@@ -334,7 +340,7 @@ impl Block {
         if self.early.is_some() {
             state.early_cell.reserve(images * self.product_len());
         }
-        if self.tail.keeps_cells() && !self.finishes_blocks() {
+        if self.keeps_cells() {
             state.cell.reserve(images * self.output_len());
         }
         if train && self.parts.dropout.is_some() {

@@ -14,7 +14,7 @@ use crate::simd::{LANES, vectorized};
 use crate::workspace::Workspace;
 
 impl Block {
-    /// The block's output into `out` `[N, C', H', W']`; what backward needs stays in `state`.
+    /// The block's output into `out` `[N, C', H', W']`, in test mode in the block's formats; what backward needs stays in `state`.
     ///
     /// Training normalises with the statistics of the batch; [`Block::commit`] takes them over into the running ones.
     ///
@@ -75,7 +75,7 @@ impl Block {
         let BlockState { cell, early_cell, maps, .. } = state;
         let cells = match self.early {
             Some(_) => &mut early_cell[..out.len()],
-            None => &mut cell[..if self.tail.keeps_cells() && !self.finishes_blocks() { out.len() } else { 0 }],
+            None => &mut cell[..if self.keeps_cells() { out.len() } else { 0 }],
         };
         let outputs = self.outputs(out, cells, self.output);
         let finish = |filter: usize, product: &mut [T], out: &mut [T], cell: &mut [u8]| {

@@ -10,7 +10,9 @@
 //! | pool before batchnorm | each tile of the product is pooled in the cache and written once; then as above | as above; tiles of the gradient are made from that of the pooled product and the argmax cells |
 //! | anything else | product and bias; then plane by plane the rest | the same in reverse |
 //!
-//! In test mode every block whose pool (if any) tiles takes the first way: batchnorm is then a scale and a shift per channel.
+//! In test mode every block whose pool (if any) tiles takes the first way: batchnorm is then a scale and a shift per channel. A session
+//! may have input and output in blocks of channels ([`crate::ops::layout`]); a pool that does not tile then follows a product that
+//! was mapped and activated before it was written (`blocked`).
 
 mod backward;
 mod block;

@@ -103,12 +103,12 @@ impl<T: Element> Session<T> {
         let steps = self.folded.steps();
         let mut scratch = SessionScratch(Memory::new(steps, for_inference(steps)));
         let image: usize = self.folded.input().iter().product();
-        // Images that are few for the threads, or for a block, are cut in other ways, which take other memory.
-        let few = |step: &Step<T>| match &step.kernel {
-            Kernel::Block { block, .. } => block.few_images(),
+        // Images that are few for the threads are cut in other ways, and others may be, too: fewer can take more memory.
+        let most = |step: &Step<T>| match &step.kernel {
+            Kernel::Block { block, .. } => (1..=self.batch).max_by_key(|&images| block.scratch_len(images)),
             Kernel::Sum(_) | Kernel::Layer { .. } => None,
         };
-        let counts: BTreeSet<usize> = (1..2 * current_threads()).chain(steps.iter().filter_map(few)).collect();
+        let counts: BTreeSet<usize> = (1..2 * current_threads()).chain(steps.iter().filter_map(most)).collect();
         let x = Buffer::zeroed(self.batch * image);
         for &images in counts.range(..self.batch).chain([&self.batch]) {
             self.forward(images, &x[..images * image], &mut scratch);

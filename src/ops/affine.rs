@@ -1,7 +1,7 @@
 //! Level 3. Fast affine layer: `out = x w + b`, with the products cut by hand so that every thread has a share.
 //!
-//! A product is cut along rows or columns of its result, never along the summed dimension, into pieces whose number
-//! depends on sizes alone. Each piece is one single-threaded BLAS product.
+//! A product is cut along rows or columns of its result, never along the summed dimension, into pieces whose number depends on
+//! sizes alone, each one single-threaded BLAS product; with prepared weights on the number of threads as well, which no bit does.
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 
@@ -162,10 +162,7 @@ impl<T: Element> Prepared<T> {
         let Prepared { inputs, outputs, panels: data } = self;
         let (inputs, outputs, panel) = (*inputs, *outputs, panel_len(*inputs));
         AffineShape { samples, inputs, outputs }.assert_lengths(x.len(), inputs * outputs, out.len());
-        let height = samples.div_ceil(if samples >= MANY_SAMPLES { ROW_PIECES } else { 1 });
-        // Every panel reads all of x, which some panels together find in the cache.
-        let pieces = if samples > FEW_SAMPLES { 2 * current_threads() } else { outputs };
-        let width = outputs.div_ceil(pieces).next_multiple_of(PANEL);
+        let (height, width) = prepared_part(samples, outputs);
         let (_, scratch) = ws.lend(0, height * width);
         let out = Grid::new(out, (samples, outputs), (height, width));
         let across = out.across();
@@ -183,6 +180,20 @@ impl<T: Element> Prepared<T> {
             });
         });
     }
+}
+
+/// Rows and columns of a piece of [`Prepared::product_into`], whole panels of them. Every panel reads all of x, which some panels
+/// together find in the cache.
+fn prepared_part(samples: usize, outputs: usize) -> (usize, usize) {
+    let height = samples.div_ceil(if samples >= MANY_SAMPLES { ROW_PIECES } else { 1 });
+    let pieces = if samples > FEW_SAMPLES { 2 * current_threads() } else { outputs };
+    (height, outputs.div_ceil(pieces).next_multiple_of(PANEL))
+}
+
+/// Elements of scratch that a piece of [`Prepared::product_into`] takes.
+pub(crate) fn scratch_len(samples: usize, outputs: usize) -> usize {
+    let (height, width) = prepared_part(samples, outputs);
+    height * width
 }
 
 /// Samples from which on their rows are dealt out as well as the columns of w, and to how many pieces.
@@ -311,6 +322,7 @@ pub fn affine_backward<T: Element>(
 mod tests {
     use super::*;
     use crate::element::Kind;
+    use crate::parallel::with_threads;
     use crate::random::{Purpose, stream};
     use rand::RngExt;
 
@@ -356,6 +368,10 @@ mod tests {
                     let got = product(first, samples, prepared.as_ref());
                     assert_near(&got, &of_all[here.clone()], true, &format!("{what}, prepared"));
                     assert_near(&got, &want[here], false, &format!("{what}, prepared and not"));
+                    for threads in [1, 9] {
+                        let other = with_threads(threads, || product(first, samples, prepared.as_ref())).unwrap();
+                        assert_near(&other, &got, true, &format!("{what}, prepared, {threads} threads"));
+                    }
                 }
             }
             assert!(prepared.is_some() || T::KIND == Kind::F64 || inputs <= 32, "{name} is prepared");

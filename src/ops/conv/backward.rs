@@ -14,6 +14,7 @@ use crate::ops::conv::slots::{Slots, add_up};
 use crate::ops::conv::tiles::Tiles;
 use crate::ops::conv::winograd::Winograd;
 use crate::ops::conv::{ConvGradsMut, ConvInput};
+use crate::ops::layout::Formats;
 use crate::parallel::{Even, for_each_chunk_mut, for_each_share};
 use crate::shape::Algorithm;
 use crate::simd::{LANES, lanes_to_planes};
@@ -130,6 +131,7 @@ pub(crate) fn backward<T: Element>(
 ) {
     plan.check_images(input.images, input.x);
     plan.check_filters(input.w);
+    assert_eq!(plan.formats, Formats::default(), "only the forward pass knows blocks of channels");
     let ConvGradsMut { dx, dw, db } = &grads;
     assert!(dx.as_ref().is_none_or(|dx| dx.len() == input.x.len()), "dx has the length of x");
     assert!(dw.as_ref().is_none_or(|dw| dw.len() == input.w.len()), "dw has the length of w");

@@ -106,6 +106,16 @@ impl Direct {
         self.planes() * self.padded.plane_len() + BEYOND
     }
 
+    /// Elements of the product of a vector of filters.
+    fn plane_vectors_len(&self) -> usize {
+        (self.part.rows * self.shape.cols.output + BEYOND) * LANES
+    }
+
+    /// Elements of scratch that a piece takes: padded pixels, the product of a pair of vectors, and planes of one.
+    fn scratch_len(&self) -> usize {
+        self.padded_len() + (PAIR + 1) * self.plane_vectors_len()
+    }
+
     /// Output rows of a band.
     fn rows(&self, band: usize) -> Range<usize> {
         band * self.part.rows..((band + 1) * self.part.rows).min(self.shape.rows.output)
@@ -178,6 +188,11 @@ impl Direct {
     }
 }
 
+/// Elements of scratch that a piece of [`forward`] takes.
+pub(super) fn scratch_len(plan: &ConvPlan, images: usize) -> usize {
+    Direct::new(plan, images).scratch_len()
+}
+
 /// As [`crate::ops::conv::forward`], for elements of `f32`.
 pub(super) fn forward<T: Element>(
     plan: &ConvPlan,
@@ -191,10 +206,9 @@ pub(super) fn forward<T: Element>(
     let direct = Direct::new(plan, images);
     let (shape, part) = (&direct.shape, direct.part);
     let weights_len = w.memory_len(plan);
-    let padded_len = direct.padded_len();
-    let plane_len = (part.rows * shape.cols.output + BEYOND) * LANES;
+    let (padded_len, plane_len) = (direct.padded_len(), direct.plane_vectors_len());
     let terms = shape.column();
-    let (common, scratch) = ws.lend(weights_len + terms, padded_len + (PAIR + 1) * plane_len);
+    let (common, scratch) = ws.lend(weights_len + terms, direct.scratch_len());
     let (weights, offsets) = common.split_at_mut(weights_len);
     let offsets: &mut [u32] = bytemuck::cast_slice_mut(offsets);
     direct.padded.offsets(offsets);
@@ -209,7 +223,7 @@ pub(super) fn forward<T: Element>(
             direct.fill(&x[place.index * len..][..len], place.rows.clone(), padded);
             let scratch = scratch.split_at_mut(PAIR * plane_len);
             direct.multiply(&place, (&*padded, offsets, weights), scratch, |filter, plane| {
-                let (out, cells) = block.rows(filter - place.filters.start, 0..place.rows.len());
+                let (out, cells) = block.rows(0, filter - place.filters.start, 0..place.rows.len());
                 finish(place.group * (shape.filters / shape.groups) + filter, plane, out, cells);
             });
         });

@@ -38,7 +38,7 @@ use ndarray::{Array1, Array4, ArrayView1, ArrayView4};
 
 use crate::element::Element;
 use crate::error::{Result, check_shape};
-use crate::ops::layout::{row_major, slice_mut};
+use crate::ops::layout::{Formats, row_major, slice_mut};
 use crate::shape::{Algorithm, Conv2d, Conv2dShape};
 use crate::simd::{Write, vectorized};
 use crate::workspace::Workspace;
@@ -129,6 +129,7 @@ pub fn conv2d_forward_into<T: Element>(
     ws: &mut Workspace,
 ) {
     assert!(b.is_none_or(|b| b.len() == plan.shape.filters), "b has one element per filter");
+    assert!(b.is_none() || plan.formats == Formats::default(), "a bias is added plane by plane");
     let write = Write::of::<T>(out.len());
     if plan.algorithm == Algorithm::Im2col && write == Write::Cached && tiles::has_place(plan, images) {
         plan.check_images(images, x);

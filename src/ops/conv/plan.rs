@@ -228,6 +228,15 @@ impl ConvPlan {
         if self.algorithm == Algorithm::Winograd { winograd::tiles_of(&self.shape) } else { self.shape.out_plane() }
     }
 
+    /// Elements of scratch that a piece of the forward pass takes for so many images; 0 where that is the same for any number.
+    pub(crate) fn scratch_len(&self, images: usize) -> usize {
+        match self.algorithm {
+            Algorithm::Winograd => winograd::scratch_len(self, images),
+            _ if self.is_direct() => direct::scratch_len(self, images),
+            _ => 0,
+        }
+    }
+
     /// How a batch is cut for the gradient of the filters.
     pub(super) fn slots(&self, images: usize) -> Slots {
         let weights = self.shape.w().iter().product();
@@ -283,7 +292,8 @@ impl ConvPlan {
         if wanted == 1 {
             return DirectPart { rows, filters };
         }
-        let pieces = (2..=2 * wanted).rev().find(|&pieces| filters.is_multiple_of(pieces * PANEL));
+        let whole = |pieces: &usize| filters.is_multiple_of(pieces * PANEL);
+        let pieces = (wanted..=2 * wanted).find(whole).or_else(|| (2..wanted).rev().find(whole));
         if let Some(pieces) = pieces.filter(|_| filters > shape.out_plane()) {
             return DirectPart { rows, filters: filters / pieces };
         }
@@ -311,14 +321,15 @@ pub(super) struct WinogradPart {
 
 /// How Winograd's algorithm takes images together.
 impl ConvPlan {
-    /// Images of about [`GROUP_TILES`] tiles. For so many, or fewer, pieces may be cut in another way than for more.
-    pub(crate) fn group_images(&self) -> usize {
+    /// Images of about [`GROUP_TILES`] tiles.
+    fn group_images(&self) -> usize {
         (GROUP_TILES / winograd::tiles_of(&self.shape)).max(1)
     }
 
     /// What a piece of the forward pass is, for so many images: some images, or where one has many tiles, a band of it. Where
-    /// there are fewer images than threads, bands get narrower, or the filters are dealt out, whichever reads less memory
-    /// again; filters that come from memory are dealt out, too, if all images are one group. No bit of the output depends on it.
+    /// there are fewer images than threads, the filters are dealt out, or bands are as high as lets the last thread be done
+    /// first, whichever reads less memory again; filters that come from memory are dealt out, too, if all images are one group.
+    /// No bit of the output depends on it.
     pub(super) fn winograd_part(&self, images: usize) -> WinogradPart {
         let (shape, (rows, cols)) = (&self.shape, winograd::tiles(&self.shape));
         let threads = current_threads();
@@ -327,17 +338,20 @@ impl ConvPlan {
             let filters = shape.filters.div_ceil(threads).next_multiple_of(PANEL).min(shape.filters);
             return WinogradPart { images, filters, tile_rows: rows };
         }
-        let bands = (rows * cols / GROUP_TILES).clamp(1, (rows / 2).max(1));
-        if bands > 1 || (images < threads && rows > 1) {
-            let step = self.winograd_step();
-            let most = rows.div_ceil(bands).next_multiple_of(step);
-            let most = if images < threads { 2 * most } else { most };
-            // the largest height with which the last thread is done first
-            let until = |tile_rows: usize| (images * rows.div_ceil(tile_rows)).div_ceil(threads) * tile_rows;
-            let heights = (step..=most).step_by(step).map(|tile_rows| tile_rows.min(rows));
+        let (bands, step) = ((rows * cols / GROUP_TILES).clamp(1, (rows / 2).max(1)), self.winograd_step());
+        let most = rows.div_ceil(bands).next_multiple_of(step);
+        let band =
+            |tile_rows: usize| WinogradPart { images: 1, filters: shape.filters, tile_rows: tile_rows.min(rows) };
+        if images < threads && rows > 1 {
+            // Of heights that are alike in this, the largest, and up to twice what a group should have: two halves of an image
+            // are better than three bands on two threads.
+            let until = |tile_rows: usize| (images * rows.div_ceil(tile_rows)).div_ceil(threads) * tile_rows.min(rows);
+            let heights = (step..=2 * most).step_by(step);
             let best = heights.min_by_key(|&tile_rows| (until(tile_rows), Reverse(tile_rows)));
-            let tile_rows = best.expect("a step is a height");
-            return WinogradPart { images: 1, filters: shape.filters, tile_rows };
+            return band(best.expect("a step is a height"));
+        }
+        if bands > 1 {
+            return band(most);
         }
         let groups = images.div_ceil(self.group_images().min(images));
         let groups = if threads == 1 { groups } else { groups.next_multiple_of(GROUPS).min(images) };

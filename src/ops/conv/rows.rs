@@ -106,12 +106,12 @@ impl<'a, T: Send> Outputs<'a, T> {
         self,
         filters: usize,
         rows: usize,
-        piece: impl Fn((usize, usize), OutputBlock<'_, T>) + Sync + Send,
+        piece: impl Fn((usize, usize), OutputPart<'_, T>) + Sync + Send,
     ) {
         let Outputs { out, cells, out_plane, out_cols, band, side_by_side } = self;
         let (all, block) = ((out.len() / out_plane, out_plane), (filters / side_by_side, rows / band * out_cols));
         for_each_block_of(out, cells, (all, block), |at, out, cells| {
-            piece(at, OutputBlock { out, cells, out_cols, band, side_by_side });
+            piece(at, OutputPart { out, cells, plane: None, out_cols, band, side_by_side });
         });
     }
 }
@@ -151,7 +151,7 @@ impl<T> OutputPlanes<'_, T> {
     }
 }
 
-/// Whole planes of some filters of some images, or the same rows of all planes of one image.
+/// Whole planes of some filters of some images, or the same rows of consecutive planes.
 #[derive(Debug)]
 pub(super) struct OutputPart<'a, T> {
     /// A run for each image, or for each filter.
@@ -176,26 +176,5 @@ impl<T> OutputPart<'_, T> {
         let range = first + rows.start / self.band * self.out_cols..first + rows.end / self.band * self.out_cols;
         let cells = self.cells.as_mut().map_or(&mut [][..], |cells| &mut cells.get(run)[range.clone()]);
         (&mut self.out.get(run)[range], cells)
-    }
-}
-
-/// The same rows of consecutive planes of the output.
-#[derive(Debug)]
-pub(super) struct OutputBlock<'a, T> {
-    out: StridedMut<'a, T>,
-    cells: Option<StridedMut<'a, u8>>,
-    out_cols: usize,
-    band: usize,
-    side_by_side: usize,
-}
-
-impl<T> OutputBlock<'_, T> {
-    /// Values and cells of rows of a plane, counted in rows of the product from the first on, by the number of its filter within
-    /// the part; of a block, by that of its first.
-    pub(super) fn rows(&mut self, filter: usize, rows: Range<usize>) -> (&mut [T], &mut [u8]) {
-        let plane = filter / self.side_by_side;
-        let range = rows.start / self.band * self.out_cols..rows.end / self.band * self.out_cols;
-        let cells = self.cells.as_mut().map_or(&mut [][..], |cells| &mut cells.get(plane)[range.clone()]);
-        (&mut self.out.get(plane)[range], cells)
     }
 }

@@ -160,7 +160,7 @@ pub(super) fn forward<T: Element>(
                 let out = MatMut::new(product, filters, width, ld);
                 gemm(Accum::Replace, T::one(), tiles.filters(w, place.group), cols, out);
                 for (f, product) in product.chunks_mut(ld).enumerate() {
-                    let (out, cells) = block.rows(f, rows.start - first..rows.end - first);
+                    let (out, cells) = block.rows(0, f, rows.start - first..rows.end - first);
                     finish(place.group * filters + f, &mut product[..width], out, cells);
                 }
             });

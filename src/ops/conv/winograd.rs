@@ -185,6 +185,11 @@ fn store<T: Element>(to: &mut [T], add: bool, vector: &Lanes<T>) {
     }
 }
 
+/// Elements of scratch that a piece of [`forward`] takes.
+pub(super) fn scratch_len(plan: &ConvPlan, images: usize) -> usize {
+    Group::new(plan, plan.winograd_part(images)).lens().iter().sum()
+}
+
 /// As [`crate::ops::conv::forward`].
 pub(super) fn forward<T: Element>(
     plan: &ConvPlan,

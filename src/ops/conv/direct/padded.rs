@@ -135,17 +135,17 @@ impl Padded {
     }
 }
 
-/// `to[i] = from[i stride]` for the first `count` elements. Rows are short, so whole vectors are moved: elements after them may
-/// change, too.
+/// `to[i] = from[i stride]` for the first `count` pixels. Rows are short, so where there is room [`LANES`] of them are moved at a
+/// time: those after them may change, too.
 #[inline(always)]
 fn every<P: Copy>(stride: usize, from: &[P], to: &mut [P], count: usize) {
     let mut done = 0;
     while stride <= 2 && done < count && done + LANES <= to.len() && stride * (done + LANES) <= from.len() {
-        let to: &mut [P; LANES] = (&mut to[done..done + LANES]).try_into().expect("a vector");
+        let to: &mut [P; LANES] = (&mut to[done..done + LANES]).try_into().expect("as many");
         if stride == 1 {
             to.copy_from_slice(&from[done..done + LANES]);
         } else {
-            let from: &[P; 2 * LANES] = from[2 * done..2 * (done + LANES)].try_into().expect("two vectors");
+            let from: &[P; 2 * LANES] = from[2 * done..2 * (done + LANES)].try_into().expect("twice as many");
             (0..LANES).for_each(|i| to[i] = from[2 * i]);
         }
         done += LANES;

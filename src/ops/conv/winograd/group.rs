@@ -98,7 +98,8 @@ impl Group {
         [(rows.input, cols.input), (rows.output, cols.output)]
     }
 
-    /// Elements of: `V`; `M`; the pixels of one block of channels or filters; the output planes of one.
+    /// Elements of: `V`; `M`; the pixels of one block of channels or filters; the output planes of one. Forward, fewer of the last
+    /// two are used.
     pub(super) fn lens(&self) -> [usize; 4] {
         let pixels = self.images * self.padded.0 * self.padded.1 * LANES;
         [self.v.len(), self.m.len(), pixels, LANES * self.shape.out_plane()]
@@ -425,5 +426,6 @@ fn copy<T: Element, const N: usize>(from: &[Lanes<T>], to: &mut [Lanes<T>]) {
     to[..N].copy_from_slice(&from[..N]);
 }
 
-/// Tiles whose pixels are between their transforms and what follows them: of a block of filters 8 KiB.
+/// Tiles whose pixels are between their transforms and what follows them: of a block of filters 8 KiB, or as much as a row of tiles
+/// has.
 const CHUNK_TILES: usize = 8;

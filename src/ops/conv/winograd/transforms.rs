@@ -145,7 +145,7 @@ pub(super) struct Stack {
     pub(super) cols: usize,
     /// Elements from one row to the next: an odd number of vectors, lest the rows of a matrix, a power of two apart,
     /// share a few sets of the L1 cache.
-    pub(super) ld: usize,
+    ld: usize,
     /// Rows of a matrix, as they lie in memory: an odd number, lest matrices are a multiple of 4 KiB apart.
     rows_in_memory: usize,
 }
@@ -157,24 +157,13 @@ impl Stack {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.all_rows() * self.ld
+        PRODUCTS * self.rows_in_memory * self.ld
     }
 
     /// A block of matrix `q`.
     fn block<'a, T>(&self, data: &'a [T], q: usize, rows: Range<usize>, cols: Range<usize>) -> Mat<'a, T> {
         let data = &data[(q * self.rows_in_memory + rows.start) * self.ld + cols.start..];
         Mat::new(data, rows.len(), cols.len(), self.ld)
-    }
-
-    /// Rows of all matrices together, as they lie in memory.
-    pub(super) fn all_rows(&self) -> usize {
-        PRODUCTS * self.rows_in_memory
-    }
-
-    /// Which of them is row `row` of matrix (i, j).
-    #[inline(always)]
-    pub(super) fn row(&self, i: usize, j: usize, row: usize) -> usize {
-        (i * SPAN + j) * self.rows_in_memory + row
     }
 
     /// The first `rows` rows of matrix `q`.
@@ -185,7 +174,7 @@ impl Stack {
     /// Which of the data's vectors begins at column `col`, a multiple of [`LANES`], of row `row` in matrix (i, j).
     #[inline(always)]
     pub(super) fn at(&self, i: usize, j: usize, row: usize, col: usize) -> usize {
-        self.row(i, j, row) * (self.ld / LANES) + col / LANES
+        ((i * SPAN + j) * self.rows_in_memory + row) * (self.ld / LANES) + col / LANES
     }
 }
 

@@ -123,7 +123,8 @@ impl Block {
         Ok(block)
     }
 
-    /// Whether its input, and whether its output, may lie in blocks of channels in test mode; and whether both have to, or neither.
+    /// Whether its input, and whether its output, may lie in blocks of channels in test mode; and whether both have to, or
+    /// neither.
     pub(crate) fn may_be_blocked<T: Element>(&self) -> ([bool; 2], bool) {
         match self.head {
             Head::Conv(plan) => {

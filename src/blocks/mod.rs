@@ -11,8 +11,8 @@
 //! | anything else | product and bias; then plane by plane the rest | the same in reverse |
 //!
 //! In test mode every block whose pool (if any) tiles takes the first way: batchnorm is then a scale and a shift per channel. A session
-//! may have input and output in blocks of channels ([`crate::ops::layout`]); a pool that does not tile then follows a product that
-//! was mapped and activated before it was written (`blocked`).
+//! may have input and output in blocks of channels (`MemoryFormat` in `ops/layout.rs`); a pool that does not tile then follows a
+//! product that was mapped and activated before it was written (`blocked`).
 
 mod backward;
 mod block;

@@ -13,8 +13,8 @@
 //! channels, so do the padded pixels, and the first kernel reads every [`LANES`]th of them; where the output does, its product is
 //! a row of a block as it is.
 //!
-//! A piece computes a band of rows for all filters of a group, or all of them for some filters. Every element of the output is one chain of multiply-adds over its terms in their order, so its bits do not
-//! depend on how the output is cut.
+//! A piece computes a band of rows for all filters of a group, or all of them for some filters. Every element of the output is one
+//! chain of multiply-adds over its terms in their order, so its bits do not depend on how the output is cut.
 
 mod padded;
 mod product;

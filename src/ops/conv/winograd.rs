@@ -13,8 +13,8 @@
 //! these products copy no operand. Those of `dU`, whose operands are used once, are OpenBLAS'. Images go through in groups of
 //! about 64 tiles: enough rows for the products to be efficient, few enough for `V` and `M` to be in a core's share of the
 //! caches when they are used. An image with many tiles goes forward in bands; where there are fewer images than threads, bands
-//! are narrower, or panels of filters are dealt out, each with a `V` of its own. Backward is the adjoint, step by step, and shares the
-//! transform of `dy` between both gradients:
+//! are as high as is even, or panels of filters are dealt out, each with a `V` of its own. Backward is the adjoint, step by step,
+//! and shares the transform of `dy` between both gradients:
 //!
 //! ```text
 //! dM = A dy A^T       dU_q[C, F] = V_q^T[C, tiles] . dM_q[tiles, F]        dg = G^T dU G

@@ -42,6 +42,10 @@ pub struct Session<T: Element> {
     batch: usize,
 }
 
+/// Images from which on a piece takes no less scratch the more there are: four groups of 64 are whole groups, and rows of affine
+/// layers are dealt out.
+const VARIED: usize = 256;
+
 /// The memory of one caller of a [`Session`].
 #[derive(Debug)]
 pub struct SessionScratch<T: Element>(Memory<T>);
@@ -105,7 +109,7 @@ impl<T: Element> Session<T> {
         let image: usize = self.folded.input().iter().product();
         // Images that are few for the threads are cut in other ways, and others may be, too: fewer can take more memory.
         let most = |step: &Step<T>| match &step.kernel {
-            Kernel::Block { block, .. } => (1..=self.batch).max_by_key(|&images| block.scratch_len(images)),
+            Kernel::Block { block, .. } => (1..=self.batch.min(VARIED)).max_by_key(|&images| block.scratch_len(images)),
             Kernel::Sum(_) | Kernel::Layer { .. } => None,
         };
         let counts: BTreeSet<usize> = (1..2 * current_threads()).chain(steps.iter().filter_map(most)).collect();

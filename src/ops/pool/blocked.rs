@@ -1,6 +1,6 @@
 //! Level 3. Pooling of blocks of channels, forward: a pixel is a vector of them.
 
-use super::{beats, for_each_window, for_each_window_of};
+use super::{beats, for_each_window_of};
 use crate::element::Element;
 use crate::shape::Pool2dShape;
 use crate::simd::{LANES, Lanes};
@@ -9,46 +9,57 @@ use crate::simd::{LANES, Lanes};
 /// tile them.
 #[inline(always)]
 pub(crate) fn max_pool_block<T: Element>(shape: &Pool2dShape, x: &[Lanes<T>], out: &mut [Lanes<T>]) {
+    fold_windows(
+        shape,
+        x,
+        out,
+        T::neg_infinity(),
+        #[inline(always)]
+        |best, v| if beats(v, best) { v } else { best },
+    );
+}
+
+/// [`avg_pool_plane`](super::avg_pool_plane) of the planes of a block of channels.
+#[inline(always)]
+pub(crate) fn avg_pool_block<T: Element>(shape: &Pool2dShape, x: &[Lanes<T>], out: &mut [Lanes<T>]) {
+    let scale = T::one() / T::of((shape.rows.window * shape.cols.window) as f64);
+    fold_windows(
+        shape,
+        x,
+        out,
+        T::zero(),
+        #[inline(always)]
+        |sum, v| sum + v,
+    );
+    for mean in out.as_flattened_mut() {
+        *mean *= scale;
+    }
+}
+
+/// Folds the pixels of every window, channel by channel, into its pixel of `out`: as many rows of windows as that has.
+#[inline(always)]
+fn fold_windows<T: Element>(
+    shape: &Pool2dShape,
+    x: &[Lanes<T>],
+    out: &mut [Lanes<T>],
+    start: T,
+    fold: impl Fn(T, T) -> T,
+) {
     for_each_window_of(
         shape,
         out.len() / shape.cols.output,
         #[inline(always)]
         |o, window| {
-            let mut best = [T::neg_infinity(); LANES];
+            let mut folded = [start; LANES];
             window.for_each_pixel(
                 #[inline(always)]
                 |_, pixel| {
                     for lane in 0..LANES {
-                        let v = x[pixel][lane];
-                        best[lane] = if beats(v, best[lane]) { v } else { best[lane] };
+                        folded[lane] = fold(folded[lane], x[pixel][lane]);
                     }
                 },
             );
-            out[o] = best;
-        },
-    );
-}
-
-/// [`avg_pool_plane`] of the planes of a block of channels.
-#[inline(always)]
-pub(crate) fn avg_pool_block<T: Element>(shape: &Pool2dShape, x: &[Lanes<T>], out: &mut [Lanes<T>]) {
-    let scale = T::one() / T::of((shape.rows.window * shape.cols.window) as f64);
-    for_each_window(
-        shape,
-        #[inline(always)]
-        |o, window| {
-            let mut sums = [T::zero(); LANES];
-            window.for_each_pixel(
-                #[inline(always)]
-                |_, pixel| {
-                    for lane in 0..LANES {
-                        sums[lane] += x[pixel][lane];
-                    }
-                },
-            );
-            for lane in 0..LANES {
-                out[o][lane] = sums[lane] * scale;
-            }
+            out[o] = folded;
         },
     );
 }

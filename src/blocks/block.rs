@@ -136,10 +136,12 @@ impl Block {
         }
     }
 
-    /// The same block for test mode, with its input or output in blocks of channels, where [`Block::may_be_blocked`].
-    pub(crate) fn with_formats(self, formats: Formats) -> Self {
-        let head = if let Head::Conv(plan) = self.head { Head::Conv(plan.with_formats(formats)) } else { self.head };
-        Block { head, formats, ..self }
+    /// Has it take its input and make its output so in test mode, where [`Block::may_be_blocked`].
+    pub(crate) fn set_formats(&mut self, formats: Formats) {
+        if let Head::Conv(plan) = &mut self.head {
+            *plan = plan.with_formats(formats);
+        }
+        self.formats = formats;
     }
 
     /// Whether what follows the product finds its planes in blocks.

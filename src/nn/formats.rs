@@ -14,8 +14,7 @@ pub(super) fn block_channels<T: Element>(steps: &mut [Step<T>]) {
     let format = |value: Value| if blocked[value] { MemoryFormat::Blocked } else { MemoryFormat::Planar };
     for (i, step) in steps.iter_mut().enumerate() {
         if let Kernel::Block { block, .. } = &mut step.kernel {
-            let formats = Formats { input: format(step.inputs[0]), output: format(i + 1) };
-            **block = block.as_ref().clone().with_formats(formats);
+            block.set_formats(Formats { input: format(step.inputs[0]), output: format(i + 1) });
         }
     }
 }

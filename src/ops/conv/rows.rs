@@ -84,19 +84,15 @@ impl<'a, T: Send> Outputs<'a, T> {
         (images, filters, rows): (usize, usize, usize),
         piece: impl Fn((usize, usize), OutputPart<'_, T>) + Sync + Send,
     ) {
+        if rows < shape.rows.output {
+            assert_eq!((images, filters), (1, shape.filters), "bands are of one image and all filters");
+            return self.for_each_block(filters, rows, piece);
+        }
         let Outputs { out, cells, out_plane, out_cols, band, side_by_side } = self;
-        let planes = out.len() / out_plane;
-        let [all_filters, filters] = [shape.filters, filters].map(|planes| planes / side_by_side);
-        let bands = rows < shape.rows.output;
-        assert!(!bands || (images, filters) == (1, all_filters), "bands are of one image and all filters");
-        let (all, part, plane) = if bands {
-            ((planes, out_plane), (filters, rows / band * out_cols), None)
-        } else {
-            let filters_plane = all_filters * out_plane;
-            ((planes / all_filters, filters_plane), (images, filters * out_plane), Some(out_plane))
-        };
-        for_each_block_of(out, cells, (all, part), |at, out, cells| {
-            piece(at, OutputPart { out, cells, plane, out_cols, band, side_by_side });
+        let [image, part] = [shape.filters, filters].map(|planes| planes / side_by_side * out_plane);
+        let all = (out.len() / image, image);
+        for_each_block_of(out, cells, (all, (images, part)), |at, out, cells| {
+            piece(at, OutputPart { out, cells, plane: Some(out_plane), out_cols, band, side_by_side });
         });
     }
 

@@ -19,12 +19,15 @@
 mod library;
 pub(crate) mod panels;
 
+use std::hint::black_box;
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use pulp::Simd;
+
 use crate::element::{Element, Kind};
 use crate::parallel::StridedMut;
-use crate::simd::{dot, vectorized};
+use crate::simd::{Ahead, dot, vectorized};
 
 /// Whether a product replaces what is in the output or is added to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +131,101 @@ impl<'a, T> MatMut<'a, T> {
         assert!(i < self.rows, "row {i} of {}", self.rows);
         // SAFETY: both constructors promise the elements of every row.
         unsafe { std::slice::from_raw_parts_mut(self.pointer.add(i * self.ld), self.cols) }
+    }
+}
+
+/// Terms that [`add_terms`] goes on by: whatever it does besides multiplying is done once for all of them. A processor that begins
+/// four instructions in a cycle has no time for more.
+const TOGETHER: usize = 4;
+
+/// Adds to a block of C, `R` rows and `V` vectors: the products of rows of A, from row `i` and column `j` on, and rows of B, side by
+/// side in memory, from column `column` on, one for each term. Fetches `ahead` once for [`TOGETHER`] terms.
+///
+/// # Panics
+/// If the matrices do not have these elements.
+#[inline(always)]
+fn add_terms<S: Simd, const V: usize, const R: usize, const W: usize>(
+    simd: S,
+    mut sums: [[S::f32s; V]; R],
+    (a, i, j): (Mat<'_, f32>, usize, usize),
+    (b, column): (&[[f32; W]], usize),
+    mut ahead: Ahead<1, 2>,
+) -> [[S::f32s; V]; R] {
+    let (terms, first) = (b.len(), i * a.ld + j);
+    assert!(first + (R - 1) * a.ld + terms <= a.data.len(), "A has these rows and columns");
+    assert!(column + V * S::F32_LANES <= W, "B has these columns");
+    let mut rows = Rows::new(a.data.as_ptr().wrapping_add(first), a.ld);
+    let mut b = b.as_ptr().cast::<f32>().wrapping_add(column);
+    for _ in 0..terms / TOGETHER {
+        ahead.fetch();
+        // One call after the other: in a loop the compiler would keep the sums in memory.
+        // SAFETY: all rows have as many elements left, and B as many rows; both were checked.
+        unsafe {
+            sums = rows.add(simd, sums, 0, b);
+            sums = rows.add(simd, sums, 1, b.wrapping_add(W));
+            sums = rows.add(simd, sums, 2, b.wrapping_add(2 * W));
+            sums = rows.add(simd, sums, 3, b.wrapping_add(3 * W));
+        }
+        rows.advance(TOGETHER);
+        b = b.wrapping_add(TOGETHER * W);
+    }
+    for _ in 0..terms % TOGETHER {
+        // SAFETY: this many are left.
+        sums = unsafe { rows.add(simd, sums, 0, b) };
+        rows.advance(1);
+        b = b.wrapping_add(W);
+    }
+    sums
+}
+
+/// Where the elements of `R` rows of a matrix lie: every third row by itself, the others from there. That is how many addresses
+/// the processor's registers have room for, and it reads from all of them as fast.
+struct Rows<const R: usize> {
+    thirds: [*const f32; R],
+    ld: usize,
+}
+
+impl<const R: usize> Rows<R> {
+    #[inline(always)]
+    fn new(first: *const f32, ld: usize) -> Self {
+        let mut thirds = [std::ptr::null(); R];
+        for third in 0..R.div_ceil(3) {
+            thirds[third] = first.wrapping_add(3 * third * ld);
+        }
+        // The compiler knows how far they are apart, and would work all of them out from the first one at every term.
+        Rows { thirds: black_box(thirds), ld: black_box(ld) }
+    }
+
+    /// Adds the products of element `t` of every row and `V` vectors from `b` on.
+    ///
+    /// # Safety
+    /// All of these are there.
+    #[inline(always)]
+    unsafe fn add<S: Simd, const V: usize>(
+        &self,
+        simd: S,
+        mut sums: [[S::f32s; V]; R],
+        t: usize,
+        b: *const f32,
+    ) -> [[S::f32s; V]; R] {
+        // SAFETY: as the caller promises.
+        let (b, _) = S::as_simd_f32s(unsafe { std::slice::from_raw_parts(b, V * S::F32_LANES) });
+        for r in 0..R {
+            // SAFETY: as the caller promises.
+            let a = simd.splat_f32s(unsafe { *self.thirds[r / 3].add(r % 3 * self.ld + t) });
+            for v in 0..V {
+                sums[r][v] = simd.mul_add_e_f32s(a, b[v], sums[r][v]);
+            }
+        }
+        sums
+    }
+
+    /// Goes on by some elements.
+    #[inline(always)]
+    fn advance(&mut self, elements: usize) {
+        for third in 0..R.div_ceil(3) {
+            self.thirds[third] = self.thirds[third].wrapping_add(elements);
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use crate::blas::{Accum, Mat, MatMut, gemm, setup};
+use crate::blas::{Accum, Mat, MatMut, TOGETHER, add_terms, gemm, setup};
 use crate::element::{Element, Kind};
 use crate::parallel::{StridedMut, piece_range};
 use crate::simd::{Ahead, LANES, arch};
@@ -173,7 +173,7 @@ impl Product<'_> {
     fn columns<S: Simd, const V: usize, const R: usize>(&mut self, simd: S, b: Strip<'_>, start: usize) {
         let blocks = self.c.rows.div_ceil(R);
         for index in 0..blocks {
-            let ahead = Ahead::new([b.next], b.rows.len(), (index, blocks));
+            let ahead = Ahead::new([b.next], b.rows.len(), (index, blocks), b.rows.len() / TOGETHER);
             let rows = piece_range(self.c.rows, blocks, index);
             macro_rules! of_height {
                 ($($height:literal)+) => {
@@ -192,7 +192,7 @@ impl Product<'_> {
     fn block<S: Simd, const V: usize, const R: usize>(
         &mut self,
         simd: S,
-        (b, mut ahead): (Strip<'_>, Ahead<[f32; PANEL], 1>),
+        (b, ahead): (Strip<'_>, Ahead<1, 2>),
         i: usize,
         j: usize,
     ) {
@@ -204,21 +204,7 @@ impl Product<'_> {
                 sums.copy_from_slice(c);
             }
         }
-        let terms = b.rows.len();
-        let mut rows = [&self.a.data[..0]; R];
-        for (r, row) in rows.iter_mut().enumerate() {
-            *row = &self.a.data[(i + r) * self.a.ld + b.first..][..terms];
-        }
-        for p in 0..terms {
-            ahead.fetch();
-            let (b, _) = S::as_simd_f32s(&b.rows[p][b.column..b.column + width]);
-            for r in 0..R {
-                let a = simd.splat_f32s(rows[r][p]);
-                for v in 0..V {
-                    sums[r][v] = simd.mul_add_e_f32s(a, b[v], sums[r][v]);
-                }
-            }
-        }
+        let sums = add_terms(simd, sums, (self.a, i, b.first), (b.rows, b.column), ahead);
         for (r, sums) in sums.iter().enumerate() {
             let (c, _) = S::as_mut_simd_f32s(&mut self.c.row(i + r)[j..j + width]);
             c.copy_from_slice(sums);

@@ -42,34 +42,37 @@ pub(crate) type Lanes<T> = [T; LANES];
 /// What a loop needs next, fetched into the caches while it computes something else: some at every step. The processor does so
 /// by itself where memory is read without a pause; a product reads its operands in bursts.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Ahead<T, const N: usize> {
-    from: [*const T; N],
-    /// The next element to be fetched, and elements a step, in 1 / 2^16.
-    next: usize,
-    step: usize,
+pub(crate) struct Ahead<const N: usize, const LINES: usize> {
+    from: [*const u8; N],
+    /// Bytes from a step to the next.
+    bytes: usize,
 }
 
-impl<T, const N: usize> Ahead<T, N> {
+impl<const N: usize, const LINES: usize> Ahead<N, LINES> {
     /// Of the `count` elements from each of `from` on, which need not be there, the share that belongs to the `part.0`-th of
-    /// `part.1` loops of `count` steps.
+    /// `part.1` loops of `steps` steps.
     #[inline(always)]
-    pub(crate) fn new(from: [*const T; N], count: usize, part: (usize, usize)) -> Self {
-        let step = (1 << 16) / part.1;
-        Ahead { from, next: part.0 * count * step, step }
+    pub(crate) fn new<T>(from: [*const T; N], count: usize, part: (usize, usize), steps: usize) -> Self {
+        let bytes = count * size_of::<T>() / (part.1 * steps).max(1);
+        let mut ahead = Ahead { from: [std::ptr::null(); N], bytes };
+        for i in 0..N {
+            ahead.from[i] = from[i].cast::<u8>().wrapping_add(part.0 * steps * bytes);
+        }
+        ahead
     }
 
+    /// `LINES` cache lines from each. Where a step has more of them, the others are left to the processor.
     #[inline(always)]
     pub(crate) fn fetch(&mut self) {
-        #[cfg(target_arch = "x86_64")]
-        for from in self.from {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            let element = from.wrapping_add(self.next >> 16).cast::<i8>();
-            for line in 0..size_of::<T>().div_ceil(64) {
+        for from in &mut self.from {
+            #[cfg(target_arch = "x86_64")]
+            for line in 0..LINES {
+                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
                 // SAFETY: it is part of SSE, which every x86_64 has, and reads nothing: any address will do.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(element.wrapping_add(64 * line)) };
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line * 64).cast()) };
             }
+            *from = from.wrapping_add(self.bytes);
         }
-        self.next += self.step;
     }
 }
 

@@ -141,7 +141,7 @@ impl Product<'_> {
             weights[h] = &self.weights[h * all..][terms.clone()];
             from[h] = next.wrapping_add(h * all);
         }
-        let mut ahead = Ahead::new(from, terms.len(), part);
+        let mut ahead = Ahead::<H, 1>::new(from, terms.len(), part, terms.len());
         let x = &self.x[at.run * self.runs.pitch + at.pixel * STEP..];
         for (t, &offset) in self.offsets[terms].iter().enumerate() {
             ahead.fetch();

@@ -23,9 +23,10 @@ images (N, C, H, W) that lie in memory, and ends when the scores lie there:
   With channels last, the images lie in that order beforehand. torch-compile is torch.compile in its default mode,
   which needs a C++ compiler.
 
---max-isa avx2 keeps each side from using newer vector instructions, as far as it can be kept: gemmnet with OpenBLAS,
-PyTorch with oneDNN and MKL, OpenVINO with oneDNN. MLAS cannot: it goes by the processor alone. All of ONNX Runtime's
-products are its, and those of OpenVINO's affine layers; the table says so, and the ratio compares with them anyway.
+--max-isa avx2 keeps each side from using newer vector instructions: gemmnet with OpenBLAS, PyTorch with oneDNN and MKL,
+OpenVINO with oneDNN. MLAS goes by the processor alone (all of ONNX Runtime's products are its, and those of OpenVINO's
+affine layers), so the sides see a processor without AVX-512 (lib/hide_avx512.c; needs Linux and a C compiler). Where
+the processor cannot pretend, the table says so, and the ratio compares with what was not limited anyway.
 
 --tail measures the latency of single images, of gemmnet only: p50, p99 and the worst of 10,000 (after 100 that do not
 count), of one caller, and of four threads that share a session and the threads that it runs on, each with memory of
@@ -78,13 +79,7 @@ SIDES = {
     "torch-channels-last": ["torch", "safetensors"],
     "torch-compile": ["torch", "safetensors"],
 }
-# What limits the sides' vector instructions.
-MAX_ISA = {
-    "avx2": {
-        "GEMMNET_MAX_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-        "OV_CPU_MAX_ISA": "AVX2",  # besides oneDNN's, which OpenVINO takes too
-    },
-}
+# What --max-isa does not reach where the processor cannot pretend to have no more.
 UNLIMITED = {"onnxruntime": "not limited", "openvino": "affine not limited"}
 LIMIT = 1e-3  # of the largest score: how far scores may be apart
 IMAGES, WARMUPS, CALLERS = 10_000, 100, 4  # of --tail
@@ -228,9 +223,9 @@ def compare(args, bench, folder, show):
             process.close()
 
 
-def table(args):
+def table(args, limited):
     """A function that prints a line of the table."""
-    heads = [f"{side} ({UNLIMITED[side]})" if args.max_isa and side in UNLIMITED else side for side in args.sides]
+    heads = [side if limited or side not in UNLIMITED else f"{side} ({UNLIMITED[side]})" for side in args.sides]
     line = ("| {:11} | {:>5} | {:>7} " + "".join(f"| {{:>{len(head)}}} " for head in heads) + "| {:>5} |").format
     print("\n" + line("network", "batch", "threads", *heads, "ratio"))
     print(line(*["---"] * (4 + len(heads))), flush=True)
@@ -273,13 +268,13 @@ def check(sides):
 
 
 def run(args):
-    os.environ.update(MAX_ISA.get(args.max_isa, {}))
     bench = turns.build()
     if (load := os.getloadavg()[0]) > 1:
         print(f"warning: the load is {load:.1f}; times of a busy machine are of little worth")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        measured = tail(args, bench) if args.tail else compare(args, bench, Path(folder), table(args))
+        limited = args.max_isa is None or turns.limit_to_avx2(folder)
+        measured = tail(args, bench) if args.tail else compare(args, bench, Path(folder), table(args, limited))
         for row in measured:
             rows.append(row)
             if args.json:
@@ -296,7 +291,7 @@ def main():
     option("--threads", type=int, nargs="+", default=sorted({1, cores}), help=f"of each side (1 and all: {cores})")
     option("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="(all)")
     option("--rounds", type=int, default=5, help="turns of each side on each network and batch (5)")
-    option("--max-isa", choices=MAX_ISA, help="vector instructions that may be used (all)")
+    option("--max-isa", choices=["avx2"], help="vector instructions that may be used (all)")
     option("--tail", action="store_true", help="the latency of single images, of gemmnet only")
     option("--json", metavar="FILE", help="write the rows there")
     option("--serve", help=argparse.SUPPRESS)

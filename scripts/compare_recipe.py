@@ -2,7 +2,7 @@
 """Compares gemmnet with PyTorch on whole trainings: presets by the record recipe, the same on both, in one sitting.
 
     scripts/compare_recipe.py DATA_DIR [--presets sprint sprint-75 ...] [--seeds 0 1 2] [--threads 2] [--json FILE]
-                              [--plot FILE.svg]
+                              [--max-isa avx2] [--plot FILE.svg]
     scripts/compare_recipe.py DATA_DIR --epochs-limit 1 ...
 
 DATA_DIR holds CIFAR-10's binary batches. Needs Rust and, in the Python that runs it, PyTorch and NumPy (pip install
@@ -15,6 +15,8 @@ Each side runs as its users get it: PyTorch eager, f32, channels last, without t
 own. Seconds are of training: without reading files, evaluation and starting the program. Both train on all but the
 last 2 % of the training images. Accuracies are of all test images, plain and with six views of each, of the last network
 of both.
+
+--max-isa avx2 keeps both sides from using newer vector instructions, as in compare_torch.py.
 
 --epochs-limit E trains only the first E epochs of each, with the rates of the whole: for speed alone; views are not
 measured. --json writes rows of preset, side, seed, seconds, test_accuracy, views_accuracy, and epochs, a list of
@@ -37,6 +39,7 @@ import time
 from pathlib import Path
 
 from lib import recipe
+from lib.turns import limit_to_avx2
 
 SIDES = ["gemmnet", "torch"]
 PAUSE_S = 0.05  # between turns: threads that wait for more work spin for some milliseconds
@@ -303,6 +306,8 @@ def run(args):
         print(f"warning: the load is {load:.1f}; times of a busy machine are of little worth")
     show = table("preset", "seed", "epoch")
     with tempfile.TemporaryDirectory() as folder:
+        if args.max_isa:
+            limit_to_avx2(folder)
         for preset, (epochs, options) in presets.items():
             ends = turns(epochs, args.epochs_limit)
             for seed in args.seeds:
@@ -331,6 +336,7 @@ def main():
            help="of gemmnet (sprint sprint-75 sprint-85 record)")
     option("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of each preset (0 1 2)")
     option("--threads", type=int, default=2, help="of each side (2)")
+    option("--max-isa", choices=["avx2"], help="vector instructions that may be used (all)")
     option("--epochs-limit", type=float, metavar="E", help="only the first E epochs, for speed alone")
     option("--sides", nargs="+", choices=SIDES, default=SIDES, help="(both)")
     option("--json", metavar="FILE", help="write the rows there")

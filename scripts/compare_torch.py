@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares gemmnet with PyTorch, or with another checkout of itself, on the CPU, side by side in one sitting.
 
-    scripts/compare_torch.py [--threads 2] [--rounds 5] [--only SUBSTRING] [--json FILE]
+    scripts/compare_torch.py [--threads 2] [--rounds 5] [--only SUBSTRING] [--max-isa avx2] [--json FILE]
     scripts/compare_torch.py --against DIR ...
 
 Needs Rust and, in the Python that runs it, PyTorch (pip install torch). Builds benches/compare.rs, starts it and
@@ -21,6 +21,9 @@ target are against plain PyTorch, `best` is the ratio against the faster of the 
 direction, ours_ms, torch_ms, ratio, target, channels_last_ms, bf16_ms, best_ratio; the last three are null where there
 is nothing to say.
 
+--max-isa avx2 keeps both sides from using newer vector instructions: they are told, and see a processor without AVX-512
+where it can pretend (lib/hide_avx512.c; needs Linux and a C compiler), which older checkouts need.
+
 --against DIR puts the checkout of gemmnet in DIR, a `git worktree` of an older commit for instance, in PyTorch's place,
 which is then not needed. Both are built, each in its own target directory, and take the same turns on the same cases.
 The ratio is the other's median / ours, above 1 where this checkout is faster, and there are no targets: the last lines
@@ -35,10 +38,11 @@ import os
 import re
 import statistics
 import sys
+import tempfile
 from pathlib import Path
 
 from lib.networks import THREE_LAYER, VGG, torch_network
-from lib.turns import CHECKOUT, Side, alternate, build, serve
+from lib.turns import CHECKOUT, Side, alternate, build, limit_to_avx2, serve
 
 
 def conv(dtype, x, w, stride=1):
@@ -142,11 +146,12 @@ def serve_torch(variant, threads):
 # The referee.
 
 
-def variants():
+def variants(max_isa):
     """In which ways PyTorch runs networks, besides plainly."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
-    return ["channels_last", "bf16"] if re.search(r"\b(avx512_bf16|amx_bf16)\b", flags) else ["channels_last"]
+    units = re.search(r"\b(avx512_bf16|amx_bf16)\b", flags)
+    return ["channels_last", "bf16"] if units and not max_isa else ["channels_last"]
 
 
 def commands(against):
@@ -182,6 +187,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2, help="of each side (2)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side on each case (5)")
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="cases with this in their name or direction")
+    parser.add_argument("--max-isa", choices=["avx2"], help="vector instructions that may be used (all)")
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
     parser.add_argument("--serve-torch", metavar="VARIANT", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -191,10 +197,18 @@ def main():
         parser.error("--threads and --rounds start at 1")
 
     programs = commands(args.against)
+    with tempfile.TemporaryDirectory() as folder:
+        if args.max_isa:
+            limit_to_avx2(folder)
+        compare(args, programs)
+
+
+def compare(args, programs):
+    """Measures everything, prints the table and writes the rows."""
     sides = [Side(*program, "--threads", args.threads) for program in programs]
     print(" against ".join(side.about for side in sides) + (f" in {args.against.resolve()}" if args.against else ""))
     further = {} if args.against else {variant: Side(*programs[1][:-1], variant, "--threads", args.threads)
-                                       for variant in variants()}
+                                       for variant in variants(args.max_isa)}
     if (load := os.getloadavg()[0]) > 1:
         skew = "of little worth" if args.against else "flattering: busy cores slow PyTorch down more than us"
         print(f"warning: the load is {load:.1f}, and these ratios are {skew}")

@@ -3,6 +3,8 @@ which describes requests and answers; others `serve`."""
 
 import contextlib
 import json
+import os
+import re
 import signal
 import statistics
 import subprocess
@@ -25,6 +27,26 @@ def build(checkout=CHECKOUT):
         sys.exit(f"cannot build in {checkout}: {' '.join(command)}")
     messages = map(json.loads, result.stdout.splitlines())
     return next(m["executable"] for m in messages if m.get("executable") and m["target"]["name"] == "compare")
+
+
+def limit_to_avx2(folder):
+    """Keeps processes that are started from now on from using newer vector instructions. Those that go by the processor
+    alone see one without, where it can pretend (see hide_avx512.c, which `folder` gets compiled); returns whether."""
+    os.environ.update({
+        "GEMMNET_MAX_ISA": "avx2", "OPENBLAS_CORETYPE": "Haswell", "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "OV_CPU_MAX_ISA": "AVX2",  # besides oneDNN's, which OpenVINO takes too
+    })
+    if not re.search(r"\bavx512f\b", Path("/proc/cpuinfo").read_text()):
+        return True
+    source, library = Path(__file__).with_name("hide_avx512.c"), Path(folder) / "hide_avx512.so"
+    if subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source]).returncode != 0:
+        sys.exit(f"error: cannot compile {source}, which hides AVX-512 (it needs a C compiler)")
+    if subprocess.run(["true"], env=os.environ | {"LD_PRELOAD": str(library)}).returncode != 0:
+        print("warning: this processor cannot hide AVX-512: what is not told otherwise goes by it")
+        return False
+    os.environ["LD_PRELOAD"] = str(library)
+    return True
 
 
 class Side:

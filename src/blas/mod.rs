@@ -138,8 +138,8 @@ impl<'a, T> MatMut<'a, T> {
 /// four instructions in a cycle has no time for more.
 const TOGETHER: usize = 4;
 
-/// Adds to a block of C, `R` rows and `V` vectors: the products of rows of A, from row `i` and column `j` on, and rows of B, side by
-/// side in memory, from column `column` on, one for each term. Fetches `ahead` once for [`TOGETHER`] terms.
+/// Adds to a block of C, `R` rows and `V` vectors, the products of two blocks: of A from row `i` and column `j` on, and of B from
+/// column `column` on. Rows of B, one for each term, lie one after the other. Fetches `ahead` once for [`TOGETHER`] terms.
 ///
 /// # Panics
 /// If the matrices do not have these elements.
@@ -151,10 +151,10 @@ fn add_terms<S: Simd, const V: usize, const R: usize, const W: usize>(
     (b, column): (&[[f32; W]], usize),
     mut ahead: Ahead<1, 2>,
 ) -> [[S::f32s; V]; R] {
-    let (terms, first) = (b.len(), i * a.ld + j);
-    assert!(first + (R - 1) * a.ld + terms <= a.data.len(), "A has these rows and columns");
+    let terms = b.len();
+    assert!(!a.transposed && i + R <= a.rows && j + terms <= a.cols, "A has these rows and columns");
     assert!(column + V * S::F32_LANES <= W, "B has these columns");
-    let mut rows = Rows::new(a.data.as_ptr().wrapping_add(first), a.ld);
+    let mut rows = Rows::new(a.data.as_ptr().wrapping_add(i * a.ld + j), a.ld);
     let mut b = b.as_ptr().cast::<f32>().wrapping_add(column);
     for _ in 0..terms / TOGETHER {
         ahead.fetch();

@@ -136,7 +136,7 @@ impl Block {
         }
     }
 
-    /// Has it take its input and make its output so in test mode, where [`Block::may_be_blocked`].
+    /// Has it take its input and make its output in these formats, in test mode, where [`Block::may_be_blocked`].
     pub(crate) fn set_formats(&mut self, formats: Formats) {
         if let Head::Conv(plan) = &mut self.head {
             *plan = plan.with_formats(formats);

@@ -44,36 +44,51 @@ pub(crate) type Lanes<T> = [T; LANES];
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ahead<const N: usize, const LINES: usize> {
     from: [*const u8; N],
-    /// Bytes from a step to the next.
+    /// Bytes from a step to the next, and cache lines of them.
     bytes: usize,
+    lines: usize,
 }
 
 impl<const N: usize, const LINES: usize> Ahead<N, LINES> {
+    const LINE: usize = 64;
+
     /// Of the `count` elements from each of `from` on, which need not be there, the share that belongs to the `part.0`-th of
-    /// `part.1` loops of `steps` steps.
+    /// `part.1` loops of `steps` steps. A step has mostly no more than `LINES` cache lines of them, and never where that is one.
     #[inline(always)]
     pub(crate) fn new<T>(from: [*const T; N], count: usize, part: (usize, usize), steps: usize) -> Self {
-        let bytes = count * size_of::<T>() / (part.1 * steps).max(1);
-        let mut ahead = Ahead { from: [std::ptr::null(); N], bytes };
+        let share = count * size_of::<T>() / part.1;
+        let bytes = share.div_ceil(steps.max(1));
+        let mut ahead = Ahead { from: [std::ptr::null(); N], bytes, lines: bytes.div_ceil(Self::LINE) };
         for i in 0..N {
-            ahead.from[i] = from[i].cast::<u8>().wrapping_add(part.0 * steps * bytes);
+            ahead.from[i] = from[i].cast::<u8>().wrapping_add(part.0 * share);
         }
         ahead
     }
 
-    /// `LINES` cache lines from each. Where a step has more of them, the others are left to the processor.
     #[inline(always)]
     pub(crate) fn fetch(&mut self) {
         for from in &mut self.from {
-            #[cfg(target_arch = "x86_64")]
-            for line in 0..LINES {
-                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-                // SAFETY: it is part of SSE, which every x86_64 has, and reads nothing: any address will do.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line * 64).cast()) };
+            (0..LINES).for_each(|line| fetch(from.wrapping_add(line * Self::LINE)));
+            // To count them takes time: only where there are more.
+            if LINES > 1 && self.lines > LINES {
+                (LINES..self.lines).for_each(|line| fetch(from.wrapping_add(line * Self::LINE)));
             }
             *from = from.wrapping_add(self.bytes);
         }
     }
+}
+
+/// Has a cache line fetched into the L1 cache.
+#[inline(always)]
+fn fetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: it is part of SSE, which every x86_64 has, and reads nothing: any address will do.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 /// Partial sums of a reduction kept side by side: four vectors, because an addition waits four cycles for the one before.

@@ -223,9 +223,9 @@ def compare(args, bench, folder, show):
             process.close()
 
 
-def table(args, limited):
-    """A function that prints a line of the table."""
-    heads = [side if limited or side not in UNLIMITED else f"{side} ({UNLIMITED[side]})" for side in args.sides]
+def table(args, beyond):
+    """A function that prints a line of the table, whose head says which sides go `beyond` the limit, if any do."""
+    heads = [f"{side} ({UNLIMITED[side]})" if beyond and side in UNLIMITED else side for side in args.sides]
     line = ("| {:11} | {:>5} | {:>7} " + "".join(f"| {{:>{len(head)}}} " for head in heads) + "| {:>5} |").format
     print("\n" + line("network", "batch", "threads", *heads, "ratio"))
     print(line(*["---"] * (4 + len(heads))), flush=True)
@@ -273,8 +273,8 @@ def run(args):
         print(f"warning: the load is {load:.1f}; times of a busy machine are of little worth")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        limited = args.max_isa is None or turns.limit_to_avx2(folder)
-        measured = tail(args, bench) if args.tail else compare(args, bench, Path(folder), table(args, limited))
+        beyond = args.max_isa and not turns.limit_to_avx2(folder)
+        measured = tail(args, bench) if args.tail else compare(args, bench, Path(folder), table(args, beyond))
         for row in measured:
             rows.append(row)
             if args.json:

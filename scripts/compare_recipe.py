@@ -304,10 +304,10 @@ def run(args):
     presets = known_presets(gemmnet, args)
     if (load := os.getloadavg()[0]) > 1:
         print(f"warning: the load is {load:.1f}; times of a busy machine are of little worth")
-    show = table("preset", "seed", "epoch")
     with tempfile.TemporaryDirectory() as folder:
         if args.max_isa:
             limit_to_avx2(folder)
+        show = table("preset", "seed", "epoch")
         for preset, (epochs, options) in presets.items():
             ends = turns(epochs, args.epochs_limit)
             for seed in args.seeds:

@@ -21,8 +21,8 @@ target are against plain PyTorch, `best` is the ratio against the faster of the 
 direction, ours_ms, torch_ms, ratio, target, channels_last_ms, bf16_ms, best_ratio; the last three are null where there
 is nothing to say.
 
---max-isa avx2 keeps both sides from using newer vector instructions: they are told, and see a processor without AVX-512
-where it can pretend (lib/hide_avx512.c; needs Linux and a C compiler), which older checkouts need.
+--max-isa avx2 keeps both sides from using newer vector instructions, and leaves bf16 out. They are told, and see a processor
+without AVX-512 where it can pretend (lib/hide_avx512.c; needs Linux and a C compiler): older checkouts cannot be told.
 
 --against DIR puts the checkout of gemmnet in DIR, a `git worktree` of an older commit for instance, in PyTorch's place,
 which is then not needed. Both are built, each in its own target directory, and take the same turns on the same cases.
@@ -150,8 +150,8 @@ def variants(max_isa):
     """In which ways PyTorch runs networks, besides plainly."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
-    units = re.search(r"\b(avx512_bf16|amx_bf16)\b", flags)
-    return ["channels_last", "bf16"] if units and not max_isa else ["channels_last"]
+    has_bf16 = not max_isa and re.search(r"\b(avx512_bf16|amx_bf16)\b", flags)
+    return ["channels_last", "bf16"] if has_bf16 else ["channels_last"]
 
 
 def commands(against):

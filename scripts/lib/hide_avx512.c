@@ -1,16 +1,18 @@
 /* Hides AVX-512 and AMX from a program that goes by the processor alone, to measure it as if on one with AVX2:
  *
- *     cc -O2 -shared -fPIC -o hide_avx512.so hide_avx512.c && LD_PRELOAD=./hide_avx512.so PROGRAM
+ *     cc -O2 -shared -fPIC -Wl,-z,initfirst -o hide_avx512.so hide_avx512.c && LD_PRELOAD=./hide_avx512.so PROGRAM
  *
  * The processor faults where the program asks what it can do (Linux' ARCH_SET_CPUID, `cpuid_fault` in /proc/cpuinfo),
- * and the handler answers in its place, without those instructions. Threads and child processes inherit it. Libraries
- * that had asked before this one was loaded know more: the C library, and what is linked to the program. Where the
- * processor cannot do this, the program ends with code 86.
+ * and the handler answers in its place, without those instructions. Threads and child processes inherit it. Only the C
+ * library, which asks before all others are loaded, knows more: it may copy memory by AVX-512. A program with a handler
+ * of its own for SIGSEGV (Python with -X faulthandler) ends when it asks. Where the processor cannot do this, the program
+ * ends with code 86; where it can, it finds HIDE_AVX512=hidden in its environment.
  */
 #define _GNU_SOURCE
 #include <cpuid.h>
 #include <signal.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -30,11 +32,11 @@ static const unsigned STATE_EAX = 1u << 5 | 1u << 6 | 1u << 7 | 1u << 17 | 1u <<
 static long set_cpuid(int mode) { return syscall(SYS_arch_prctl, ARCH_SET_CPUID, mode); }
 
 static void answer(int number, siginfo_t *info, void *context) {
-    (void)info;
     greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
     const unsigned char *instruction = (const unsigned char *)registers[REG_RIP];
     if (instruction[0] != 0x0f || instruction[1] != 0xa2) { /* a fault of the program's own: as without this library */
         signal(number, SIG_DFL);
+        if (info->si_code <= 0) raise(number); /* it was sent, and does not come again */
         return;
     }
     unsigned leaf = registers[REG_RAX], subleaf = registers[REG_RCX], eax, ebx, ecx, edx;
@@ -62,4 +64,5 @@ __attribute__((constructor)) static void hide(void) {
     struct sigaction action = {.sa_sigaction = answer, .sa_flags = SA_SIGINFO | SA_NODEFER};
     sigemptyset(&action.sa_mask);
     if (sigaction(SIGSEGV, &action, NULL) != 0 || set_cpuid(FAULT) != 0) _exit(86);
+    setenv("HIDE_AVX512", "hidden", 1);
 }

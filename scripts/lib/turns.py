@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -31,21 +32,27 @@ def build(checkout=CHECKOUT):
 
 def limit_to_avx2(folder):
     """Keeps processes that are started from now on from using newer vector instructions. Those that go by the processor
-    alone see one without, where it can pretend (see hide_avx512.c, which `folder` gets compiled); returns whether."""
+    alone see one without, where it can pretend (see hide_avx512.c, which is compiled into `folder`); returns whether."""
     os.environ.update({
         "GEMMNET_MAX_ISA": "avx2", "OPENBLAS_CORETYPE": "Haswell", "ATEN_CPU_CAPABILITY": "avx2",
         "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
         "OV_CPU_MAX_ISA": "AVX2",  # besides oneDNN's, which OpenVINO takes too
+        "TORCHINDUCTOR_CACHE_DIR": str(folder),  # what torch.compile has made for other instructions is not used
     })
-    if not re.search(r"\bavx512f\b", Path("/proc/cpuinfo").read_text()):
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists() or not re.search(r"\bavx512f\b", cpuinfo.read_text()):
         return True
     source, library = Path(__file__).with_name("hide_avx512.c"), Path(folder) / "hide_avx512.so"
-    if subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source]).returncode != 0:
-        sys.exit(f"error: cannot compile {source}, which hides AVX-512 (it needs a C compiler)")
-    if subprocess.run(["true"], env=os.environ | {"LD_PRELOAD": str(library)}).returncode != 0:
-        print("warning: this processor cannot hide AVX-512: what is not told otherwise goes by it")
+    compile = ["cc", "-O2", "-shared", "-fPIC", "-Wl,-z,initfirst", "-o", library, source]
+    if shutil.which("cc") is None or subprocess.run(compile).returncode != 0:
+        sys.exit(f"error: cannot compile {source}, which hides AVX-512: install a C compiler (Debian: gcc)")
+    loaded = f"{library}:{os.environ.get('LD_PRELOAD', '')}".rstrip(":")
+    # whoever it is hidden from finds that in its environment
+    trial = subprocess.run(["env"], env=os.environ | {"LD_PRELOAD": loaded}, capture_output=True, text=True)
+    if "HIDE_AVX512=hidden" not in trial.stdout:
+        print("warning: AVX-512 cannot be hidden here: what goes by the processor alone is not limited")
         return False
-    os.environ["LD_PRELOAD"] = str(library)
+    os.environ["LD_PRELOAD"] = loaded
     return True
 
 

@@ -1,6 +1,7 @@
 """What several tests need: pictures that can be told apart, and a network trained on them."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,14 @@ def train(threads=1, **options):
     (x, y), (x_val, y_val) = pictures(240, 1), pictures(60, 2)
     options = {"epochs": 3, "batch_size": 30, "class_names": ["above", "left", "middle"], "progress": False, **options}
     return gemmnet.train(NOTATION, x, y, x_val, y_val, threads=threads, **options)
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a terminal: a shell starts what it puts into the background with it ignored, and programs inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

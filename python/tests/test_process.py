@@ -270,6 +270,7 @@ def test_exceptions_travel_between_processes(tmp_path):
         assert type(again) is type(error) and str(again) == str(error)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_in_a_program(script, checkpoint):
     """As a user sees it: with the signal's default handler, in a program of its own, the bar closed."""
     program = NETWORK + """

@@ -118,6 +118,7 @@ def test_what_a_callback_raises_arrives(threads, tmp_path):
     assert train(threads=threads).kept_val_accuracy > 0.9
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_ctrl_c_ends_training_and_saves(threads, tmp_path):
     path = tmp_path / "interrupted.safetensors"

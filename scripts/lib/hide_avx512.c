@@ -6,13 +6,12 @@
  * and the handler answers in its place, without those instructions. Threads and child processes inherit it. Only the C
  * library, which asks before all others are loaded, knows more: it may copy memory by AVX-512. A program with a handler
  * of its own for SIGSEGV (Python with -X faulthandler) ends when it asks. Where the processor cannot do this, the program
- * ends with code 86; where it can, it finds HIDE_AVX512=hidden in its environment.
+ * ends with code 86.
  */
 #define _GNU_SOURCE
 #include <cpuid.h>
 #include <signal.h>
 #include <stddef.h>
-#include <stdlib.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -64,5 +63,4 @@ __attribute__((constructor)) static void hide(void) {
     struct sigaction action = {.sa_sigaction = answer, .sa_flags = SA_SIGINFO | SA_NODEFER};
     sigemptyset(&action.sa_mask);
     if (sigaction(SIGSEGV, &action, NULL) != 0 || set_cpuid(FAULT) != 0) _exit(86);
-    setenv("HIDE_AVX512", "hidden", 1);
 }

@@ -35,14 +35,13 @@ import argparse
 import importlib.util
 import json
 import os
-import re
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
 from lib.networks import THREE_LAYER, VGG, torch_network
-from lib.turns import CHECKOUT, Side, alternate, build, limit_to_avx2, serve
+from lib.turns import CHECKOUT, Side, alternate, build, limit_to_avx2, processor_has, serve
 
 
 def conv(dtype, x, w, stride=1):
@@ -148,9 +147,7 @@ def serve_torch(variant, threads):
 
 def variants(max_isa):
     """In which ways PyTorch runs networks, besides plainly."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
-    has_bf16 = not max_isa and re.search(r"\b(avx512_bf16|amx_bf16)\b", flags)
+    has_bf16 = not max_isa and processor_has("avx512_bf16", "amx_bf16")
     return ["channels_last", "bf16"] if has_bf16 else ["channels_last"]
 
 

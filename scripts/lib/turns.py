@@ -4,7 +4,6 @@ which describes requests and answers; others `serve`."""
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import statistics
@@ -30,6 +29,12 @@ def build(checkout=CHECKOUT):
     return next(m["executable"] for m in messages if m.get("executable") and m["target"]["name"] == "compare")
 
 
+def processor_has(*flags):
+    """Whether Linux says that the processor has one of these, by their names in /proc/cpuinfo."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and not set(flags).isdisjoint(cpuinfo.read_text().split())
+
+
 def limit_to_avx2(folder):
     """Keeps processes that are started from now on from using newer vector instructions. Those that go by the processor
     alone see one without, where it can pretend (see hide_avx512.c, which is compiled into `folder`); returns whether."""
@@ -39,12 +44,11 @@ def limit_to_avx2(folder):
         "OV_CPU_MAX_ISA": "AVX2",  # besides oneDNN's, which OpenVINO takes too
         "TORCHINDUCTOR_CACHE_DIR": str(folder),  # what torch.compile has made for other instructions is not used
     })
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists() or not re.search(r"\bavx512f\b", cpuinfo.read_text()):
+    if not processor_has("avx512f"):
         return True
     source, library = Path(__file__).with_name("hide_avx512.c"), Path(folder) / "hide_avx512.so"
-    compile = ["cc", "-O2", "-shared", "-fPIC", "-Wl,-z,initfirst", "-o", library, source]
-    if shutil.which("cc") is None or subprocess.run(compile).returncode != 0:
+    command = ["cc", "-O2", "-shared", "-fPIC", "-Wl,-z,initfirst", "-o", library, source]
+    if shutil.which("cc") is None or subprocess.run(command).returncode != 0:
         sys.exit(f"error: cannot compile {source}, which hides AVX-512: install a C compiler (Debian: gcc)")
     loaded = f"{library}:{os.environ.get('LD_PRELOAD', '')}".rstrip(":")
     # the loader goes on without what it cannot load, and says so

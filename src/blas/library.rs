@@ -11,7 +11,8 @@ mod openblas {
     use std::ffi::{CStr, c_char, c_int, c_void};
     use std::sync::OnceLock;
 
-    use crate::blas::{BackendInfo, Product};
+    use crate::blas::BackendInfo;
+    use crate::blas::gemm::Product;
     use crate::simd::Isa;
     // Names the crate, so that the linker is told about the library.
     use openblas_src as _;
@@ -207,7 +208,8 @@ mod openblas {
 
 #[cfg(not(feature = "blas"))]
 mod pure {
-    use crate::blas::{BackendInfo, Product};
+    use crate::blas::BackendInfo;
+    use crate::blas::gemm::Product;
 
     pub(in crate::blas) unsafe fn choose_kernels() {}
 

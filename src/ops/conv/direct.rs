@@ -23,6 +23,7 @@ use std::ops::Range;
 
 use self::padded::Padded;
 use self::product::{BEYOND, PAIR, PlaneProduct, Product, Runs};
+use crate::blas::Offsets;
 use crate::element::Element;
 use crate::ops::conv::plan::{ConvPlan, DirectPart, Filters};
 use crate::ops::conv::rows::Outputs;
@@ -157,6 +158,7 @@ impl Direct {
     ) {
         let (terms, runs) = (self.shape.column(), self.padded.runs(place.rows.len()));
         let (pixels, x) = (runs.count * runs.len, bytemuck::cast_slice(padded));
+        let offsets = Offsets::new(offsets);
         let weights = &weights[place.group * vectors(&self.shape) * terms * LANES..];
         for first in place.filters.clone().step_by(PAIR * LANES) {
             let filters = (place.filters.end - first).min(PAIR * LANES);

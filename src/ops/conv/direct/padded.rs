@@ -118,16 +118,17 @@ impl Padded {
                 let (down, across) = (number / self.cols.phases, number % self.cols.phases);
                 let (places, first) = self.rows.pixels(down, rows.start, height);
                 let (cols, first_col) = self.cols.pixels(across, 0, self.pitch);
-                to[..places.start * self.pitch].fill(zero);
+                let beside = self.pitch - cols.len();
+                to[..places.start * self.pitch + cols.start].fill(zero);
                 // in the order of the rows: what is written beyond the end of one, the next one sets
                 for (i, place) in places.clone().enumerate() {
                     let to = &mut to[place * self.pitch..];
-                    to[..cols.start].iter_mut().for_each(|to| *to = zero);
                     if !cols.is_empty() {
                         let x = &x[(first + i * self.rows.axis.stride) * width + first_col..];
                         every(self.cols.axis.stride, x, &mut to[cols.start..], cols.len());
                     }
-                    to[cols.end..self.pitch].iter_mut().for_each(|to| *to = zero);
+                    // to where the next row has its pixels
+                    clear(zero, &mut to[cols.end..], beside);
                 }
                 to[places.end * self.pitch..height * self.pitch].fill(zero);
             }
@@ -135,12 +136,21 @@ impl Padded {
     }
 }
 
-/// `to[i] = from[i stride]` for the first `count` pixels. Rows are short, so where there is room [`LANES`] of them are moved at a
-/// time: those after them may change, too.
+/// Whether these pixels are so small that [`LANES`] of them are moved at a time: those after the last one may change, too.
+const fn move_together<P>() -> bool {
+    size_of::<P>() <= size_of::<f64>()
+}
+
+/// `to[i] = from[i stride]` for the first `count` pixels, and maybe some after them.
 #[inline(always)]
 fn every<P: Copy>(stride: usize, from: &[P], to: &mut [P], count: usize) {
     let mut done = 0;
-    while stride <= 2 && done < count && done + LANES <= to.len() && stride * (done + LANES) <= from.len() {
+    while move_together::<P>()
+        && stride <= 2
+        && done < count
+        && done + LANES <= to.len()
+        && stride * (done + LANES) <= from.len()
+    {
         let to: &mut [P; LANES] = (&mut to[done..done + LANES]).try_into().expect("as many");
         if stride == 1 {
             to.copy_from_slice(&from[done..done + LANES]);
@@ -151,4 +161,13 @@ fn every<P: Copy>(stride: usize, from: &[P], to: &mut [P], count: usize) {
         done += LANES;
     }
     (done..count).for_each(|i| to[i] = from[i * stride]);
+}
+
+/// Sets the first `count` pixels to zero, and maybe some after them; as many as there are.
+#[inline(always)]
+fn clear<P: Copy>(zero: P, to: &mut [P], count: usize) {
+    match to.first_chunk_mut::<LANES>() {
+        Some(to) if move_together::<P>() && count <= LANES => *to = [zero; LANES],
+        _ => to.iter_mut().take(count).for_each(|to| *to = zero),
+    }
 }

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
+use crate::blas::{Offsets, TOGETHER};
 use crate::parallel::piece_range;
 use crate::simd::{Ahead, LANES, Lanes};
 
@@ -29,7 +30,7 @@ pub(super) struct Runs {
 /// vector v, one or [`PAIR`] of them.
 pub(super) struct Product<'a> {
     pub(super) x: &'a [f32],
-    pub(super) offsets: &'a [u32],
+    pub(super) offsets: Offsets<'a>,
     pub(super) weights: &'a [Lanes<f32>],
     pub(super) runs: Runs,
     pub(super) product: &'a mut [Lanes<f32>],
@@ -141,34 +142,9 @@ impl Product<'_> {
             weights[h] = &self.weights[h * all..][terms.clone()];
             from[h] = next.wrapping_add(h * all);
         }
-        let mut ahead = Ahead::<H, 1>::new(from, terms.len(), part, terms.len());
+        let ahead = Ahead::new(from, terms.len(), part, terms.len() / TOGETHER);
         let x = &self.x[at.run * self.runs.pitch + at.pixel * STEP..];
-        for (t, &offset) in self.offsets[terms].iter().enumerate() {
-            ahead.fetch();
-            let x = &x[offset as usize..][..(R - 1) * STEP + 1];
-            // Of the operand with fewer vectors, all stay in registers while those of the other come one by one.
-            if R < H * V {
-                let mut pixels = [simd.splat_f32s(0.0); R];
-                (0..R).for_each(|r| pixels[r] = simd.splat_f32s(x[r * STEP]));
-                for (h, v) in (0..H * V).map(|i| (i / V, i % V)) {
-                    let w = S::as_simd_f32s(&weights[h][t][lanes.clone()]).0[v];
-                    for r in 0..R {
-                        sums[r][h][v] = simd.mul_add_e_f32s(pixels[r], w, sums[r][h][v]);
-                    }
-                }
-            } else {
-                let mut filters = [[simd.splat_f32s(0.0); V]; H];
-                for h in 0..H {
-                    filters[h].copy_from_slice(S::as_simd_f32s(&weights[h][t][lanes.clone()]).0);
-                }
-                for r in 0..R {
-                    let x = simd.splat_f32s(x[r * STEP]);
-                    for (h, v) in (0..H * V).map(|i| (i / V, i % V)) {
-                        sums[r][h][v] = simd.mul_add_e_f32s(x, filters[h][v], sums[r][h][v]);
-                    }
-                }
-            }
-        }
+        let sums = self.offsets.add_terms::<S, H, V, R, STEP>(simd, sums, terms, x, (weights, at.lane), ahead);
         for (r, sums) in sums.iter().enumerate() {
             for (h, sums) in sums.iter().enumerate() {
                 let (product, _) = S::as_mut_simd_f32s(&mut self.product[h * pixels + place + r][lanes.clone()]);
@@ -188,7 +164,7 @@ pub(super) const BEYOND: usize = 2 * LANES;
 /// length is not that of vectors cost some.
 pub(super) struct PlaneProduct<'a> {
     pub(super) x: &'a [f32],
-    pub(super) offsets: &'a [u32],
+    pub(super) offsets: Offsets<'a>,
     pub(super) weights: &'a [Lanes<f32>],
     pub(super) filters: usize,
     pub(super) runs: Runs,
@@ -267,22 +243,9 @@ impl PlaneProduct<'_> {
         (x_at, x_apart): (usize, usize),
         (at, apart): (usize, usize),
     ) {
-        let mut sums = [[simd.splat_f32s(0.0); V]; R];
+        let sums = [[simd.splat_f32s(0.0); V]; R];
         let weights = &self.weights[vector * self.offsets.len()..][..self.offsets.len()];
-        let x = &self.x[x_at..];
-        for (&offset, weights) in self.offsets.iter().zip(weights) {
-            let mut pixels = [simd.splat_f32s(0.0); V];
-            for (v, pixels) in pixels.iter_mut().enumerate() {
-                *pixels = S::as_simd_f32s(&x[offset as usize + v * x_apart..][..S::F32_LANES]).0[0];
-            }
-            let weights = &weights[lane..lane + R];
-            for r in 0..R {
-                let w = simd.splat_f32s(weights[r]);
-                for v in 0..V {
-                    sums[r][v] = simd.mul_add_e_f32s(w, pixels[v], sums[r][v]);
-                }
-            }
-        }
+        let sums = self.offsets.add_terms_of_planes(simd, sums, (&self.x[x_at..], x_apart), (weights, lane));
         for (r, sums) in sums.iter().enumerate() {
             let plane = &mut self.product[(vector * LANES + lane + r) * self.plane + at..];
             for (v, &sums) in sums.iter().enumerate() {

@@ -141,7 +141,7 @@ impl<'a, T> MatMut<'a, T> {
 /// four instructions in a cycle has no time for more.
 pub(crate) const TOGETHER: usize = 4;
 
-/// Adds to a block of C, `R` rows and `V` vectors, the products of two blocks: of A from row `i` and column `j` on, and of B from
+/// Adds to a block of C, `R` rows and `V` vectors, the products of two blocks: of A from row `i` on, and of B from
 /// column `column` on. Rows of B, one for each term, lie one after the other. Fetches `ahead` once for [`TOGETHER`] terms.
 ///
 /// # Panics
@@ -150,14 +150,14 @@ pub(crate) const TOGETHER: usize = 4;
 fn add_terms<S: Simd, const V: usize, const R: usize, const W: usize>(
     simd: S,
     mut sums: [[S::f32s; V]; R],
-    (a, i, j): (Mat<'_, f32>, usize, usize),
+    (a, i): (Mat<'_, f32>, usize),
     (b, column): (&[[f32; W]], usize),
     mut ahead: Ahead<1, 2>,
 ) -> [[S::f32s; V]; R] {
     let terms = b.len();
-    assert!(!a.transposed && i + R <= a.rows && j + terms <= a.cols, "A has these rows and columns");
+    assert!(!a.transposed && i + R <= a.rows && terms <= a.cols, "A has these rows and columns");
     assert!(column + V * S::F32_LANES <= W, "B has these columns");
-    let mut rows = Rows::new(a.data.as_ptr().wrapping_add(i * a.ld + j), a.ld);
+    let mut rows = Rows::new(a.data.as_ptr().wrapping_add(i * a.ld), a.ld);
     let mut b = b.as_ptr().cast::<f32>().wrapping_add(column);
     for _ in 0..terms / TOGETHER {
         ahead.fetch();

@@ -163,7 +163,7 @@ impl<T: Element> Prepared<T> {
         let (inputs, outputs, panel) = (*inputs, *outputs, panel_len(*inputs));
         AffineShape { samples, inputs, outputs }.assert_lengths(x.len(), inputs * outputs, out.len());
         let (height, width) = prepared_part(samples, outputs);
-        let (_, scratch) = ws.lend(0, height * width);
+        let (_, scratch) = ws.lend(0, scratch_len(samples, outputs));
         let out = Grid::new(out, (samples, outputs), (height, width));
         let across = out.across();
         for_each_share(out, |piece, mut out| {
@@ -171,9 +171,10 @@ impl<T: Element> Prepared<T> {
             let (rows, cols) = (out.count(), out.run());
             let x = Mat::new(&x[row * inputs..], rows, inputs, inputs);
             let w = Panels { data: &data[index * width / PANEL * panel..], rows: inputs, panel, next: &[] };
-            scratch.with(|product: &mut [T]| {
+            scratch.with(|scratch: &mut [T]| {
+                let (product, copy) = scratch.split_at_mut(height * width);
                 // out[rows, columns] = x[rows, D] . w[D, columns], in whole vectors
-                panels::multiply(x, w, MatMut::new(product, rows, cols.next_multiple_of(LANES), width));
+                panels::multiply(x, w, MatMut::new(product, rows, cols.next_multiple_of(LANES), width), copy);
                 for (i, product) in product.chunks_exact(width).take(rows).enumerate() {
                     out.get(i).copy_from_slice(&product[..cols]);
                 }
@@ -193,7 +194,7 @@ fn prepared_part(samples: usize, outputs: usize) -> (usize, usize) {
 /// Elements of scratch that a piece of [`Prepared::product_into`] takes.
 pub(crate) fn scratch_len(samples: usize, outputs: usize) -> usize {
     let (height, width) = prepared_part(samples, outputs);
-    height * width
+    height * width + if samples > FEW_SAMPLES { panels::copy_len(height) } else { 0 }
 }
 
 /// Samples from which on their rows are dealt out as well as the columns of w, and to how many pieces.

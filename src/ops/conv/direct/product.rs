@@ -74,8 +74,10 @@ impl Product<'_> {
 
     #[inline(always)]
     fn run<S: Simd, const H: usize, const V: usize, const R: usize, const STEP: usize>(&mut self, simd: S) {
-        for first in (0..self.offsets.len()).step_by(TERMS) {
-            let terms = first..(first + TERMS).min(self.offsets.len());
+        let all = self.offsets.len();
+        let parts = all.div_ceil(TERMS);
+        for part in 0..parts {
+            let terms = piece_range(all, parts, part);
             for lane in (0..LANES).step_by(V * S::F32_LANES) {
                 self.add::<S, H, V, R, STEP>(simd, &terms, lane);
             }

@@ -222,7 +222,7 @@ pub(super) fn multiply<T: Element>(
     let width = cols.len().next_multiple_of(LANES);
     for q in 0..PRODUCTS {
         let (a, b) = (a_stack.block(a, q, 0..rows, 0..a_stack.cols), b_panels.matrix(b, q, cols.start));
-        panels::multiply(a, b, c_stack.mat_mut(c, q, rows, width));
+        panels::multiply(a, b, c_stack.mat_mut(c, q, rows, width), &mut []);
     }
 }
 

@@ -14,7 +14,7 @@
 //! OpenBLAS copies both matrices into packed panels before it multiplies: for a tile of a convolution that takes a quarter
 //! of the time. Its AVX-512 kernels have a second path, without copies, for small products. [`gemm`] cuts a product whose
 //! operands stay in the cache into blocks for that path (`Blocks`), by shape alone. Where a layout can be chosen to suit
-//! the product, there is one that copies nothing on any processor: `panels`.
+//! the product, there is one that copies little on any processor: `panels`.
 
 mod gemm;
 mod library;
@@ -79,6 +79,7 @@ impl<'a, T> Mat<'a, T> {
 
     /// The block of these rows and columns.
     fn block(self, rows: Range<usize>, cols: Range<usize>) -> Self {
+        assert!(rows.end <= self.rows && cols.end <= self.cols, "{rows:?} x {cols:?} of {} x {}", self.rows, self.cols);
         let (i, j) = if self.transposed { (cols.start, rows.start) } else { (rows.start, cols.start) };
         Mat { data: &self.data[i * self.ld + j..], rows: rows.len(), cols: cols.len(), ..self }
     }
@@ -137,9 +138,15 @@ impl<'a, T> MatMut<'a, T> {
     }
 }
 
-/// Terms that [`add_terms`] goes on by: whatever it does besides multiplying is done once for all of them. A processor that begins
-/// four instructions in a cycle has no time for more.
-pub(crate) const TOGETHER: usize = 4;
+/// Terms that the innermost loops go on by: whatever they do besides multiplying is done once for all of them. A processor that
+/// begins four instructions in a cycle has no time for more. They are added by one call after the other: in a loop the compiler
+/// would keep the sums in memory.
+const TOGETHER: usize = 4;
+
+/// Steps of the innermost loops for so many terms, those of [`Ahead`].
+pub(crate) fn steps(terms: usize) -> usize {
+    terms / TOGETHER
+}
 
 /// Adds to a block of C, `R` rows and `V` vectors, the products of two blocks: of A from row `i` on, and of B from
 /// column `column` on. Rows of B, one for each term, lie one after the other. Fetches `ahead` once for [`TOGETHER`] terms.
@@ -152,7 +159,7 @@ fn add_terms<S: Simd, const V: usize, const R: usize, const W: usize>(
     mut sums: [[S::f32s; V]; R],
     (a, i): (Mat<'_, f32>, usize),
     (b, column): (&[[f32; W]], usize),
-    mut ahead: Ahead<1, 2>,
+    mut ahead: Ahead<1>,
 ) -> [[S::f32s; V]; R] {
     let terms = b.len();
     assert!(!a.transposed && i + R <= a.rows && terms <= a.cols, "A has these rows and columns");
@@ -161,7 +168,6 @@ fn add_terms<S: Simd, const V: usize, const R: usize, const W: usize>(
     let mut b = b.as_ptr().cast::<f32>().wrapping_add(column);
     for _ in 0..terms / TOGETHER {
         ahead.fetch();
-        // One call after the other: in a loop the compiler would keep the sums in memory.
         // SAFETY: all rows have as many elements left, and B as many rows; both were checked.
         unsafe {
             sums = rows.add(simd, sums, 0, b);
@@ -249,7 +255,8 @@ impl<'a> Offsets<'a> {
         self.offsets.len()
     }
 
-    /// Adds the products of some terms t: `sums[r][h][v] += x[offsets[t] + r STEP] weights[h][t - terms.start][lane + v ..]`.
+    /// Adds the products of some terms t: `sums[r][h][v] += x[offsets[t] + r STEP] weights[h][t - terms.start][v]`, where
+    /// a row of weights is taken in vectors from `lane` on.
     /// Fetches `ahead` once for [`TOGETHER`] of them.
     ///
     /// # Panics
@@ -262,11 +269,11 @@ impl<'a> Offsets<'a> {
         terms: Range<usize>,
         x: &[f32],
         (weights, lane): ([&[Lanes<f32>]; H], usize),
-        mut ahead: Ahead<H, 2>,
+        mut ahead: Ahead<H>,
     ) -> [[[S::f32s; V]; H]; R] {
         let offsets = &self.offsets[terms];
         let terms = offsets.len();
-        assert!(self.largest + (R - 1) * STEP < x.len(), "x has an element at every offset");
+        assert!(self.largest < x.len().saturating_sub((R - 1) * STEP), "x has an element at every offset");
         assert!(weights.iter().all(|weights| weights.len() >= terms), "a row of weights for every term");
         assert!(lane + V * S::F32_LANES <= LANES, "weights have these lanes");
         let x = x.as_ptr();
@@ -298,7 +305,8 @@ impl<'a> Offsets<'a> {
         sums
     }
 
-    /// The same with x in vectors, for all terms: `sums[r][v] += weights[t][lane + r] x[offsets[t] + v apart ..]`.
+    /// The same with x in vectors, for all terms: `sums[r][v] += weights[t][lane + r] x[offsets[t] + v apart]`, the
+    /// first of a vector.
     ///
     /// # Panics
     /// If x or the weights do not have these elements.
@@ -310,7 +318,8 @@ impl<'a> Offsets<'a> {
         (x, apart): (&[f32], usize),
         (weights, lane): (&[Lanes<f32>], usize),
     ) -> [[S::f32s; V]; R] {
-        assert!(self.largest + (V - 1) * apart + S::F32_LANES <= x.len(), "x has a vector at every offset");
+        let reach = (V - 1).saturating_mul(apart).saturating_add(S::F32_LANES - 1);
+        assert!(self.largest < x.len().saturating_sub(reach), "x has a vector at every offset");
         assert!(weights.len() >= self.len(), "a row of weights for every term");
         assert!(lane + R <= LANES, "weights have these lanes");
         let x = x.as_ptr();
@@ -443,7 +452,7 @@ pub struct BackendInfo {
     pub note: Option<String>,
     /// Whether an element of a product has the same bits in whichever row it stands: see [`gemm_in_terms`].
     pub rows_alike: bool,
-    /// Whether these kernels have a path that does not pack: see [`Blocks`].
+    /// Whether these kernels have a path that does not pack: see `Blocks` in `gemm`.
     multiplies_in_place: bool,
 }
 
@@ -467,6 +476,42 @@ pub unsafe fn choose_kernels() {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pulp::Scalar;
+
+    /// Whether it panics.
+    fn refuses<R>(work: impl FnOnce() -> R + std::panic::UnwindSafe) -> bool {
+        std::panic::catch_unwind(work).is_err()
+    }
+
+    /// Elements at offsets are there to the last one, or the call panics: the loops themselves ask nothing.
+    #[test]
+    fn offsets_beyond_the_end_are_refused() {
+        const WIDTH: usize = <Scalar as Simd>::F32_LANES;
+        let (x, weights) = (vec![1.0_f32; 100], vec![[1.0_f32; LANES]; 6]);
+        let offsets = [0, 7, 90, 3, 1, 2];
+        // Five pixels, 2 elements apart, from 90 on: 99 elements.
+        let pixels = |elements: usize, rows: usize, lane: usize| {
+            let ahead = Ahead::new([x.as_ptr()], 0, (0, 1), 1);
+            let zeros = [[[Scalar::new().splat_f32s(0.0); 1]; 1]; 5];
+            let (x, weights) = (&x[..elements], [&weights[..rows]]);
+            Offsets::new(&offsets).add_terms::<_, 1, 1, 5, 2>(Scalar::new(), zeros, 3..6, x, (weights, lane), ahead)
+        };
+        let sums = pixels(99, 3, LANES - WIDTH);
+        assert!(sums.as_flattened().as_flattened().iter().all(|&sum| sum == 3.0));
+        assert!(refuses(|| pixels(98, 3, 0)), "also where the largest offset is none of these terms'");
+        assert!(refuses(|| pixels(99, 2, 0)) && refuses(|| pixels(99, 3, LANES - WIDTH + 1)));
+        // Three vectors, 4 elements apart, from 90 on.
+        let end = 98 + WIDTH;
+        let planes = |elements: usize, apart: usize, rows: usize, lane: usize| {
+            let zeros = [[Scalar::new().splat_f32s(0.0); 3]; 2];
+            let (x, weights) = (&x[..elements], &weights[..rows]);
+            Offsets::new(&offsets).add_terms_of_planes(Scalar::new(), zeros, (x, apart), (weights, lane))
+        };
+        let sums = planes(end, 4, 6, LANES - 2);
+        assert!(sums.as_flattened().iter().all(|&sum| sum == 6.0));
+        assert!(refuses(|| planes(end - 1, 4, 6, 0)) && refuses(|| planes(end, usize::MAX / 2 + 1, 6, 0)));
+        assert!(refuses(|| planes(end, 4, 5, 0)) && refuses(|| planes(end, 4, 6, LANES - 1)));
+    }
 
     /// A size in elements that does not fit the machine's integers is no size that fits.
     #[test]

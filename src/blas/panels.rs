@@ -1,7 +1,7 @@
 //! Level 2. A matrix product of our own, for operands that whoever makes them can lay out for it.
 //!
 //! OpenBLAS copies the operands of every product into panels before it multiplies. Winograd's algorithm and prepared
-//! affine layers lay one of theirs out in panels when they make it: here nothing is copied. A block of C is kept in
+//! affine layers lay one of theirs out in panels when they make it: here nothing is copied, but for long rows of A. A block of C is kept in
 //! the vector registers, and for each term of its sums takes a column of A, element by element, and a row of B.
 //!
 //! Every element of C is one chain of multiply-adds over the terms in their order, so its bits depend on nothing but its row
@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use crate::blas::{Accum, Mat, MatMut, TOGETHER, add_terms, gemm, setup};
+use crate::blas::{Accum, Mat, MatMut, add_terms, gemm, setup, steps};
 use crate::element::{Element, Kind};
 use crate::parallel::{StridedMut, piece_range};
 use crate::simd::{Ahead, LANES, arch};
@@ -71,15 +71,17 @@ pub(crate) fn copy_len(rows: usize) -> usize {
 
 /// `C <- A B`. Shapes: A `(m, k)`, B `(k, n)`, C `(m, n)`, n a multiple of [`LANES`].
 ///
-/// `copy` is scratch of [`copy_len`] elements, or none. With it, A is read once, some terms at a time: for long rows, which are
-/// often a power of two apart, so that a cache has room for few of them, and which all panels read again.
+/// `copy` is scratch of [`copy_len`] elements or more, or none; it is used only where the product is made here. With it, A is read
+/// once, some terms at a time: for long rows, which are often a power of two apart, so that a cache has room for few of them, and
+/// which all panels read again.
 ///
 /// # Panics
-/// If the shapes do not fit together: that is a bug of the caller.
+/// If the shapes do not fit together, or scratch is too short: that is a bug of the caller.
 #[track_caller]
 pub(crate) fn multiply<T: Element>(a: Mat<'_, T>, b: Panels<'_, T>, c: MatMut<'_, T>, copy: &mut [T]) {
     assert_eq!((a.rows, a.cols), (c.rows, b.rows), "rows of A and C, and terms of A and B");
     assert!(!a.transposed, "A is used as it lies");
+    assert!(copy.is_empty() || copy.len() >= copy_len(a.rows), "there is room for a copy of {} rows", a.rows);
     assert!(c.cols.is_multiple_of(LANES), "{} columns are whole vectors", c.cols);
     match T::KIND {
         Kind::F32 if pay::<T>(b.rows) => {
@@ -196,7 +198,7 @@ impl Product<'_> {
     ) {
         let blocks = self.c.rows.div_ceil(R);
         for index in 0..blocks {
-            let ahead = Ahead::new([b.next], b.rows.len(), (index, blocks), b.rows.len() / TOGETHER);
+            let ahead = Ahead::new([b.next], b.rows.len(), (index, blocks), steps(b.rows.len()));
             let rows = piece_range(self.c.rows, blocks, index);
             macro_rules! of_height {
                 ($($height:literal)+) => {
@@ -215,7 +217,7 @@ impl Product<'_> {
     fn block<S: Simd, const V: usize, const R: usize>(
         &mut self,
         simd: S,
-        (a, b, ahead): (Mat<'_, f32>, Strip<'_>, Ahead<1, 2>),
+        (a, b, ahead): (Mat<'_, f32>, Strip<'_>, Ahead<1>),
         i: usize,
         j: usize,
     ) {
@@ -263,7 +265,7 @@ mod tests {
         let before: Vec<T> = integers(m * c_ld, 3);
         let mut c = before.clone();
         let panels = Panels { data: &b, rows: k, panel, next: &[] };
-        let mut copy = vec![T::zero(); if copied { copy_len(m) } else { 0 }];
+        let mut copy = vec![T::nan(); if copied { copy_len(m + 2) } else { 0 }];
         multiply(Mat::new(&a, m, k, a_ld), panels, MatMut::new(&mut c, m, n, c_ld), &mut copy);
         for (at, &got) in c.iter().enumerate() {
             let (i, j) = (at / c_ld, at % c_ld);
@@ -279,6 +281,10 @@ mod tests {
             for n in [16, 32, 48, 64, 80] {
                 check::<f32>(m, n, [1, 2, 7, TERMS + 54][m % 4], (m + n) % 3 == 0);
             }
+        }
+        // all that may be left over of steps, also where OpenBLAS has the sums of few terms
+        for (k, copied) in [(1, false), (1, true), (2, false), (2, true), (3, false), (3, true)] {
+            check::<f32>(13, 48, FEW_TERMS + k, copied);
         }
         check::<f32>(3, 48, 0, false);
         check::<f32>(3, 48, 0, true);

@@ -172,6 +172,7 @@ impl<T: Element> Prepared<T> {
             let x = Mat::new(&x[row * inputs..], rows, inputs, inputs);
             let w = Panels { data: &data[index * width / PANEL * panel..], rows: inputs, panel, next: &[] };
             scratch.with(|scratch: &mut [T]| {
+                // few rows are not copied: the caches have room for them as they lie
                 let (product, copy) = scratch.split_at_mut(height * width);
                 // out[rows, columns] = x[rows, D] . w[D, columns], in whole vectors
                 panels::multiply(x, w, MatMut::new(product, rows, cols.next_multiple_of(LANES), width), copy);
@@ -191,7 +192,8 @@ fn prepared_part(samples: usize, outputs: usize) -> (usize, usize) {
     (height, outputs.div_ceil(pieces).next_multiple_of(PANEL))
 }
 
-/// Elements of scratch that a piece of [`Prepared::product_into`] takes.
+/// Elements of scratch that a piece of [`Prepared::product_into`] takes: its product, and of more than [`FEW_SAMPLES`] a copy of some
+/// of x.
 pub(crate) fn scratch_len(samples: usize, outputs: usize) -> usize {
     let (height, width) = prepared_part(samples, outputs);
     height * width + if samples > FEW_SAMPLES { panels::copy_len(height) } else { 0 }

@@ -42,18 +42,20 @@ pub(crate) type Lanes<T> = [T; LANES];
 /// What a loop needs next, fetched into the caches while it computes something else: some at every step. The processor does so
 /// by itself where memory is read without a pause; a product reads its operands in bursts.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Ahead<const N: usize, const LINES: usize> {
+pub(crate) struct Ahead<const N: usize> {
     from: [*const u8; N],
     /// Bytes from a step to the next, and cache lines of them.
     bytes: usize,
     lines: usize,
 }
 
-impl<const N: usize, const LINES: usize> Ahead<N, LINES> {
+impl<const N: usize> Ahead<N> {
     const LINE: usize = 64;
+    /// Cache lines that a step mostly has, and no more.
+    const LINES: usize = 2;
 
     /// Of the `count` elements from each of `from` on, which need not be there, the share that belongs to the `part.0`-th of
-    /// `part.1` loops of `steps` steps. A step has mostly no more than `LINES` cache lines of them, and never where that is one.
+    /// `part.1` loops of `steps` steps.
     #[inline(always)]
     pub(crate) fn new<T>(from: [*const T; N], count: usize, part: (usize, usize), steps: usize) -> Self {
         let share = count * size_of::<T>() / part.1;
@@ -68,10 +70,10 @@ impl<const N: usize, const LINES: usize> Ahead<N, LINES> {
     #[inline(always)]
     pub(crate) fn fetch(&mut self) {
         for from in &mut self.from {
-            (0..LINES).for_each(|line| fetch(from.wrapping_add(line * Self::LINE)));
+            (0..Self::LINES).for_each(|line| fetch(from.wrapping_add(line * Self::LINE)));
             // To count them takes time: only where there are more.
-            if LINES > 1 && self.lines > LINES {
-                (LINES..self.lines).for_each(|line| fetch(from.wrapping_add(line * Self::LINE)));
+            if self.lines > Self::LINES {
+                (Self::LINES..self.lines).for_each(|line| fetch(from.wrapping_add(line * Self::LINE)));
             }
             *from = from.wrapping_add(self.bytes);
         }

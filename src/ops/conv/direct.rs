@@ -152,13 +152,12 @@ impl Direct {
     fn multiply<T: Element>(
         &self,
         place: &Place,
-        (padded, offsets, weights): (&[T], &[u32], &[T]),
+        (padded, offsets, weights): (&[T], Offsets<'_>, &[T]),
         (product, planes): (&mut [T], &mut [T]),
         mut finish: impl FnMut(usize, &mut [T]),
     ) {
         let (terms, runs) = (self.shape.column(), self.padded.runs(place.rows.len()));
         let (pixels, x) = (runs.count * runs.len, bytemuck::cast_slice(padded));
-        let offsets = Offsets::new(offsets);
         let weights = &weights[place.group * vectors(&self.shape) * terms * LANES..];
         for first in place.filters.clone().step_by(PAIR * LANES) {
             let filters = (place.filters.end - first).min(PAIR * LANES);
@@ -214,7 +213,7 @@ pub(super) fn forward<T: Element>(
     let (weights, offsets) = common.split_at_mut(weights_len);
     let offsets: &mut [u32] = bytemuck::cast_slice_mut(offsets);
     direct.padded.offsets(offsets);
-    let (weights, offsets) = (w.prepared(plan, weights), &*offsets);
+    let (weights, offsets) = (w.prepared(plan, weights), Offsets::new(offsets));
     outputs.for_each_block(part.filters, part.rows, |at, mut block| {
         let place = direct.place(at);
         scratch.with(|scratch: &mut [T]| {
@@ -237,6 +236,7 @@ mod tests {
     use ndarray::Array4;
 
     use crate::ops::conv::conv2d_forward;
+    use crate::parallel::with_threads;
     use crate::shape::{Algorithm, Conv2d, Padding};
 
     /// Small integers, whose sums are exact in any order.
@@ -267,6 +267,22 @@ mod tests {
         for channels in [28, 29, 57, 100] {
             check([1, channels, 4, 5], [20, channels, 3, 3], same);
             check([1, 3 * channels, 4, 5], [34, 3 * channels, 1, 1], same);
+        }
+    }
+
+    /// Bands above, between and below the pixels, with more threads than there are processors: bands are as narrow as may be.
+    #[test]
+    fn bands_without_a_pixel_are_zero() {
+        let all = |padding| Conv2d { padding: Padding::All(padding), ..Conv2d::default() };
+        for threads in [1, 4, 16, 64] {
+            with_threads(threads, || {
+                check([1, 256, 28, 28], [3, 256, 1, 1], all(15));
+                check([1, 3, 4, 4], [3, 3, 1, 1], all(10));
+                check([1, 3, 4, 40], [17, 3, 3, 3], all(40));
+                check([2, 6, 39, 42], [4, 3, 1, 1], Conv2d { stride: (4, 1), groups: 2, ..all(6) });
+                check([2, 6, 39, 42], [4, 3, 3, 3], Conv2d { stride: (2, 3), groups: 2, ..all(20) });
+            })
+            .unwrap();
         }
     }
 

@@ -119,8 +119,10 @@ impl Padded {
                 let (places, first) = self.rows.pixels(down, rows.start, height);
                 let (cols, first_col) = self.cols.pixels(across, 0, self.pitch);
                 let beside = self.pitch - cols.len();
-                to[..places.start * self.pitch + cols.start].fill(zero);
-                // in the order of the rows: what is written beyond the end of one, the next one sets
+                // A band may lie above all pixels: then there is no row for the left padding.
+                let above = places.start * self.pitch + cols.start;
+                to[..above.min(height * self.pitch)].fill(zero);
+                // in the order of the rows: what is written beyond the end of one, the next one sets, or what is below them
                 for (i, place) in places.clone().enumerate() {
                     let to = &mut to[place * self.pitch..];
                     if !cols.is_empty() {
@@ -136,7 +138,8 @@ impl Padded {
     }
 }
 
-/// Whether these pixels are so small that [`LANES`] of them are moved at a time: those after the last one may change, too.
+/// Whether these pixels are so small that [`LANES`] of them are moved at a time: those after the last one may change, too. One of
+/// a block of channels is a cache line, or two, by itself.
 const fn move_together<P>() -> bool {
     size_of::<P>() <= size_of::<f64>()
 }
@@ -163,11 +166,75 @@ fn every<P: Copy>(stride: usize, from: &[P], to: &mut [P], count: usize) {
     (done..count).for_each(|i| to[i] = from[i * stride]);
 }
 
-/// Sets the first `count` pixels to zero, and maybe some after them; as many as there are.
+/// Sets the first `count` pixels to zero, or as many as there are, and maybe some after them.
 #[inline(always)]
 fn clear<P: Copy>(zero: P, to: &mut [P], count: usize) {
     match to.first_chunk_mut::<LANES>() {
         Some(to) if move_together::<P>() && count <= LANES => *to = [zero; LANES],
         _ => to.iter_mut().take(count).for_each(|to| *to = zero),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shape::{Conv2d, Padding};
+
+    /// Checks every pixel that a cell sees, of every band, in memory that held something else.
+    fn check(shape: &Conv2dShape, input: MemoryFormat, band: usize) {
+        let padded = Padded::new(shape, input, band);
+        let lanes = padded.pixel;
+        let cells = shape.rows.window * shape.cols.window;
+        let (planes, plane, width) = (shape.channels / lanes, shape.in_plane() * lanes, shape.cols.input);
+        let x: Vec<f32> = (0..planes * plane).map(|i| i as f32 + 1.0).collect();
+        let mut offsets = vec![0; shape.column()];
+        padded.offsets(&mut offsets);
+        for start in (0..shape.rows.output).step_by(band) {
+            let rows = start..(start + band).min(shape.rows.output);
+            let mut to = vec![f32::NAN; planes * padded.plane_len()];
+            match input {
+                MemoryFormat::Planar => padded.fill(0.0, &x, rows.clone(), &mut to),
+                MemoryFormat::Blocked => {
+                    padded.fill([0.0; LANES], x.as_chunks().0, rows.clone(), to.as_chunks_mut().0);
+                }
+            }
+            let pixel = |axis: Axis, output: usize, cell: usize| {
+                (output * axis.stride + cell * axis.dilation).checked_sub(axis.before).filter(|&at| at < axis.input)
+            };
+            for (term, &offset) in offsets.iter().enumerate() {
+                let (cell, channel) = (term % cells, term / cells);
+                let (down, across) = (cell / shape.cols.window, cell % shape.cols.window);
+                for (i, j) in rows.clone().flat_map(|i| (0..shape.cols.output).map(move |j| (i, j))) {
+                    let at = pixel(shape.rows, i, down).zip(pixel(shape.cols, j, across));
+                    let want = at.map_or(0.0, |(row, col)| {
+                        x[channel / lanes * plane + (row * width + col) * lanes + channel % lanes]
+                    });
+                    let got = to[offset as usize + ((i - start) * padded.pitch + j) * lanes];
+                    assert_eq!(got, want, "term {term} of output {i}, {j}; {input:?}, bands of {band}, {shape:?}");
+                }
+            }
+        }
+    }
+
+    fn check_bands(shape: &Conv2dShape) {
+        for band in [1, 3, shape.rows.output] {
+            check(shape, MemoryFormat::Planar, band);
+            check(shape, MemoryFormat::Blocked, band);
+        }
+    }
+
+    #[test]
+    fn every_pixel_that_a_cell_sees_is_set() {
+        let steps = [((1, 1), (1, 1)), ((2, 2), (1, 1)), ((2, 1), (2, 3)), ((3, 2), (1, 2)), ((40, 3), (1, 1))];
+        for (stride, dilation) in steps {
+            for (padding, (h, w)) in [0, 1, 2, 7, 20].into_iter().flat_map(|p| [(1, 1), (2, 5), (3, 3)].map(|w| (p, w)))
+            {
+                let conv = Conv2d { stride, dilation, padding: Padding::All(padding), ..Conv2d::default() };
+                for (rows, cols) in [(4, 4), (9, 31), (7, 32), (5, 3)] {
+                    // but where the window is larger than the image
+                    Conv2dShape::new([1, 32, rows, cols], [1, 32, h, w], &conv).iter().for_each(check_bands);
+                }
+            }
+        }
     }
 }

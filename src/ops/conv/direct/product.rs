@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use crate::blas::{Offsets, TOGETHER};
+use crate::blas::{Offsets, steps};
 use crate::parallel::piece_range;
 use crate::simd::{Ahead, LANES, Lanes};
 
-/// Terms that are added up before the next ones: their weights stay in the L1 cache while the pixels go by.
+/// Most terms that are added up before the next ones: their weights stay in the L1 cache while the pixels go by.
 const TERMS: usize = 128;
 
 /// Vectors of filters that are multiplied together.
@@ -144,7 +144,7 @@ impl Product<'_> {
             weights[h] = &self.weights[h * all..][terms.clone()];
             from[h] = next.wrapping_add(h * all);
         }
-        let ahead = Ahead::new(from, terms.len(), part, terms.len() / TOGETHER);
+        let ahead = Ahead::new(from, terms.len(), part, steps(terms.len()));
         let x = &self.x[at.run * self.runs.pitch + at.pixel * STEP..];
         let sums = self.offsets.add_terms::<S, H, V, R, STEP>(simd, sums, terms, x, (weights, at.lane), ahead);
         for (r, sums) in sums.iter().enumerate() {

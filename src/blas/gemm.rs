@@ -50,7 +50,8 @@ const TERMS: usize = 256;
 /// number of columns is a multiple of four. Where they end one chain and begin another, to stay within a cache, depends on
 /// all sides of the product, but it is never within `TERMS` terms. So sums are cut into runs of no more than that, as even
 /// as may be, and the last one to three columns are added up here. The AVX2 kernels add up in two chains in some rows and in
-/// one in others: there the last digits still depend on a row's place ([`BackendInfo::rows_alike`](super::BackendInfo::rows_alike)).
+/// one in others: there the last digits still depend on a row's place
+/// ([`BackendInfo::rows_alike`](super::BackendInfo::rows_alike)).
 ///
 /// # Panics
 /// As [`gemm`], and if A or B is transposed.

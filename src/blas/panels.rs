@@ -1,8 +1,8 @@
 //! Level 2. A matrix product of our own, for operands that whoever makes them can lay out for it.
 //!
-//! OpenBLAS copies the operands of every product into panels before it multiplies. Winograd's algorithm and prepared
-//! affine layers lay one of theirs out in panels when they make it: here nothing is copied, but for long rows of A. A block of C is kept in
-//! the vector registers, and for each term of its sums takes a column of A, element by element, and a row of B.
+//! OpenBLAS copies the operands of every product into panels before it multiplies. Winograd's algorithm and prepared affine layers
+//! lay one of theirs out in panels when they make it: here nothing is copied, but for long rows of A. A block of C is kept in the
+//! vector registers, and for each term of its sums takes a column of A, element by element, and a row of B.
 //!
 //! Every element of C is one chain of multiply-adds over the terms in their order, so its bits depend on nothing but its row
 //! of A and its column of B. Sums of few terms are left to those kernels of OpenBLAS that copy nothing for small products and

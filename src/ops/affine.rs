@@ -192,8 +192,8 @@ fn prepared_part(samples: usize, outputs: usize) -> (usize, usize) {
     (height, outputs.div_ceil(pieces).next_multiple_of(PANEL))
 }
 
-/// Elements of scratch that a piece of [`Prepared::product_into`] takes: its product, and of more than [`FEW_SAMPLES`] a copy of some
-/// of x.
+/// Elements of scratch that a piece of [`Prepared::product_into`] takes: its product, and of more than [`FEW_SAMPLES`] a copy of
+/// some of x.
 pub(crate) fn scratch_len(samples: usize, outputs: usize) -> usize {
     let (height, width) = prepared_part(samples, outputs);
     height * width + if samples > FEW_SAMPLES { panels::copy_len(height) } else { 0 }

@@ -183,11 +183,7 @@ fn run<T: Element>(product: Product<'_, T>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Small integers, whose sums are exact in any order.
-    fn integers<T: Element>(len: usize, seed: usize) -> Vec<T> {
-        (0..len).map(|i| T::of(((i * 7 + seed * 13 + i / 11 * 5) % 7) as f64 - 3.0)).collect()
-    }
+    use crate::blas::tests::integers;
 
     /// Checks a product of this size in every orientation, set and added, and that it touches nothing else.
     fn check_product<T: Element>(m: usize, n: usize, k: usize) {

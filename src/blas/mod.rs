@@ -144,6 +144,7 @@ impl<'a, T> MatMut<'a, T> {
 const TOGETHER: usize = 4;
 
 /// Steps of the innermost loops for so many terms, those of [`Ahead`].
+#[inline(always)]
 pub(crate) fn steps(terms: usize) -> usize {
     terms / TOGETHER
 }
@@ -166,7 +167,7 @@ fn add_terms<S: Simd, const V: usize, const R: usize, const W: usize>(
     assert!(column + V * S::F32_LANES <= W, "B has these columns");
     let mut rows = Rows::new(a.data.as_ptr().wrapping_add(i * a.ld), a.ld);
     let mut b = b.as_ptr().cast::<f32>().wrapping_add(column);
-    for _ in 0..terms / TOGETHER {
+    for _ in 0..steps(terms) {
         ahead.fetch();
         // SAFETY: all rows have as many elements left, and B as many rows; both were checked.
         unsafe {
@@ -218,7 +219,7 @@ impl<const R: usize> Rows<R> {
         b: *const f32,
     ) -> [[S::f32s; V]; R] {
         // SAFETY: as the caller promises.
-        let (b, _) = S::as_simd_f32s(unsafe { std::slice::from_raw_parts(b, V * S::F32_LANES) });
+        let b = unsafe { vectors::<S, V>(b) };
         for r in 0..R {
             // SAFETY: as the caller promises.
             let a = simd.splat_f32s(unsafe { *self.thirds[r / 3].add(r % 3 * self.ld + t) });
@@ -256,8 +257,7 @@ impl<'a> Offsets<'a> {
     }
 
     /// Adds the products of some terms t: `sums[r][h][v] += x[offsets[t] + r STEP] weights[h][t - terms.start][v]`, where
-    /// a row of weights is taken in vectors from `lane` on.
-    /// Fetches `ahead` once for [`TOGETHER`] of them.
+    /// a row of weights is taken in vectors from `lane` on. Fetches `ahead` once for [`TOGETHER`] of them.
     ///
     /// # Panics
     /// If x or the weights do not have these elements.
@@ -328,25 +328,33 @@ impl<'a> Offsets<'a> {
         for offsets in whole {
             // SAFETY: it was checked that x and the weights have these elements.
             unsafe {
-                sums = add_planes_term::<S, V, R>(simd, sums, x.add(offsets[0] as usize), apart, weights);
-                sums = add_planes_term::<S, V, R>(simd, sums, x.add(offsets[1] as usize), apart, weights.add(LANES));
-                sums =
-                    add_planes_term::<S, V, R>(simd, sums, x.add(offsets[2] as usize), apart, weights.add(2 * LANES));
-                sums =
-                    add_planes_term::<S, V, R>(simd, sums, x.add(offsets[3] as usize), apart, weights.add(3 * LANES));
+                sums = add_planes_term::<S, V, R>(simd, sums, (x.add(offsets[0] as usize), apart), weights, 0);
+                sums = add_planes_term::<S, V, R>(simd, sums, (x.add(offsets[1] as usize), apart), weights, 1);
+                sums = add_planes_term::<S, V, R>(simd, sums, (x.add(offsets[2] as usize), apart), weights, 2);
+                sums = add_planes_term::<S, V, R>(simd, sums, (x.add(offsets[3] as usize), apart), weights, 3);
             }
             weights = weights.wrapping_add(TOGETHER * LANES);
         }
         for &offset in rest {
             // SAFETY: as above.
-            sums = unsafe { add_planes_term::<S, V, R>(simd, sums, x.add(offset as usize), apart, weights) };
+            sums = unsafe { add_planes_term::<S, V, R>(simd, sums, (x.add(offset as usize), apart), weights, 0) };
             weights = weights.wrapping_add(LANES);
         }
         sums
     }
 }
 
-/// Adds the products of `V` vectors of x, `apart` elements from each other, and `R` weights.
+/// The `V` vectors that lie side by side from `from` on.
+///
+/// # Safety
+/// They are there, for as long as they are used.
+#[inline(always)]
+unsafe fn vectors<'a, S: Simd, const V: usize>(from: *const f32) -> &'a [S::f32s] {
+    // SAFETY: as the caller promises.
+    S::as_simd_f32s(unsafe { std::slice::from_raw_parts(from, V * S::F32_LANES) }).0
+}
+
+/// Adds the products of `V` vectors of x, `apart` elements from each other, and `R` numbers of row `t` of weights.
 ///
 /// # Safety
 /// All of these are there.
@@ -354,18 +362,18 @@ impl<'a> Offsets<'a> {
 unsafe fn add_planes_term<S: Simd, const V: usize, const R: usize>(
     simd: S,
     mut sums: [[S::f32s; V]; R],
-    x: *const f32,
-    apart: usize,
+    (x, apart): (*const f32, usize),
     weights: *const f32,
+    t: usize,
 ) -> [[S::f32s; V]; R] {
     let mut pixels = [simd.splat_f32s(0.0); V];
     for v in 0..V {
         // SAFETY: as the caller promises.
-        pixels[v] = S::as_simd_f32s(unsafe { std::slice::from_raw_parts(x.add(v * apart), S::F32_LANES) }).0[0];
+        pixels[v] = unsafe { vectors::<S, 1>(x.add(v * apart)) }[0];
     }
     for r in 0..R {
         // SAFETY: as the caller promises.
-        let w = simd.splat_f32s(unsafe { *weights.add(r) });
+        let w = simd.splat_f32s(unsafe { *weights.add(t * LANES + r) });
         for v in 0..V {
             sums[r][v] = simd.mul_add_e_f32s(w, pixels[v], sums[r][v]);
         }
@@ -394,8 +402,7 @@ unsafe fn add_term<S: Simd, const H: usize, const V: usize, const R: usize, cons
         }
         for h in 0..H {
             // SAFETY: as the caller promises.
-            let (w, _) =
-                S::as_simd_f32s(unsafe { std::slice::from_raw_parts(weights[h].add(t * LANES), V * S::F32_LANES) });
+            let w = unsafe { vectors::<S, V>(weights[h].add(t * LANES)) };
             for v in 0..V {
                 for r in 0..R {
                     sums[r][h][v] = simd.mul_add_e_f32s(pixels[r], w[v], sums[r][h][v]);
@@ -406,8 +413,7 @@ unsafe fn add_term<S: Simd, const H: usize, const V: usize, const R: usize, cons
         let mut filters = [[simd.splat_f32s(0.0); V]; H];
         for h in 0..H {
             // SAFETY: as the caller promises.
-            let (w, _) =
-                S::as_simd_f32s(unsafe { std::slice::from_raw_parts(weights[h].add(t * LANES), V * S::F32_LANES) });
+            let w = unsafe { vectors::<S, V>(weights[h].add(t * LANES)) };
             filters[h].copy_from_slice(w);
         }
         for r in 0..R {
@@ -478,6 +484,11 @@ mod tests {
     use super::*;
     use pulp::Scalar;
 
+    /// Small integers, whose sums are exact in any order.
+    pub(super) fn integers<T: Element>(len: usize, seed: usize) -> Vec<T> {
+        (0..len).map(|i| T::of(((i * 7 + seed * 13 + i / 11 * 5) % 7) as f64 - 3.0)).collect()
+    }
+
     /// Whether it panics.
     fn refuses<R>(work: impl FnOnce() -> R + std::panic::UnwindSafe) -> bool {
         std::panic::catch_unwind(work).is_err()
@@ -517,10 +528,9 @@ mod tests {
     #[test]
     fn sizes_that_wrap_around_are_refused() {
         let refused = |rows: usize, cols: usize, ld: usize| {
-            std::panic::catch_unwind(|| {
+            refuses(|| {
                 MatMut::new(&mut [0_f32; 0], rows, cols, ld);
             })
-            .is_err()
         };
         assert!(refused(1 << 32, 1 << 32, 1 << 32), "(rows - 1) ld + cols is 0 modulo 2^64");
         assert!(refused(3, 1 << 63, 1 << 63));

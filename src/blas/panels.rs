@@ -251,11 +251,7 @@ struct Strip<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Small integers, whose sums are exact in any order.
-    fn integers<T: Element>(len: usize, seed: usize) -> Vec<T> {
-        (0..len).map(|i| T::of(((i * 7 + seed * 13 + i / 11 * 5) % 7) as f64 - 3.0)).collect()
-    }
+    use crate::blas::tests::integers;
 
     /// Checks a product of this size, and that it touches nothing else.
     fn check<T: Element>(m: usize, n: usize, k: usize, copied: bool) {

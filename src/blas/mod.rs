@@ -77,8 +77,16 @@ impl<'a, T> Mat<'a, T> {
         Mat { data: bytemuck::cast_slice(data), rows, cols, ld, transposed }
     }
 
+    /// Element `i`, `j`.
+    fn at(&self, i: usize, j: usize) -> T
+    where
+        T: Copy,
+    {
+        self.data[if self.transposed { j * self.ld + i } else { i * self.ld + j }]
+    }
+
     /// The block of these rows and columns.
-    fn block(self, rows: Range<usize>, cols: Range<usize>) -> Self {
+    pub(crate) fn block(self, rows: Range<usize>, cols: Range<usize>) -> Self {
         assert!(rows.end <= self.rows && cols.end <= self.cols, "{rows:?} x {cols:?} of {} x {}", self.rows, self.cols);
         let (i, j) = if self.transposed { (cols.start, rows.start) } else { (rows.start, cols.start) };
         Mat { data: &self.data[i * self.ld + j..], rows: rows.len(), cols: cols.len(), ..self }
@@ -138,6 +146,43 @@ impl<'a, T> MatMut<'a, T> {
     }
 }
 
+/// A block of C: `R` rows from row `i` on, and of these `V` vectors from column `j` on.
+///
+/// # Panics
+/// If C has no such block.
+#[inline(always)]
+fn load_block<S: Simd, const V: usize, const R: usize>(
+    simd: S,
+    c: &MatMut<'_, f32>,
+    (i, j): (usize, usize),
+) -> [[S::f32s; V]; R] {
+    assert!(i + R <= c.rows && j + V * S::F32_LANES <= c.cols, "C has this block");
+    let mut block = [[simd.splat_f32s(0.0); V]; R];
+    for r in 0..R {
+        // SAFETY: C has these elements, as was checked.
+        block[r].copy_from_slice(unsafe { vectors::<S, V>(c.pointer.add((i + r) * c.ld + j)) });
+    }
+    block
+}
+
+/// Writes the block that [`load_block`] reads.
+///
+/// # Panics
+/// If C has no such block.
+#[inline(always)]
+fn store_block<S: Simd, const V: usize, const R: usize>(
+    c: &mut MatMut<'_, f32>,
+    (i, j): (usize, usize),
+    block: &[[S::f32s; V]; R],
+) {
+    assert!(i + R <= c.rows && j + V * S::F32_LANES <= c.cols, "C has this block");
+    for r in 0..R {
+        // SAFETY: C has these elements, as was checked, and they are its own.
+        let to = unsafe { std::slice::from_raw_parts_mut(c.pointer.add((i + r) * c.ld + j), V * S::F32_LANES) };
+        S::as_mut_simd_f32s(to).0.copy_from_slice(&block[r]);
+    }
+}
+
 /// Terms that the innermost loops go on by: whatever they do besides multiplying is done once for all of them. A processor that
 /// begins four instructions in a cycle has no time for more. They are added by one call after the other: in a loop the compiler
 /// would keep the sums in memory.
@@ -155,7 +200,7 @@ pub(crate) fn steps(terms: usize) -> usize {
 /// # Panics
 /// If the matrices do not have these elements.
 #[inline(always)]
-fn add_terms<S: Simd, const V: usize, const R: usize, const W: usize>(
+fn add_terms<S: Simd, const V: usize, const R: usize, const W: usize, const TRANSPOSED: bool>(
     simd: S,
     mut sums: [[S::f32s; V]; R],
     (a, i): (Mat<'_, f32>, usize),
@@ -163,9 +208,10 @@ fn add_terms<S: Simd, const V: usize, const R: usize, const W: usize>(
     mut ahead: Ahead<1>,
 ) -> [[S::f32s; V]; R] {
     let terms = b.len();
-    assert!(!a.transposed && i + R <= a.rows && terms <= a.cols, "A has these rows and columns");
+    assert!(a.transposed == TRANSPOSED && i + R <= a.rows && terms <= a.cols, "A has these rows and columns");
     assert!(column + V * S::F32_LANES <= W, "B has these columns");
-    let mut rows = Rows::new(a.data.as_ptr().wrapping_add(i * a.ld), a.ld);
+    let mut rows =
+        Rows::<R, TRANSPOSED>::new(a.data.as_ptr().wrapping_add(if TRANSPOSED { i } else { i * a.ld }), a.ld);
     let mut b = b.as_ptr().cast::<f32>().wrapping_add(column);
     for _ in 0..steps(terms) {
         ahead.fetch();
@@ -190,16 +236,21 @@ fn add_terms<S: Simd, const V: usize, const R: usize, const W: usize>(
 
 /// Where the elements of `R` rows of a matrix lie: every third row by itself, the others from there. That is how many addresses
 /// the processor's registers have room for, and it reads from all of them as fast.
-struct Rows<const R: usize> {
+///
+/// Of a transposed matrix they lie side by side, and the first address is enough.
+struct Rows<const R: usize, const TRANSPOSED: bool> {
     thirds: [*const f32; R],
     ld: usize,
 }
 
-impl<const R: usize> Rows<R> {
+impl<const R: usize, const TRANSPOSED: bool> Rows<R, TRANSPOSED> {
+    /// Addresses that are kept.
+    const THIRDS: usize = if TRANSPOSED { 1 } else { R.div_ceil(3) };
+
     #[inline(always)]
     fn new(first: *const f32, ld: usize) -> Self {
         let mut thirds = [std::ptr::null(); R];
-        for third in 0..R.div_ceil(3) {
+        for third in 0..Self::THIRDS {
             thirds[third] = first.wrapping_add(3 * third * ld);
         }
         // The compiler knows how far they are apart, and would work all of them out from the first one at every term.
@@ -220,21 +271,35 @@ impl<const R: usize> Rows<R> {
     ) -> [[S::f32s; V]; R] {
         // SAFETY: as the caller promises.
         let b = unsafe { vectors::<S, V>(b) };
-        for r in 0..R {
-            // SAFETY: as the caller promises.
-            let a = simd.splat_f32s(unsafe { *self.thirds[r / 3].add(r % 3 * self.ld + t) });
-            for v in 0..V {
-                sums[r][v] = simd.mul_add_e_f32s(a, b[v], sums[r][v]);
+        // In two loops, since the compiler does not unroll one of twelve everywhere, and then keeps the sums in memory.
+        for third in 0..R.div_ceil(3) {
+            for r in 3 * third..R.min(3 * third + 3) {
+                // SAFETY: as the caller promises.
+                let a = simd.splat_f32s(unsafe { *self.at(r, t) });
+                for v in 0..V {
+                    sums[r][v] = simd.mul_add_e_f32s(a, b[v], sums[r][v]);
+                }
             }
         }
         sums
     }
 
-    /// Goes on by some elements.
+    /// Where element `t` of row `r` is.
+    #[inline(always)]
+    fn at(&self, r: usize, t: usize) -> *const f32 {
+        if TRANSPOSED {
+            self.thirds[0].wrapping_add(t * self.ld + r)
+        } else {
+            self.thirds[r / 3].wrapping_add(r % 3 * self.ld + t)
+        }
+    }
+
+    /// Goes on by some elements of every row.
     #[inline(always)]
     fn advance(&mut self, elements: usize) {
-        for third in 0..R.div_ceil(3) {
-            self.thirds[third] = self.thirds[third].wrapping_add(elements);
+        let apart = if TRANSPOSED { self.ld } else { 1 };
+        for third in 0..Self::THIRDS {
+            self.thirds[third] = self.thirds[third].wrapping_add(elements * apart);
         }
     }
 }
@@ -482,6 +547,7 @@ pub unsafe fn choose_kernels() {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::Share;
     use pulp::Scalar;
 
     /// Small integers, whose sums are exact in any order.
@@ -502,7 +568,7 @@ mod tests {
         let offsets = [0, 7, 90, 3, 1, 2];
         // Five pixels, 2 elements apart, from 90 on: 99 elements.
         let pixels = |elements: usize, rows: usize, lane: usize| {
-            let ahead = Ahead::new([x.as_ptr()], 0, (0, 1), 1);
+            let ahead = Ahead::new([x.as_ptr()], Share::new::<f32>(0, 1, 1), 0);
             let zeros = [[[Scalar::new().splat_f32s(0.0); 1]; 1]; 5];
             let (x, weights) = (&x[..elements], [&weights[..rows]]);
             Offsets::new(&offsets).add_terms::<_, 1, 1, 5, 2>(Scalar::new(), zeros, 3..6, x, (weights, lane), ahead)

@@ -107,7 +107,7 @@ impl Block {
             }
             (&Head::Affine { inputs, outputs }, _) => {
                 let shape = affine_shape(images, inputs, outputs);
-                affine_backward_into(&shape, dy, x, w, AffineGradsMut { dx, dw, db });
+                affine_backward_into(&shape, dy, x, w, AffineGradsMut { dx, dw, db }, ws);
             }
         }
     }

@@ -260,7 +260,7 @@ impl Block {
         match self.head {
             Head::None => 0,
             Head::Conv(plan) => plan.scratch_len(images),
-            Head::Affine { outputs, .. } => affine::scratch_len(images, outputs),
+            Head::Affine { .. } => affine::scratch_len(images),
         }
     }
 

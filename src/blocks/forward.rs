@@ -159,7 +159,7 @@ impl Block {
                 if let Some(Prepared::Matrix(matrix)) = input.prepared {
                     matrix.product_into(input.images, input.x, y, ws);
                 } else {
-                    affine_product_into(&affine_shape(input.images, inputs, outputs), input.x, input.weights.w, y);
+                    affine_product_into(&affine_shape(input.images, inputs, outputs), input.x, input.weights.w, y, ws);
                 }
             }
         }

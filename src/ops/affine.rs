@@ -1,11 +1,12 @@
 //! Level 3. Fast affine layer: `out = x w + b`, with the products cut by hand so that every thread has a share.
 //!
-//! A product is cut along rows or columns of its result, never along the summed dimension, into pieces whose number depends on
-//! sizes alone, each one single-threaded BLAS product; with prepared weights on the number of threads as well, which no bit does.
+//! A product is cut along rows or columns of its result, never along the summed dimension, into pieces, each one single-threaded
+//! product: of BLAS, then their number depends on sizes alone; or our own on panels, then on the number of threads as well, which
+//! no bit does.
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 
-use crate::blas::panels::{self, PANEL, Panels, panel_len, set_row};
+use crate::blas::panels::{self, PANEL, Panels, Right, panel_len, set_row};
 use crate::blas::{Accum, Mat, MatMut, gemm, gemm_in_terms};
 use crate::element::Element;
 use crate::error::{Result, check_shape};
@@ -57,20 +58,94 @@ impl AffineShape {
     }
 
     /// `dw[rows, M] = x^T[rows, N] . dout[N, M]` for the rows of piece `piece`, because `out = x . w`.
-    fn weights_gradient<T: Element>(&self, piece: usize, dout: &[T], x: &[T], dw: &mut [T]) {
+    fn weights_gradient<T: Element>(
+        &self,
+        piece: usize,
+        dout: &Gradient<'_, T>,
+        x: &[T],
+        dw: &mut [T],
+        scratch: &mut [T],
+    ) {
         let AffineShape { samples, inputs, outputs } = *self;
         let height = dw.len() / outputs;
         let x = Mat::new(&x[piece * self.rows::<T>()..], samples, height, inputs).t();
-        let dout = Mat::new(dout, samples, outputs, outputs);
-        gemm(Accum::Replace, T::one(), x, dout, MatMut::new(dw, height, outputs, outputs));
+        let dw = MatMut::new(dw, height, outputs, outputs);
+        match dout.panels {
+            Some(panels) => panels::multiply(x, Right::Panels(panels), dw, true, scratch),
+            None => gemm(Accum::Replace, T::one(), x, Mat::new(dout.rows, samples, outputs, outputs), dw),
+        }
     }
 
     /// `dx[N, columns] = dout[N, M] . w^T[M, columns]`, for the columns of the rows `w`.
-    fn input_gradient<T: Element>(&self, dout: &[T], w: &[T], mut dx: StridedMut<'_, T>) {
+    fn input_gradient<T: Element>(
+        &self,
+        dout: &Gradient<'_, T>,
+        w: &[T],
+        mut dx: StridedMut<'_, T>,
+        scratch: &mut [T],
+    ) {
         let AffineShape { samples, outputs, .. } = *self;
-        let w = Mat::new(w, dx.run(), outputs, outputs).t();
-        gemm(Accum::Replace, T::one(), Mat::new(dout, samples, outputs, outputs), w, MatMut::of(&mut dx));
+        let (columns, dout) = (dx.run(), Mat::new(dout.rows, samples, outputs, outputs));
+        let w = Mat::new(w, columns, outputs, outputs).t();
+        if !on_panels::<T>(outputs, columns) {
+            return gemm(Accum::Replace, T::one(), dout, w, MatMut::of(&mut dx));
+        }
+        // Sums are kept where rows are not a power of two apart until they are whole.
+        let (product, scratch) = scratch.split_at_mut(columns * samples.min(MOST_ROWS));
+        for first in (0..samples).step_by(MOST_ROWS) {
+            let here = first..samples.min(first + MOST_ROWS);
+            let to = MatMut::new(product, here.len(), columns, columns);
+            panels::multiply(dout.block(here.clone(), 0..outputs), Right::Rows(w), to, true, scratch);
+            for (sample, row) in here.zip(product.chunks_exact(columns)) {
+                dx.get(sample).copy_from_slice(row);
+            }
+        }
     }
+
+    /// Elements of scratch that a piece of the gradients takes.
+    fn gradient_scratch_len<T: Element>(&self) -> usize {
+        let (rows, samples) = (self.rows::<T>(), self.samples.min(MOST_ROWS));
+        let dw = if self.panels_len::<T>() > 0 { panels::scratch_len(rows) } else { 0 };
+        let dx = if on_panels::<T>(self.outputs, rows) { rows * samples + panels::scratch_len(samples) } else { 0 };
+        dw.max(dx)
+    }
+
+    /// Elements of the panels of the output's gradient.
+    fn panels_len<T: Element>(&self) -> usize {
+        let AffineShape { samples, outputs, .. } = *self;
+        if on_panels::<T>(samples, outputs) { outputs.div_ceil(PANEL) * panel_len(samples) } else { 0 }
+    }
+}
+
+/// Rows of the gradient of x that a piece keeps at a time.
+const MOST_ROWS: usize = 512;
+
+/// The gradient of the output, `[N, M]`, and its panels, which all pieces share, where our own product takes them.
+#[derive(Debug)]
+struct Gradient<'a, T> {
+    rows: &'a [T],
+    panels: Option<Panels<'a, T>>,
+}
+
+impl<'a, T: Element> Gradient<'a, T> {
+    /// `dout` of that shape, whose panels are put into `data`.
+    fn new(shape: &AffineShape, dout: &'a [T], data: &'a mut [T]) -> Self {
+        let panels = (!data.is_empty()).then(|| in_panels((shape.samples, shape.outputs), dout, data));
+        Gradient { rows: dout, panels }
+    }
+}
+
+/// Puts a matrix, row after row, into panels. They are also what is next after them.
+fn in_panels<'a, T: Element>((rows, cols): (usize, usize), matrix: &[T], data: &'a mut [T]) -> Panels<'a, T> {
+    let panel = panel_len(rows);
+    let mut panels = StridedMut::rows(&mut *data, panel);
+    matrix.chunks_exact(cols).enumerate().for_each(|(row, values)| set_row(&mut panels, row, values));
+    Panels { data, rows, panel, next: data }
+}
+
+/// Whether our own product on panels makes sums of so many terms, each for so many columns, of matrices that change.
+fn on_panels<T: Element>(terms: usize, cols: usize) -> bool {
+    panels::pay_copied::<T>(terms) && cols >= LANES
 }
 
 /// Elements of w in a piece, at most: with as many gradients, and what BLAS copies, they stay in a core's cache.
@@ -107,11 +182,14 @@ pub struct AffineGradsMut<'a, T> {
 ///
 /// # Panics
 /// If a slice has not the length of its shape.
-pub fn affine_product_into<T: Element>(shape: &AffineShape, x: &[T], w: &[T], out: &mut [T]) {
+pub fn affine_product_into<T: Element>(shape: &AffineShape, x: &[T], w: &[T], out: &mut [T], ws: &mut Workspace) {
     let AffineShape { samples, inputs, outputs } = *shape;
     shape.assert_lengths(x.len(), w.len(), out.len());
     if samples == 0 || outputs == 0 {
         return;
+    }
+    if on_panels::<T>(inputs, outputs) {
+        return product_on_panels(shape, x, Right::Rows(Mat::new(w, inputs, outputs, outputs)), out, ws);
     }
     let work = samples.saturating_mul(inputs).saturating_mul(outputs);
     // BLAS copies the rows of x and the columns of w that a piece reads. So columns are cut in four only, and rows in two
@@ -126,6 +204,22 @@ pub fn affine_product_into<T: Element>(shape: &AffineShape, x: &[T], w: &[T], ou
         let w = Mat::new(&w[column..], inputs, out.run(), outputs);
         // out[rows, columns] = x[rows, D] . w[D, columns]
         gemm_in_terms(Accum::Replace, T::one(), x, w, MatMut::of(&mut out));
+    });
+}
+
+/// `out = x w` by our own product: an element of `out` is one chain of multiply-adds, whatever stands beside it.
+fn product_on_panels<T: Element>(shape: &AffineShape, x: &[T], w: Right<'_, T>, out: &mut [T], ws: &mut Workspace) {
+    let AffineShape { samples, inputs, outputs } = *shape;
+    let (height, width) = part(samples, outputs);
+    let (_, scratch) = ws.lend(0, scratch_len(samples));
+    let out = Grid::new(out, (samples, outputs), (height, width));
+    let across = out.across();
+    for_each_share(out, |piece, mut out| {
+        let (row, column) = (piece / across * height, piece % across * width);
+        let x = Mat::new(&x[row * inputs..], out.count(), inputs, inputs);
+        let w = w.columns(column..column + out.run());
+        // out[rows, columns] = x[rows, D] . w[D, columns]; few rows are not copied: the caches have room for them as they lie
+        scratch.with(|scratch| panels::multiply(x, w, MatMut::of(&mut out), samples > FEW_SAMPLES, scratch));
     });
 }
 
@@ -149,8 +243,7 @@ impl<T: Element> Prepared<T> {
             return None;
         }
         let mut data = Buffer::zeroed(outputs.div_ceil(PANEL) * panel_len(inputs));
-        let mut rows = StridedMut::rows(&mut data, panel_len(inputs));
-        w.chunks_exact(outputs).enumerate().for_each(|(row, values)| set_row(&mut rows, row, values));
+        in_panels((inputs, outputs), w, &mut data);
         Some(Prepared { inputs, outputs, panels: data })
     }
 
@@ -159,44 +252,25 @@ impl<T: Element> Prepared<T> {
     /// # Panics
     /// If a slice has not the length of its shape.
     pub fn product_into(&self, samples: usize, x: &[T], out: &mut [T], ws: &mut Workspace) {
-        let Prepared { inputs, outputs, panels: data } = self;
-        let (inputs, outputs, panel) = (*inputs, *outputs, panel_len(*inputs));
-        AffineShape { samples, inputs, outputs }.assert_lengths(x.len(), inputs * outputs, out.len());
-        let (height, width) = prepared_part(samples, outputs);
-        let (_, scratch) = ws.lend(0, scratch_len(samples, outputs));
-        let out = Grid::new(out, (samples, outputs), (height, width));
-        let across = out.across();
-        for_each_share(out, |piece, mut out| {
-            let (row, index) = (piece / across * height, piece % across);
-            let (rows, cols) = (out.count(), out.run());
-            let x = Mat::new(&x[row * inputs..], rows, inputs, inputs);
-            let w = Panels { data: &data[index * width / PANEL * panel..], rows: inputs, panel, next: &[] };
-            scratch.with(|scratch: &mut [T]| {
-                // few rows are not copied: the caches have room for them as they lie
-                let (product, copy) = scratch.split_at_mut(height * width);
-                // out[rows, columns] = x[rows, D] . w[D, columns], in whole vectors
-                panels::multiply(x, w, MatMut::new(product, rows, cols.next_multiple_of(LANES), width), copy);
-                for (i, product) in product.chunks_exact(width).take(rows).enumerate() {
-                    out.get(i).copy_from_slice(&product[..cols]);
-                }
-            });
-        });
+        let Prepared { inputs, outputs, ref panels } = *self;
+        let shape = AffineShape { samples, inputs, outputs };
+        shape.assert_lengths(x.len(), inputs * outputs, out.len());
+        let w = Panels { data: panels, rows: inputs, panel: panel_len(inputs), next: &[] };
+        product_on_panels(&shape, x, Right::Panels(w), out, ws);
     }
 }
 
-/// Rows and columns of a piece of [`Prepared::product_into`], whole panels of them. Every panel reads all of x, which some panels
-/// together find in the cache.
-fn prepared_part(samples: usize, outputs: usize) -> (usize, usize) {
-    let height = samples.div_ceil(if samples >= MANY_SAMPLES { ROW_PIECES } else { 1 });
-    let pieces = if samples > FEW_SAMPLES { 2 * current_threads() } else { outputs };
-    (height, outputs.div_ceil(pieces).next_multiple_of(PANEL))
+/// Rows and columns of a piece of a product on panels, whole panels of them: as many pieces as there are threads, because every piece
+/// copies its rows of x. Few samples are not copied, and each of their panels is a piece.
+fn part(samples: usize, outputs: usize) -> (usize, usize) {
+    let down = if samples >= MANY_SAMPLES { ROW_PIECES } else { 1 };
+    let across = if samples > FEW_SAMPLES { current_threads().div_ceil(down) } else { outputs };
+    (samples.div_ceil(down), outputs.div_ceil(across).next_multiple_of(PANEL))
 }
 
-/// Elements of scratch that a piece of [`Prepared::product_into`] takes: its product, and of more than [`FEW_SAMPLES`] a copy of
-/// some of x.
-pub(crate) fn scratch_len(samples: usize, outputs: usize) -> usize {
-    let (height, width) = prepared_part(samples, outputs);
-    height * width + if samples > FEW_SAMPLES { panels::copy_len(height) } else { 0 }
+/// Elements of scratch that a piece of [`Prepared::product_into`] takes for so many samples, or fewer.
+pub(crate) fn scratch_len(samples: usize) -> usize {
+    panels::scratch_len(samples.min(MANY_SAMPLES - 1).max(samples.div_ceil(ROW_PIECES)))
 }
 
 /// Samples from which on their rows are dealt out as well as the columns of w, and to how many pieces.
@@ -216,6 +290,7 @@ pub fn affine_backward_into<T: Element>(
     x: &[T],
     w: &[T],
     grads: AffineGradsMut<'_, T>,
+    ws: &mut Workspace,
 ) {
     let AffineShape { samples, inputs, outputs } = *shape;
     shape.assert_lengths(x.len(), w.len(), dout.len());
@@ -226,12 +301,17 @@ pub fn affine_backward_into<T: Element>(
         "gradients have the lengths of what they are of"
     );
     let rows = shape.rows::<T>();
+    let panels_len = if dw.is_some() { shape.panels_len::<T>() } else { 0 };
+    let (shared, scratch) = ws.lend(panels_len, shape.gradient_scratch_len::<T>());
+    let gradient = Gradient::new(shape, dout, shared);
     if let Some(dw) = dw {
-        for_each_chunk_mut(dw, rows * outputs, |piece, dw| shape.weights_gradient(piece, dout, x, dw));
+        for_each_chunk_mut(dw, rows * outputs, |piece, dw| {
+            scratch.with(|scratch| shape.weights_gradient(piece, &gradient, x, dw, scratch));
+        });
     }
     if let Some(dx) = dx {
         for_each_share(Grid::new(dx, (samples, inputs), (samples, rows)), |piece, dx| {
-            shape.input_gradient(dout, &w[piece * rows * outputs..], dx);
+            scratch.with(|scratch| shape.input_gradient(&gradient, &w[piece * rows * outputs..], dx, scratch));
         });
     }
     if let Some(db) = db {
@@ -259,21 +339,26 @@ pub(crate) fn affine_backward_updating<T: Element, K: Shares>(
     shape.assert_lengths(x.len(), inputs * outputs, dout.len());
     let rows = shape.rows::<T>();
     assert_eq!(weights.count(), inputs.div_ceil(rows), "shares of {rows} rows");
-    let (_, scratch) = ws.lend(0, rows * outputs);
-    let finish = |piece: usize, w: &mut [T], kept| {
-        scratch.with(|dw: &mut [T]| {
-            let dw = &mut dw[..w.len()];
-            shape.weights_gradient(piece, dout, x, dw);
-            update(w, dw, kept);
-        });
+    let scratch_len = rows * outputs + shape.gradient_scratch_len::<T>();
+    let (shared, scratch) = ws.lend(shape.panels_len::<T>(), scratch_len);
+    let gradient = Gradient::new(shape, dout, shared);
+    let finish = |piece: usize, w: &mut [T], kept, scratch: &mut [T]| {
+        let (dw, scratch) = scratch.split_at_mut(rows * outputs);
+        let dw = &mut dw[..w.len()];
+        shape.weights_gradient(piece, &gradient, x, dw, scratch);
+        update(w, dw, kept);
     };
     let Some(dx) = dx else {
-        return for_each_share((weights, kept), |piece, (w, kept)| finish(piece, w, kept));
+        return for_each_share((weights, kept), |piece, (w, kept)| {
+            scratch.with(|scratch| finish(piece, w, kept, scratch));
+        });
     };
     let dx = Grid::new(dx, (samples, inputs), (samples, rows));
     for_each_share((dx, weights, kept), |piece, (dx, w, kept)| {
-        shape.input_gradient(dout, w, dx);
-        finish(piece, w, kept);
+        scratch.with(|scratch| {
+            shape.input_gradient(&gradient, w, dx, scratch);
+            finish(piece, w, kept, scratch);
+        });
     });
 }
 
@@ -293,7 +378,7 @@ pub fn affine_forward<T: Element>(
         check_shape("affine", "b", b.shape(), &[shape.outputs])?;
     }
     let mut out = Array2::zeros((shape.samples, shape.outputs));
-    affine_product_into(&shape, &row_major(x), &row_major(w), slice_mut(&mut out));
+    affine_product_into(&shape, &row_major(x), &row_major(w), slice_mut(&mut out), &mut Workspace::new());
     if let Some(b) = b {
         out += &b;
     }
@@ -317,7 +402,7 @@ pub fn affine_backward<T: Element>(
     let mut db = Array1::zeros(shape.outputs);
     let grads =
         AffineGradsMut { dx: Some(slice_mut(&mut dx)), dw: Some(slice_mut(&mut dw)), db: Some(slice_mut(&mut db)) };
-    affine_backward_into(&shape, &row_major(dout), &row_major(x), &row_major(w), grads);
+    affine_backward_into(&shape, &row_major(dout), &row_major(x), &row_major(w), grads, &mut Workspace::new());
     Ok(AffineGrads { dx, dw, db })
 }
 
@@ -325,7 +410,7 @@ pub fn affine_backward<T: Element>(
 mod tests {
     use super::*;
     use crate::element::Kind;
-    use crate::parallel::with_threads;
+    use crate::parallel::{Chunks, with_threads};
     use crate::random::{Purpose, stream};
     use rand::RngExt;
 
@@ -334,51 +419,56 @@ mod tests {
         (0..len).map(|_| T::of(random.random_range(-1.0..1.0))).collect()
     }
 
-    /// A sample's output has the same bits alone and in any batch, wherever in it; with OpenBLAS' AVX2 kernels but for rounding,
-    /// unless the weights were prepared, which give the same but for rounding.
+    fn assert_near<T: Element>(got: &[T], want: &[T], alike: bool, what: &str) {
+        assert_eq!(got.len(), want.len(), "{what}");
+        for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
+            let near = (got.f64() - want.f64()).abs() <= 1e-4 * (1.0 + want.f64().abs());
+            assert!(got == want || (near && !alike), "{what}, element {i}: {got:e} and not {want:e}");
+        }
+    }
+
+    /// Checks that a sample's output has the same bits alone and in any batch, wherever in it, with prepared weights and without,
+    /// which give the same but for rounding where one of them is OpenBLAS' product. With its AVX2 kernels that has the same bits
+    /// but for rounding.
+    fn check_samples<T: Element>(inputs: usize, outputs: usize) {
+        const MOST: usize = 600;
+        let own = on_panels::<T>(inputs, outputs);
+        let alike = own || crate::blas::setup().rows_alike;
+        let (x, w) = (values::<T>(MOST * inputs, 1), values::<T>(inputs * outputs, 2));
+        let prepared = Prepared::new(inputs, outputs, &w);
+        let product = |first: usize, samples: usize, prepared: Option<&Prepared<T>>| {
+            let (mut out, ws) = (vec![T::nan(); samples * outputs], &mut Workspace::new());
+            let x = &x[first * inputs..][..samples * inputs];
+            match prepared {
+                Some(prepared) => prepared.product_into(samples, x, &mut out, ws),
+                None => affine_product_into(&AffineShape { samples, inputs, outputs }, x, &w, &mut out, ws),
+            }
+            out
+        };
+        let want = product(0, MOST, None);
+        let want_prepared = prepared.as_ref().map(|prepared| product(0, MOST, Some(prepared)));
+        let name = format!("{} {inputs} -> {outputs}", T::NAME);
+        for (first, samples) in
+            [(0, 1), (7, 1), (598, 1), (3, 2), (0, 3), (100, 50), (11, 100), (5, 256), (0, 257), (80, 511)]
+        {
+            let here = first * outputs..(first + samples) * outputs;
+            let what = format!("{name}, {samples} samples from {first}");
+            assert_near(&product(first, samples, None), &want[here.clone()], alike, &what);
+            if let Some(of_all) = &want_prepared {
+                let got = product(first, samples, prepared.as_ref());
+                assert_near(&got, &of_all[here.clone()], true, &format!("{what}, prepared"));
+                assert_near(&got, &want[here], own, &format!("{what}, prepared and not"));
+                for threads in [1, 9] {
+                    let other = with_threads(threads, || product(first, samples, prepared.as_ref())).unwrap();
+                    assert_near(&other, &got, true, &format!("{what}, prepared, {threads} threads"));
+                }
+            }
+        }
+        assert!(prepared.is_some() || T::KIND == Kind::F64 || inputs <= 32, "{name} is prepared");
+    }
+
     #[test]
     fn the_output_of_a_sample_does_not_depend_on_the_others() {
-        const MOST: usize = 600;
-        fn assert_near<T: Element>(got: &[T], want: &[T], alike: bool, what: &str) {
-            for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
-                let near = (got.f64() - want.f64()).abs() <= 1e-4 * (1.0 + want.f64().abs());
-                assert!(got == want || (near && !alike), "{what}, element {i}: {got:e} and not {want:e}");
-            }
-        }
-        fn check<T: Element>(inputs: usize, outputs: usize) {
-            let alike = crate::blas::setup().rows_alike;
-            let (x, w) = (values::<T>(MOST * inputs, 1), values::<T>(inputs * outputs, 2));
-            let prepared = Prepared::new(inputs, outputs, &w);
-            let product = |first: usize, samples: usize, prepared: Option<&Prepared<T>>| {
-                let mut out = vec![T::nan(); samples * outputs];
-                let x = &x[first * inputs..][..samples * inputs];
-                match prepared {
-                    Some(prepared) => prepared.product_into(samples, x, &mut out, &mut Workspace::new()),
-                    None => affine_product_into(&AffineShape { samples, inputs, outputs }, x, &w, &mut out),
-                }
-                out
-            };
-            let want = product(0, MOST, None);
-            let want_prepared = prepared.as_ref().map(|prepared| product(0, MOST, Some(prepared)));
-            let name = format!("{} {inputs} -> {outputs}", T::NAME);
-            for (first, samples) in
-                [(0, 1), (7, 1), (598, 1), (3, 2), (0, 3), (100, 50), (11, 100), (5, 256), (0, 257), (80, 511)]
-            {
-                let here = first * outputs..(first + samples) * outputs;
-                let what = format!("{name}, {samples} samples from {first}");
-                assert_near(&product(first, samples, None), &want[here.clone()], alike, &what);
-                if let Some(of_all) = &want_prepared {
-                    let got = product(first, samples, prepared.as_ref());
-                    assert_near(&got, &of_all[here.clone()], true, &format!("{what}, prepared"));
-                    assert_near(&got, &want[here], false, &format!("{what}, prepared and not"));
-                    for threads in [1, 9] {
-                        let other = with_threads(threads, || product(first, samples, prepared.as_ref())).unwrap();
-                        assert_near(&other, &got, true, &format!("{what}, prepared, {threads} threads"));
-                    }
-                }
-            }
-            assert!(prepared.is_some() || T::KIND == Kind::F64 || inputs <= 32, "{name} is prepared");
-        }
         for (inputs, outputs) in [
             (1, 1),
             (5, 3),
@@ -394,8 +484,75 @@ mod tests {
             (3072, 10),
             (8192, 17),
         ] {
-            check::<f32>(inputs, outputs);
-            check::<f64>(inputs, outputs);
+            check_samples::<f32>(inputs, outputs);
+            check_samples::<f64>(inputs, outputs);
+        }
+    }
+
+    /// Products and gradients in `f32` are those of the naive twin in `f64`, with the same bits at any number of threads, and where
+    /// weights are updated while their gradient is made.
+    fn check_gradients(samples: usize, inputs: usize, outputs: usize) {
+        let what = format!("{samples} samples, {inputs} -> {outputs}");
+        let shape = AffineShape { samples, inputs, outputs };
+        let matrix = |rows: usize, cols: usize, seed| {
+            Array2::from_shape_vec((rows, cols), values::<f32>(rows * cols, seed)).unwrap()
+        };
+        let (x, w, dout) = (matrix(samples, inputs, 1), matrix(inputs, outputs, 2), matrix(samples, outputs, 3));
+        let wide = |matrix: &Array2<f32>| matrix.mapv(f64::from);
+        let want = crate::naive::affine_backward(wide(&dout).view(), wide(&x).view(), wide(&w).view()).unwrap();
+        let want_out = wide(&x).dot(&wide(&w));
+        let assert_close = |got: &Array2<f32>, want: &Array2<f64>, part: &str| {
+            let error = (&wide(got) - want).iter().map(|d| d * d).sum::<f64>().sqrt();
+            let size = want.iter().map(|v| v * v).sum::<f64>().sqrt();
+            assert!(error <= 1e-6 * size, "{what}: {part} is off by {error:e} of {size:e}");
+        };
+        let out = affine_forward(x.view(), w.view(), None).unwrap();
+        let grads = affine_backward(dout.view(), x.view(), w.view()).unwrap();
+        assert_close(&out, &want_out, "out");
+        assert_close(&grads.dx, &want.dx, "dx");
+        assert_close(&grads.dw, &want.dw, "dw");
+        for threads in [1, 3] {
+            let (again, again_grads) = with_threads(threads, || {
+                let grads = affine_backward(dout.view(), x.view(), w.view()).unwrap();
+                (affine_forward(x.view(), w.view(), None).unwrap(), grads)
+            })
+            .unwrap();
+            assert!(again == out && again_grads == grads, "{what}: the bits of {threads} threads");
+        }
+        let (piece, len) = (shape.rows::<f32>() * outputs, inputs * outputs);
+        let ranges: Vec<_> = (0..len).step_by(piece).map(|start| start..len.min(start + piece)).collect();
+        let (mut dx, mut dw, mut used) = (vec![f32::NAN; x.len()], vec![f32::NAN; len], w.clone());
+        let weights = Runs::new(slice_mut(&mut used), &ranges, 1);
+        let operands = (dout.as_slice().unwrap(), x.as_slice().unwrap());
+        let made = Chunks::new(&mut dw, piece);
+        affine_backward_updating(
+            &shape,
+            operands,
+            Some(&mut dx),
+            weights,
+            made,
+            &mut Workspace::new(),
+            |w, dw, made| {
+                made.copy_from_slice(dw);
+                w.fill(f32::NAN);
+            },
+        );
+        assert!(dx == grads.dx.as_slice().unwrap() && dw == grads.dw.as_slice().unwrap(), "{what}: updated at once");
+    }
+
+    #[test]
+    fn products_and_gradients_are_those_of_the_naive_twin() {
+        for (samples, inputs, outputs) in [
+            (1, 40, 20),
+            (33, 100, 16),
+            (50, 700, 500),
+            (64, 2048, 100),
+            (70, 129, 45),
+            (530, 300, 50),
+            (1030, 40, 33),
+            (40, 5, 64),
+        ] {
+            check_gradients(samples, inputs, outputs);
         }
     }
 }

@@ -7,10 +7,12 @@
 //! What is written by hand, because the compiler does not make it of loops: transposing planes, dealing out pairs, outputs
 //! that bypass the cache, and fetching what is needed next. That moves bits and calculates nothing.
 
+mod ahead;
 mod isa;
 
 use crate::element::{Element, Kind};
 
+pub(crate) use ahead::{Ahead, Share};
 pub(crate) use isa::{Isa, arch};
 
 /// The value of an expression, compiled for the widest vectors that this processor has and [`Isa::limit`] allows.
@@ -38,47 +40,6 @@ pub(crate) const LANES: usize = 16;
 
 /// One number of each of [`LANES`] planes, tiles or partial sums.
 pub(crate) type Lanes<T> = [T; LANES];
-
-/// What a loop needs next, fetched into the caches while it computes something else: some at every step. The processor does so
-/// by itself where memory is read without a pause; a product reads its operands in bursts.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Ahead<const N: usize> {
-    from: [*const u8; N],
-    /// Bytes from a step to the next, and cache lines of them.
-    bytes: usize,
-    lines: usize,
-}
-
-impl<const N: usize> Ahead<N> {
-    const LINE: usize = 64;
-    /// Cache lines that a step mostly has, and no more.
-    const LINES: usize = 2;
-
-    /// Of the `count` elements from each of `from` on, which need not be there, the share that belongs to the `part.0`-th of
-    /// `part.1` loops of `steps` steps.
-    #[inline(always)]
-    pub(crate) fn new<T>(from: [*const T; N], count: usize, part: (usize, usize), steps: usize) -> Self {
-        let share = count * size_of::<T>() / part.1;
-        let bytes = share.div_ceil(steps.max(1));
-        let mut ahead = Ahead { from: [std::ptr::null(); N], bytes, lines: bytes.div_ceil(Self::LINE) };
-        for i in 0..N {
-            ahead.from[i] = from[i].cast::<u8>().wrapping_add(part.0 * share);
-        }
-        ahead
-    }
-
-    #[inline(always)]
-    pub(crate) fn fetch(&mut self) {
-        for from in &mut self.from {
-            (0..Self::LINES).for_each(|line| fetch(from.wrapping_add(line * Self::LINE)));
-            // To count them takes time: only where there are more.
-            if self.lines > Self::LINES {
-                (Self::LINES..self.lines).for_each(|line| fetch(from.wrapping_add(line * Self::LINE)));
-            }
-            *from = from.wrapping_add(self.bytes);
-        }
-    }
-}
 
 /// Has a cache line fetched into the L1 cache.
 #[inline(always)]
@@ -310,6 +271,37 @@ pub(crate) fn lanes_to_planes<T: Element>(from: &[Lanes<T>], channels: usize, pl
     }
 }
 
+/// `to[j to_ld + i] = from[i from_ld + j]` for `rows` rows i and `cols` columns j.
+///
+/// # Panics
+/// If there are not as many.
+pub(crate) fn transpose<T: Element>(
+    (from, from_ld): (&[T], usize),
+    (rows, cols): (usize, usize),
+    (to, to_ld): (&mut [T], usize),
+) {
+    assert!(rows == 0 || cols <= from_ld && from.len() >= (rows - 1) * from_ld + cols, "from has these rows");
+    assert!(cols == 0 || rows <= to_ld && to.len() >= (cols - 1) * to_ld + rows, "to has these columns");
+    // What `transpose_8x8` moves.
+    let (mut whole_rows, mut whole_cols) = (0, 0);
+    #[cfg(target_arch = "x86_64")]
+    if T::KIND == Kind::F32 && Isa::used() >= Isa::Avx2 {
+        (whole_rows, whole_cols) = (rows / TOGETHER * TOGETHER, cols / TOGETHER * TOGETHER);
+        for i in (0..whole_rows).step_by(TOGETHER) {
+            for j in (0..whole_cols).step_by(TOGETHER) {
+                let (from, to) = (from[i * from_ld + j..].as_ptr(), to[j * to_ld + i..].as_mut_ptr());
+                // SAFETY: AVX is there, T is as large as f32, and bits are moved only; 8 rows of 8 lie within both.
+                unsafe { transpose_8x8(from.cast(), from_ld, to.cast(), to_ld) };
+            }
+        }
+    }
+    for i in 0..rows {
+        for j in if i < whole_rows { whole_cols } else { 0 }..cols {
+            to[j * to_ld + i] = from[i * from_ld + j];
+        }
+    }
+}
+
 /// `even[i] = from[2 i]`, `odd[i] = from[2 i + 1]`.
 #[inline(always)]
 pub(crate) fn deal_two<T: Element>(from: &[T; 2 * LANES], even: &mut Lanes<T>, odd: &mut Lanes<T>) {
@@ -526,6 +518,28 @@ mod tests {
     fn planes_and_lanes_are_each_others_transposes() {
         check_transposes::<f32>();
         check_transposes::<f64>();
+    }
+
+    #[test]
+    fn matrices_are_transposed() {
+        fn check<T: Element>(rows: usize, cols: usize) {
+            let (from_ld, to_ld) = (cols + 2, rows + 1);
+            let from: Vec<T> = (0..rows * from_ld).map(|i| T::of(i as f64)).collect();
+            let mut to = vec![T::of(-1.0); cols * to_ld];
+            transpose((&from, from_ld), (rows, cols), (&mut to, to_ld));
+            for (at, &got) in to.iter().enumerate() {
+                let (j, i) = (at / to_ld, at % to_ld);
+                assert_eq!(
+                    got,
+                    if i < rows { from[i * from_ld + j] } else { T::of(-1.0) },
+                    "{rows} x {cols}: {i}, {j}"
+                );
+            }
+        }
+        for (rows, cols) in [(0, 3), (3, 0), (1, 1), (7, 9), (8, 8), (16, 24), (21, 8), (9, 30)] {
+            check::<f32>(rows, cols);
+            check::<f64>(rows, cols);
+        }
     }
 
     #[test]

@@ -692,6 +692,7 @@ fn an_affine_layer_sets_only_what_is_asked_for() {
                 dw: (asked & 2 > 0).then_some(&mut dw),
                 db: (asked & 4 > 0).then_some(&mut db),
             },
+            &mut Workspace::new(),
         );
         for (bit, got, want) in [(1, &dx[..], &want.dx), (2, &dw[..], &want.dw)] {
             let set = if asked & bit > 0 { got == want.as_slice().unwrap() } else { got.iter().all(|v| v.is_nan()) };

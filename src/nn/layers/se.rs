@@ -108,12 +108,12 @@ impl<T: Element> Layer<T> for SqueezeExcite {
             }
         });
         let narrowing = AffineShape { samples: images, inputs: channels, outputs: hidden };
-        affine_product_into(&narrowing, cache.squeezed, w1, cache.hidden);
+        affine_product_into(&narrowing, cache.squeezed, w1, cache.hidden, call.ws);
         for row in cache.hidden.chunks_exact_mut(hidden) {
             row.iter_mut().zip(b1).for_each(|(h, &b)| *h = (*h + b).max(T::zero()));
         }
         let widening = AffineShape { samples: images, inputs: hidden, outputs: channels };
-        affine_product_into(&widening, cache.hidden, w2, cache.excitation);
+        affine_product_into(&widening, cache.hidden, w2, cache.excitation, call.ws);
         for row in cache.excitation.chunks_exact_mut(channels) {
             row.iter_mut().zip(b2).for_each(|(e, &b)| *e = T::one() / (T::one() + (-*e - b).exp()));
         }
@@ -140,13 +140,13 @@ impl<T: Element> Layer<T> for SqueezeExcite {
         });
         let widening = AffineShape { samples: images, inputs: hidden, outputs: channels };
         let grads = AffineGradsMut { dx: Some(&mut *cache.dh), dw: Some(dw2), db: Some(db2) };
-        affine_backward_into(&widening, cache.du, cache.hidden, w2, grads);
+        affine_backward_into(&widening, cache.du, cache.hidden, w2, grads, call.ws);
         for (dh, &h) in cache.dh.iter_mut().zip(&*cache.hidden) {
             *dh = if h > T::zero() { *dh } else { T::zero() };
         }
         let narrowing = AffineShape { samples: images, inputs: channels, outputs: hidden };
         let grads = AffineGradsMut { dx: Some(&mut *cache.ds), dw: Some(dw1), db: Some(db1) };
-        affine_backward_into(&narrowing, cache.dh, cache.squeezed, w1, grads);
+        affine_backward_into(&narrowing, cache.dh, cache.squeezed, w1, grads, call.ws);
         let Some(dx) = call.dx.take() else { return };
         let (ds, pixels) = (&*cache.ds, T::of(plane as f64));
         for_each_chunk_mut(dx, plane, |i, dx| {

@@ -6,7 +6,7 @@ use pulp::{Simd, WithSimd};
 
 use crate::blas::{Offsets, steps};
 use crate::parallel::piece_range;
-use crate::simd::{Ahead, LANES, Lanes};
+use crate::simd::{Ahead, LANES, Lanes, Share};
 
 /// Most terms that are added up before the next ones: their weights stay in the L1 cache while the pixels go by.
 const TERMS: usize = 128;
@@ -98,8 +98,9 @@ impl Product<'_> {
         // takes as long as a tenth of one of few terms.
         let (width, wider) = (len / blocks, len % blocks);
         let (mut at, mut within) = (At { run: 0, pixel: 0, lane }, 0);
+        let share = Share::new::<Lanes<f32>>(terms.len(), (count * blocks).max(1), steps(terms.len()));
         for index in 0..count * blocks {
-            let (width, part) = (width + usize::from(within < wider), (index, count * blocks));
+            let (width, part) = (width + usize::from(within < wider), (index, share));
             macro_rules! of_width {
                 ($($width:literal)+) => {
                     match width {
@@ -116,14 +117,14 @@ impl Product<'_> {
         }
     }
 
-    /// The `part.0`-th of `part.1` blocks that add up the same terms; it fetches its part of the next ones' weights.
+    /// Block `index` of those that add up the same terms; it fetches its share of the next ones' weights.
     #[inline(always)]
     fn block<S: Simd, const H: usize, const V: usize, const R: usize, const STEP: usize>(
         &mut self,
         simd: S,
         terms: Range<usize>,
         at: At,
-        part: (usize, usize),
+        (index, share): (usize, Share),
     ) {
         let (all, pixels, lanes) = (self.offsets.len(), self.product.len() / H, at.lane..at.lane + V * S::F32_LANES);
         let place = at.run * self.runs.len + at.pixel;
@@ -144,7 +145,7 @@ impl Product<'_> {
             weights[h] = &self.weights[h * all..][terms.clone()];
             from[h] = next.wrapping_add(h * all);
         }
-        let ahead = Ahead::new(from, terms.len(), part, steps(terms.len()));
+        let ahead = Ahead::new(from, share, index);
         let x = &self.x[at.run * self.runs.pitch + at.pixel * STEP..];
         let sums = self.offsets.add_terms::<S, H, V, R, STEP>(simd, sums, terms, x, (weights, at.lane), ahead);
         for (r, sums) in sums.iter().enumerate() {

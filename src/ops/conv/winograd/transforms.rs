@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use crate::blas::panels::{self, PANEL, Panels, panel_len};
+use crate::blas::panels::{self, PANEL, Panels, Right, panel_len};
 use crate::blas::{Accum, Mat, MatMut, gemm};
 use crate::element::Element;
 use crate::simd::{LANES, Lanes};
@@ -222,7 +222,7 @@ pub(super) fn multiply<T: Element>(
     let width = cols.len().next_multiple_of(LANES);
     for q in 0..PRODUCTS {
         let (a, b) = (a_stack.block(a, q, 0..rows, 0..a_stack.cols), b_panels.matrix(b, q, cols.start));
-        panels::multiply(a, b, c_stack.mat_mut(c, q, rows, width), &mut []);
+        panels::multiply(a, Right::Panels(b), c_stack.mat_mut(c, q, rows, width), false, &mut []);
     }
 }
 

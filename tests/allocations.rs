@@ -69,10 +69,11 @@ fn allocations(notation: &str, data: &Dataset, clip: Option<f64>, first: u64, st
     allocated() - before
 }
 
-const NETWORKS: [&str; 3] = [
+const NETWORKS: [&str; 4] = [
     "conv8k7-relu-pool-affine256-relu-affine10", // the three-layer net, its matrix updated in backward
     "[conv16-bn-relu-pool]x2-conv32-bn-relu-pool-[affine32-bn-relu-dropout0.5]-affine10", // im2col and Winograd
     "conv16s2-silu-avgpool2-conv16g4-leaky-pool3s2-gap-affine10-svm", // the general paths
+    "conv160s4-se4-relu-gap-affine10",           // affine layers within a layer, both on panels
 ];
 
 /// Many filters and few pixels: few images are cut by filters.
@@ -81,7 +82,7 @@ const DEEP: &str = "conv16k8s8p0-relu-conv96s2-bn-relu-conv160k1-relu-affine10";
 /// So many filters that they come from memory: they are dealt out for more images than there are threads, too.
 const WIDE: &str = "pool4-conv352k1s2p0-relu-conv352-relu-gap-affine10";
 
-/// Affine layers, whose rows are dealt out where there are many: fewer images may take more memory.
+/// Affine layers, whose rows are dealt out where there are many.
 const FLAT: &str = "pool4-affine300-relu-affine10";
 
 /// Groups of images that are largest where they are multiples of four.

@@ -28,7 +28,7 @@ use pulp::Simd;
 
 use crate::element::Element;
 use crate::parallel::StridedMut;
-use crate::simd::{Ahead, LANES, Lanes};
+use crate::simd::{Ahead, LANES, Lanes, rows_reach};
 
 pub use gemm::{gemm, gemm_in_terms};
 
@@ -89,7 +89,9 @@ impl<'a, T> Mat<'a, T> {
     pub(crate) fn block(self, rows: Range<usize>, cols: Range<usize>) -> Self {
         assert!(rows.end <= self.rows && cols.end <= self.cols, "{rows:?} x {cols:?} of {} x {}", self.rows, self.cols);
         let (i, j) = if self.transposed { (cols.start, rows.start) } else { (rows.start, cols.start) };
-        Mat { data: &self.data[i * self.ld + j..], rows: rows.len(), cols: cols.len(), ..self }
+        // A matrix with nothing in it need not reach to where an empty block of it would begin.
+        let data = if rows.is_empty() || cols.is_empty() { &[] } else { &self.data[i * self.ld + j..] };
+        Mat { data, rows: rows.len(), cols: cols.len(), ..self }
     }
 }
 
@@ -497,13 +499,8 @@ unsafe fn add_term<S: Simd, const H: usize, const V: usize, const R: usize, cons
 #[track_caller]
 fn assert_fits(len: usize, rows: usize, cols: usize, ld: usize) {
     assert!(ld >= cols, "leading dimension {ld} is less than {cols} columns");
-    // Checked: a size that wraps around would seem to fit.
-    let needed = match rows.checked_sub(1) {
-        Some(above) if cols > 0 => above.checked_mul(ld).and_then(|start| start.checked_add(cols)),
-        _ => Some(0),
-    };
     assert!(
-        needed.is_some_and(|needed| needed <= len),
+        rows_reach(rows, cols, ld).is_some_and(|needed| needed <= len),
         "{rows} x {cols} with leading dimension {ld} does not fit {len} elements"
     );
 }
@@ -556,8 +553,8 @@ mod tests {
     }
 
     /// Whether it panics.
-    fn refuses<R>(work: impl FnOnce() -> R + std::panic::UnwindSafe) -> bool {
-        std::panic::catch_unwind(work).is_err()
+    pub(super) fn refuses<R>(work: impl FnOnce() -> R) -> bool {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err()
     }
 
     /// Elements at offsets are there to the last one, or the call panics: the loops themselves ask nothing.
@@ -588,6 +585,46 @@ mod tests {
         assert!(sums.as_flattened().iter().all(|&sum| sum == 6.0));
         assert!(refuses(|| planes(end - 1, 4, 6, 0)) && refuses(|| planes(end, usize::MAX / 2 + 1, 6, 0)));
         assert!(refuses(|| planes(end, 4, 5, 0)) && refuses(|| planes(end, 4, 6, LANES - 1)));
+    }
+
+    /// The same for blocks of C, and for the terms that are added to them.
+    #[test]
+    fn blocks_beyond_the_end_are_refused() {
+        const WIDTH: usize = <Scalar as Simd>::F32_LANES;
+        let simd = Scalar::new();
+        // 5 rows of 9 columns, 10 apart
+        let mut c = vec![1.0_f32; 49];
+        let mut c = MatMut::new(&mut c, 5, 9, 10);
+        let mut block = |at: (usize, usize)| {
+            let read = !refuses(|| load_block::<_, 2, 3>(simd, &c, at));
+            let written = !refuses(|| store_block::<Scalar, 2, 3>(&mut c, at, &[[simd.splat_f32s(0.0); 2]; 3]));
+            assert_eq!(read, written, "block at {at:?}");
+            read
+        };
+        assert!(block((2, 9 - 2 * WIDTH)));
+        assert!(!block((3, 0)) && !block((0, 10 - 2 * WIDTH)));
+        // A: 4 rows of 6 terms, as they lie and transposed; B: 6 rows
+        let (rows, columns) = (vec![1.0_f32; 4 * 6], vec![1.0_f32; 6 * 4]);
+        let (rows, columns) = (Mat::new(&rows, 4, 6, 6), Mat::new(&columns, 6, 4, 4).t());
+        let b = [[1.0_f32; LANES]; 7];
+        fn sums<const TRANSPOSED: bool>(
+            a: Mat<'_, f32>,
+            i: usize,
+            b: &[[f32; LANES]],
+            column: usize,
+        ) -> [[<Scalar as Simd>::f32s; 1]; 3] {
+            let (simd, ahead) = (Scalar::new(), Ahead::new([b.as_ptr()], Share::new::<f32>(0, 1, 1), 0));
+            add_terms::<_, 1, 3, LANES, TRANSPOSED>(simd, [[simd.splat_f32s(0.0); 1]; 3], (a, i), (b, column), ahead)
+        }
+        for column in [0, LANES - WIDTH] {
+            let (plain, transposed) =
+                (sums::<false>(rows, 1, &b[..6], column), sums::<true>(columns, 1, &b[..6], column));
+            assert!(plain == transposed && plain.as_flattened().iter().all(|&sum| sum == 6.0));
+        }
+        assert!(refuses(|| sums::<false>(rows, 2, &b[..6], 0)) && refuses(|| sums::<true>(columns, 2, &b[..6], 0)));
+        assert!(refuses(|| sums::<false>(rows, 1, &b, 0)) && refuses(|| sums::<true>(columns, 1, &b, 0)), "terms");
+        assert!(refuses(|| sums::<false>(rows, 1, &b[..6], LANES - WIDTH + 1)), "columns of B");
+        assert!(refuses(|| sums::<true>(rows, 1, &b[..6], 0)) && refuses(|| sums::<false>(columns, 1, &b[..6], 0)));
     }
 
     /// A size in elements that does not fit the machine's integers is no size that fits.

@@ -21,7 +21,7 @@ use crate::simd::{Ahead, Isa, LANES, Share, arch, transpose};
 /// Columns of a panel.
 pub(crate) const PANEL: usize = 2 * LANES;
 
-/// B, whose rows are cut into panels of [`PANEL`] columns; the last may have [`LANES`].
+/// B, whose rows are cut into panels of [`PANEL`] columns. The last may have fewer, and lies as a whole one with zeros.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Panels<'a, T> {
     pub(crate) data: &'a [T],
@@ -31,6 +31,13 @@ pub(crate) struct Panels<'a, T> {
     pub(crate) panel: usize,
     /// What is likely to be multiplied with next: it is fetched while the last panel is used. Empty, if nothing is known.
     pub(crate) next: &'a [T],
+}
+
+impl<'a, T> Panels<'a, T> {
+    /// `data` as panels of so many rows, [`panel_len`] elements apart.
+    pub(crate) fn new(data: &'a [T], rows: usize) -> Self {
+        Panels { data, rows, panel: panel_len(rows), next: &[] }
+    }
 }
 
 /// Elements from one panel of so many rows to the next: an odd number of rows, lest panels are a multiple of 4 KiB apart.
@@ -65,7 +72,7 @@ pub(crate) fn pay<T: Element>(terms: usize) -> bool {
     T::KIND == Kind::F32 && !(terms <= FEW_TERMS && setup().multiplies_in_place)
 }
 
-/// The same where A and B have to be copied first: with the vectors of AVX-512 alone. OpenBLAS' kernels for AVX2 are as fast as
+/// The same where A and B have to be copied first: with the vectors of AVX-512 alone. For AVX2, OpenBLAS' kernels are faster than
 /// ours.
 pub(crate) fn pay_copied<T: Element>(terms: usize) -> bool {
     pay::<T>(terms) && Isa::used() == Isa::Avx512
@@ -83,6 +90,7 @@ pub(crate) enum Right<'a, T> {
 impl<'a, T: Element> Right<'a, T> {
     /// These columns, from the first of a panel on.
     pub(crate) fn columns(self, cols: Range<usize>) -> Self {
+        debug_assert!(cols.start.is_multiple_of(PANEL), "column {} is the first of a panel", cols.start);
         match self {
             Right::Panels(b) => Right::Panels(Panels { data: &b.data[cols.start / PANEL * b.panel..], ..b }),
             Right::Rows(b) => Right::Rows(b.block(0..b.rows, cols)),
@@ -93,6 +101,7 @@ impl<'a, T: Element> Right<'a, T> {
     fn cast<U: Element>(self) -> Right<'a, U> {
         match self {
             Right::Panels(Panels { data, rows, panel, next }) => {
+                assert_eq!(T::KIND, U::KIND, "the same type");
                 let (data, next) = (bytemuck::cast_slice(data), bytemuck::cast_slice(next));
                 Right::Panels(Panels { data, rows, panel, next })
             }
@@ -405,24 +414,26 @@ struct Strip<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::blas::tests::integers;
+    use crate::blas::tests::{integers, refuses};
+    use crate::simd::rows_reach;
 
     /// Checks a product of this size, whatever can be said of how A and B lie, and that it touches nothing else.
     fn check<T: Element>(m: usize, n: usize, k: usize) {
-        let (c_ld, panel) = (n + LANES, (k + 1) * PANEL);
+        let c_ld = n + LANES;
         let before: Vec<T> = integers(m * c_ld, 3);
-        let a: Vec<T> = integers((m + 3) * (k + 3), 2);
-        let rows = Mat::new(&a, m, k, k + 3);
-        let columns = Mat::new(&a, k, m, m + 3).t();
-        let b: Vec<T> = integers(n.div_ceil(PANEL) * panel + (k + 2) * (n + 5), 1);
-        let as_it_lies = Right::Rows(Mat::new(&b, k, n, n + 5));
-        let transposed = Right::Rows(Mat::new(&b, n, k, k + 2).t());
-        let panels = Right::Panels(Panels { data: &b, rows: k, panel, next: &[] });
+        let (a, b): (Vec<T>, Vec<T>) = (integers((m + 3) * (k + 3), 2), integers((n + PANEL) * (k + 5), 1));
+        // no element more than they have
+        let end = |rows, cols, ld| rows_reach(rows, cols, ld).unwrap();
+        let rows = Mat::new(&a[..end(m, k, k + 3)], m, k, k + 3);
+        let columns = Mat::new(&a[..end(k, m, m + 3)], k, m, m + 3).t();
+        let as_it_lies = Right::Rows(Mat::new(&b[..end(k, n, n + 5)], k, n, n + 5));
+        let transposed = Right::Rows(Mat::new(&b[..end(n, k, k + 2)], n, k, k + 2).t());
+        let panels = Right::Panels(Panels::new(&b[..n.div_ceil(PANEL) * panel_len(k)], k));
         for (a, copy) in [(rows, false), (rows, true), (columns, true)] {
             for b in [panels, as_it_lies, transposed] {
                 let mut c = before.clone();
                 let bare = !copy && n.is_multiple_of(LANES) && matches!(b, Right::Panels(_));
-                let mut scratch = vec![T::nan(); if bare { 0 } else { scratch_len(m + 2) }];
+                let mut scratch = vec![T::nan(); if bare { 0 } else { scratch_len(m) }];
                 multiply(a, b, MatMut::new(&mut c, m, n, c_ld), copy, &mut scratch);
                 for (at, &got) in c.iter().enumerate() {
                     let (i, j) = (at / c_ld, at % c_ld);
@@ -439,7 +450,12 @@ mod tests {
             for n in [1, 16, 32, 41, 48, 64, 80, 85] {
                 check::<f32>(m, n, [1, 2, 7, TERMS + 54][(m + n / 16) % 4]);
             }
+            // sums that are gone on with, in panels that are no whole vectors
+            check::<f32>(m, 41, TERMS + 54);
+            check::<f32>(m, 85, TERMS + 54);
         }
+        check::<f32>(14, 85, TERMS);
+        check::<f32>(14, 85, 2 * TERMS);
         // all that may be left over of steps, also where OpenBLAS has the sums of few terms
         for k in 1..=3 {
             check::<f32>(13, 48, FEW_TERMS + k);
@@ -449,6 +465,27 @@ mod tests {
         check::<f64>(5, 45, 9);
     }
 
+    #[test]
+    fn shapes_that_do_not_fit_are_refused() {
+        let (m, n, k) = (5, 41, 60);
+        let (a, b) = (vec![1.0_f32; m * k], vec![1.0_f32; k * n]);
+        let product = |a: Mat<'_, f32>, terms: usize, cols: usize, copy: bool, scratch: usize| {
+            let mut c = vec![0.0; m * n];
+            let b = Right::Rows(Mat::new(&b, terms, cols, cols));
+            multiply(a, b, MatMut::new(&mut c, m, n, n), copy, &mut vec![0.0; scratch]);
+        };
+        let (rows, columns) = (Mat::new(&a, m, k, k), Mat::new(&a, k, m, m).t());
+        for copy in [true, false] {
+            product(rows, k, n, copy, scratch_len(m));
+            assert!(refuses(|| product(rows, k, n, copy, scratch_len(m) - 1)), "scratch");
+            assert!(refuses(|| product(rows, k - 1, n, copy, scratch_len(m))), "terms");
+            assert!(refuses(|| product(rows, k, n - 1, copy, scratch_len(m))), "columns");
+        }
+        product(columns, k, n, true, scratch_len(m));
+        assert!(refuses(|| product(columns, k, n, false, scratch_len(m))), "transposed, as it lies");
+        assert!(refuses(|| product(Mat::new(&a, m + 1, k - 10, k - 10), k - 10, n, true, scratch_len(m + 1))), "rows");
+    }
+
     /// An element has the same bits wherever its row and column stand, and however A and B lie.
     #[test]
     fn an_element_is_one_chain() {
@@ -456,15 +493,28 @@ mod tests {
         let value = |i: usize| ((i * 37 % 101) as f32 - 50.0) / 7.0;
         let a: Vec<f32> = (0..m * k).map(value).collect();
         let b: Vec<f32> = (0..k * n).map(value).collect();
-        let mut c = vec![0.0; m * n];
-        let (a, b) = (Mat::new(&a, m, k, k), Mat::new(&b, k, n, n));
-        multiply(a, Right::Rows(b), MatMut::new(&mut c, m, n, n), true, &mut vec![0.0; scratch_len(m)]);
-        for (at, &got) in c.iter().enumerate() {
-            let (i, j) = (at / n, at % n);
-            let want = (0..k).fold(0.0_f32, |sum, p| a.data[i * k + p].mul_add(b.data[p * n + j], sum));
-            // without fused multiply-adds, as on a processor that has none, every product is rounded
-            let rounded = (0..k).fold(0.0_f32, |sum, p| sum + a.data[i * k + p] * b.data[p * n + j]);
-            assert!(got == want || got == rounded, "element {i}, {j}: {got:e}, {want:e}");
+        let (mut a_across, mut b_across) = (vec![0.0; k * m], vec![0.0; n * k]);
+        transpose((&a, k), (m, k), (&mut a_across, m));
+        transpose((&b, n), (k, n), (&mut b_across, k));
+        let mut panels = vec![0.0; n.div_ceil(PANEL) * panel_len(k)];
+        for (row, values) in b.chunks_exact(n).enumerate() {
+            set_row(&mut StridedMut::rows(&mut panels, panel_len(k)), row, values);
+        }
+        let (rows, columns) = (Mat::new(&a, m, k, k), Mat::new(&a_across, k, m, m).t());
+        let as_it_lies = Right::Rows(Mat::new(&b, k, n, n));
+        let transposed = Right::Rows(Mat::new(&b_across, n, k, k).t());
+        for (left, copy) in [(rows, false), (rows, true), (columns, true)] {
+            for right in [Right::Panels(Panels::new(&panels, k)), as_it_lies, transposed] {
+                let mut c = vec![0.0; m * n];
+                multiply(left, right, MatMut::new(&mut c, m, n, n), copy, &mut vec![0.0; scratch_len(m)]);
+                for (at, &got) in c.iter().enumerate() {
+                    let (i, j) = (at / n, at % n);
+                    let want = (0..k).fold(0.0_f32, |sum, p| a[i * k + p].mul_add(b[p * n + j], sum));
+                    // without fused multiply-adds, as on a processor that has none, every product is rounded
+                    let rounded = (0..k).fold(0.0_f32, |sum, p| sum + a[i * k + p] * b[p * n + j]);
+                    assert!(got == want || got == rounded, "element {i}, {j}: {got:e}, {want:e}");
+                }
+            }
         }
     }
 }

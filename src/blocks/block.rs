@@ -255,12 +255,12 @@ impl Block {
         }
     }
 
-    /// Elements of scratch that a piece of its product takes in test mode for so many images, where that depends on their number.
+    /// Elements of scratch that a piece of its product takes in test mode for so many images, where fewer may take more.
     pub(crate) fn scratch_len(&self, images: usize) -> usize {
         match self.head {
-            Head::None => 0,
+            // An affine layer's only grows with them.
+            Head::None | Head::Affine { .. } => 0,
             Head::Conv(plan) => plan.scratch_len(images),
-            Head::Affine { .. } => affine::scratch_len(images),
         }
     }
 

@@ -42,8 +42,7 @@ pub struct Session<T: Element> {
     batch: usize,
 }
 
-/// Images from which on a piece takes no less scratch the more there are: four groups of 64 are whole groups, and rows of affine
-/// layers are dealt out.
+/// Images from which on a piece takes no less scratch the more there are: four groups of 64 are whole groups.
 const VARIED: usize = 256;
 
 /// The memory of one caller of a [`Session`].

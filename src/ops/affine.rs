@@ -1,8 +1,8 @@
 //! Level 3. Fast affine layer: `out = x w + b`, with the products cut by hand so that every thread has a share.
 //!
 //! A product is cut along rows or columns of its result, never along the summed dimension, into pieces, each one single-threaded
-//! product: of BLAS, then their number depends on sizes alone; or our own on panels, then on the number of threads as well, which
-//! no bit does.
+//! product, of BLAS or our own on panels. Sizes alone decide the pieces, but for those of `out` by our own product: these depend on
+//! the number of threads as well, which no bit does.
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 
@@ -13,7 +13,7 @@ use crate::error::{Result, check_shape};
 use crate::ops::layout::{row_major, slice_mut};
 use crate::parallel::{Grid, Runs, Shares, StridedMut, current_threads, for_each_chunk_mut, for_each_share};
 use crate::simd::{LANES, add_assign, vectorized};
-use crate::workspace::{Buffer, Workspace};
+use crate::workspace::{Buffer, Scratch, Workspace};
 
 /// Gradients of an affine layer.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,7 +90,8 @@ impl AffineShape {
         if !on_panels::<T>(outputs, columns) {
             return gemm(Accum::Replace, T::one(), dout, w, MatMut::of(&mut dx));
         }
-        // Sums are kept where rows are not a power of two apart until they are whole.
+        // Rows of dx are `inputs` apart, often a power of two, and sums go through memory again and again until they are whole: in
+        // scratch they lie side by side.
         let (product, scratch) = scratch.split_at_mut(columns * samples.min(MOST_ROWS));
         for first in (0..samples).step_by(MOST_ROWS) {
             let here = first..samples.min(first + MOST_ROWS);
@@ -128,19 +129,21 @@ struct Gradient<'a, T> {
 }
 
 impl<'a, T: Element> Gradient<'a, T> {
-    /// `dout` of that shape, whose panels are put into `data`.
-    fn new(shape: &AffineShape, dout: &'a [T], data: &'a mut [T]) -> Self {
-        let panels = (!data.is_empty()).then(|| in_panels((shape.samples, shape.outputs), dout, data));
-        Gradient { rows: dout, panels }
+    /// `dout` of that shape, in panels too if `dw` is to be made of it, and scratch for each piece of the gradients, with `more`
+    /// elements for the caller.
+    fn new(shape: &AffineShape, dout: &'a [T], dw: bool, more: usize, ws: &'a mut Workspace) -> (Self, Scratch<'a, T>) {
+        let panels_len = if dw { shape.panels_len::<T>() } else { 0 };
+        let (data, scratch) = ws.lend(panels_len, more + shape.gradient_scratch_len::<T>());
+        let panels = (panels_len > 0).then(|| in_panels((shape.samples, shape.outputs), dout, data));
+        (Gradient { rows: dout, panels }, scratch)
     }
 }
 
 /// Puts a matrix, row after row, into panels. They are also what is next after them.
 fn in_panels<'a, T: Element>((rows, cols): (usize, usize), matrix: &[T], data: &'a mut [T]) -> Panels<'a, T> {
-    let panel = panel_len(rows);
-    let mut panels = StridedMut::rows(&mut *data, panel);
+    let mut panels = StridedMut::rows(&mut *data, panel_len(rows));
     matrix.chunks_exact(cols).enumerate().for_each(|(row, values)| set_row(&mut panels, row, values));
-    Panels { data, rows, panel, next: data }
+    Panels { next: data, ..Panels::new(data, rows) }
 }
 
 /// Whether our own product on panels makes sums of so many terms, each for so many columns, of matrices that change.
@@ -148,10 +151,10 @@ fn on_panels<T: Element>(terms: usize, cols: usize) -> bool {
     panels::pay_copied::<T>(terms) && cols >= LANES
 }
 
-/// Elements of w in a piece, at most: with as many gradients, and what BLAS copies, they stay in a core's cache.
+/// Elements of w in a piece, at most: with as many gradients, and what a product copies, they stay in a core's cache.
 const PIECE: usize = 1 << 16;
 
-/// Rows in a piece at least: for every piece BLAS copies the gradient of the output.
+/// Rows in a piece at least: for every piece BLAS copies the gradient of the output, and our own product reads it.
 const LEAST_ROWS: usize = 16;
 
 /// Multiply-adds below which a product is not worth cutting.
@@ -178,7 +181,8 @@ pub struct AffineGradsMut<'a, T> {
 
 /// `out = x w` into the caller's buffer; the bias is the caller's, who reads `out` anyway.
 ///
-/// A row of `out` has the same bits whatever the other rows of `x` are, and however many: see [`gemm_in_terms`].
+/// A row of `out` has the same bits whatever the other rows of `x` are, and however many: our own product promises that, and for
+/// BLAS' see [`gemm_in_terms`].
 ///
 /// # Panics
 /// If a slice has not the length of its shape.
@@ -255,21 +259,21 @@ impl<T: Element> Prepared<T> {
         let Prepared { inputs, outputs, ref panels } = *self;
         let shape = AffineShape { samples, inputs, outputs };
         shape.assert_lengths(x.len(), inputs * outputs, out.len());
-        let w = Panels { data: panels, rows: inputs, panel: panel_len(inputs), next: &[] };
-        product_on_panels(&shape, x, Right::Panels(w), out, ws);
+        product_on_panels(&shape, x, Right::Panels(Panels::new(panels, inputs)), out, ws);
     }
 }
 
-/// Rows and columns of a piece of a product on panels, whole panels of them: as many pieces as there are threads, because every piece
-/// copies its rows of x. Few samples are not copied, and each of their panels is a piece.
+/// Rows and columns of a piece of a product on panels, whole panels of them. Few samples are not copied, and each of their panels is
+/// a piece. Where every piece copies its rows of x, there are as many pieces as threads; one more where the samples are dealt out to
+/// an odd number of threads, of which the last then waits.
 fn part(samples: usize, outputs: usize) -> (usize, usize) {
     let down = if samples >= MANY_SAMPLES { ROW_PIECES } else { 1 };
     let across = if samples > FEW_SAMPLES { current_threads().div_ceil(down) } else { outputs };
     (samples.div_ceil(down), outputs.div_ceil(across).next_multiple_of(PANEL))
 }
 
-/// Elements of scratch that a piece of [`Prepared::product_into`] takes for so many samples, or fewer.
-pub(crate) fn scratch_len(samples: usize) -> usize {
+/// Elements of scratch that a piece of [`product_on_panels`] takes for so many samples, or fewer.
+fn scratch_len(samples: usize) -> usize {
     panels::scratch_len(samples.min(MANY_SAMPLES - 1).max(samples.div_ceil(ROW_PIECES)))
 }
 
@@ -301,9 +305,7 @@ pub fn affine_backward_into<T: Element>(
         "gradients have the lengths of what they are of"
     );
     let rows = shape.rows::<T>();
-    let panels_len = if dw.is_some() { shape.panels_len::<T>() } else { 0 };
-    let (shared, scratch) = ws.lend(panels_len, shape.gradient_scratch_len::<T>());
-    let gradient = Gradient::new(shape, dout, shared);
+    let (gradient, scratch) = Gradient::new(shape, dout, dw.is_some(), 0, ws);
     if let Some(dw) = dw {
         for_each_chunk_mut(dw, rows * outputs, |piece, dw| {
             scratch.with(|scratch| shape.weights_gradient(piece, &gradient, x, dw, scratch));
@@ -339,9 +341,7 @@ pub(crate) fn affine_backward_updating<T: Element, K: Shares>(
     shape.assert_lengths(x.len(), inputs * outputs, dout.len());
     let rows = shape.rows::<T>();
     assert_eq!(weights.count(), inputs.div_ceil(rows), "shares of {rows} rows");
-    let scratch_len = rows * outputs + shape.gradient_scratch_len::<T>();
-    let (shared, scratch) = ws.lend(shape.panels_len::<T>(), scratch_len);
-    let gradient = Gradient::new(shape, dout, shared);
+    let (gradient, scratch) = Gradient::new(shape, dout, true, rows * outputs, ws);
     let finish = |piece: usize, w: &mut [T], kept, scratch: &mut [T]| {
         let (dw, scratch) = scratch.split_at_mut(rows * outputs);
         let dw = &mut dw[..w.len()];
@@ -521,23 +521,32 @@ mod tests {
         }
         let (piece, len) = (shape.rows::<f32>() * outputs, inputs * outputs);
         let ranges: Vec<_> = (0..len).step_by(piece).map(|start| start..len.min(start + piece)).collect();
-        let (mut dx, mut dw, mut used) = (vec![f32::NAN; x.len()], vec![f32::NAN; len], w.clone());
-        let weights = Runs::new(slice_mut(&mut used), &ranges, 1);
         let operands = (dout.as_slice().unwrap(), x.as_slice().unwrap());
-        let made = Chunks::new(&mut dw, piece);
-        affine_backward_updating(
-            &shape,
-            operands,
-            Some(&mut dx),
-            weights,
-            made,
-            &mut Workspace::new(),
-            |w, dw, made| {
-                made.copy_from_slice(dw);
-                w.fill(f32::NAN);
-            },
-        );
-        assert!(dx == grads.dx.as_slice().unwrap() && dw == grads.dw.as_slice().unwrap(), "{what}: updated at once");
+        // Whatever was left in the workspace, here by calls before, is not read.
+        let mut ws = Workspace::new();
+        for asked in [true, false] {
+            let left = (samples + 64) * (inputs + 64) + (outputs + 64) * (inputs + samples + 64);
+            let (shared, scratch) = ws.lend(left, left);
+            shared.fill(f32::NAN);
+            scratch.with(|scratch| scratch.fill(f32::NAN));
+            let (mut dx, mut dw, mut used) = (vec![f32::NAN; x.len()], vec![f32::NAN; len], w.clone());
+            let weights = Runs::new(slice_mut(&mut used), &ranges, 1);
+            let made = Chunks::new(&mut dw, piece);
+            affine_backward_updating(
+                &shape,
+                operands,
+                asked.then_some(&mut dx[..]),
+                weights,
+                made,
+                &mut ws,
+                |w, dw, made| {
+                    made.copy_from_slice(dw);
+                    w.fill(f32::NAN);
+                },
+            );
+            assert!(dw == grads.dw.as_slice().unwrap(), "{what}: dw updated at once");
+            assert!(!asked || dx == grads.dx.as_slice().unwrap(), "{what}: dx of weights updated at once");
+        }
     }
 
     #[test]

@@ -26,7 +26,9 @@ impl Share {
         Share { part, step, lines: step.div_ceil(Self::LINE) }
     }
 
-    /// The first few cache lines of `count` rows, `ld` elements apart: those of one row at every step.
+    /// The first few cache lines of `count` rows, `ld` elements apart: those of one row at every step, from the rows that are the
+    /// loop's share on. A loop of more steps goes on to those of the next loop and the last one beyond the end, to what is needed
+    /// after that: to ask for a line twice takes less time than to count them.
     #[inline(always)]
     pub(crate) fn rows<T>(count: usize, ld: usize, parts: usize) -> Self {
         let step = ld * size_of::<T>();

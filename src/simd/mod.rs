@@ -4,7 +4,7 @@
 //! loops inside it again for AVX2 and AVX-512 and chooses at run time ([`Isa`]). The loops are ordinary Rust; sums that should be
 //! vectorised say their order of addition ([`sum`], [`dot`]), so the bits do not depend on which version runs.
 //!
-//! What is written by hand, because the compiler does not make it of loops: transposing planes, dealing out pairs, outputs
+//! What is written by hand, because the compiler does not make it of loops: transposing planes and matrices, dealing out pairs, outputs
 //! that bypass the cache, and fetching what is needed next. That moves bits and calculates nothing.
 
 mod ahead;
@@ -271,17 +271,30 @@ pub(crate) fn lanes_to_planes<T: Element>(from: &[Lanes<T>], channels: usize, pl
     }
 }
 
+/// Elements from the first to the last of `rows` rows of `cols` elements, `ld` apart; `None` if no memory has so many.
+pub(crate) fn rows_reach(rows: usize, cols: usize, ld: usize) -> Option<usize> {
+    // Checked: a size that wraps around would seem to fit.
+    match rows.checked_sub(1) {
+        Some(above) if cols > 0 => above.checked_mul(ld)?.checked_add(cols),
+        _ => Some(0),
+    }
+}
+
 /// `to[j to_ld + i] = from[i from_ld + j]` for `rows` rows i and `cols` columns j.
 ///
 /// # Panics
-/// If there are not as many.
+/// If there are not as many, or they overlap.
 pub(crate) fn transpose<T: Element>(
     (from, from_ld): (&[T], usize),
     (rows, cols): (usize, usize),
     (to, to_ld): (&mut [T], usize),
 ) {
-    assert!(rows == 0 || cols <= from_ld && from.len() >= (rows - 1) * from_ld + cols, "from has these rows");
-    assert!(cols == 0 || rows <= to_ld && to.len() >= (cols - 1) * to_ld + rows, "to has these columns");
+    if rows == 0 || cols == 0 {
+        return;
+    }
+    let has = |len: usize, rows, cols, ld| cols <= ld && rows_reach(rows, cols, ld).is_some_and(|reach| reach <= len);
+    assert!(has(from.len(), rows, cols, from_ld), "from has {rows} rows of {cols}, {from_ld} apart");
+    assert!(has(to.len(), cols, rows, to_ld), "to has {cols} rows of {rows}, {to_ld} apart");
     // What `transpose_8x8` moves.
     let (mut whole_rows, mut whole_cols) = (0, 0);
     #[cfg(target_arch = "x86_64")]
@@ -540,6 +553,24 @@ mod tests {
             check::<f32>(rows, cols);
             check::<f64>(rows, cols);
         }
+        // of nothing, nothing is asked
+        transpose::<f32>((&[], 0), (0, 9), (&mut [], 0));
+        transpose::<f32>((&[], 0), (9, 0), (&mut [], 0));
+    }
+
+    /// The vectors' loops do not ask again.
+    #[test]
+    fn matrices_that_do_not_reach_are_not_transposed() {
+        let refused = |from_len: usize, from_ld, rows, cols, to_len: usize, to_ld| {
+            let (from, mut to) = (vec![1.0_f32; from_len], vec![0.0_f32; to_len]);
+            std::panic::catch_unwind(move || transpose((&from, from_ld), (rows, cols), (&mut to, to_ld))).is_err()
+        };
+        // 9 rows of 16, 20 apart; 16 rows of 9, 10 apart
+        assert!(!refused(176, 20, 9, 16, 159, 10));
+        assert!(refused(175, 20, 9, 16, 159, 10) && refused(176, 20, 9, 16, 158, 10), "one element too few");
+        assert!(refused(176, 15, 9, 16, 159, 10) && refused(176, 20, 9, 16, 159, 8), "rows that overlap");
+        assert!(refused(176, usize::MAX / 8 + 3, 9, 16, 159, 10), "sizes that wrap around");
+        assert!(refused(176, 20, 9, 16, 159, usize::MAX / 15 + 9), "sizes that wrap around");
     }
 
     #[test]

@@ -668,6 +668,9 @@ fn affine_layers() {
         (0, 3, 4),       // nothing
         (3, 0, 4),       // out = b
         (3, 4, 0),
+        (3, 0, 40), // the same where our own product takes matrices in panels
+        (3, 40, 0),
+        (0, 40, 40),
     ] {
         check_affine::<f64>(samples, inputs, outputs);
         check_affine::<f32>(samples, inputs, outputs);

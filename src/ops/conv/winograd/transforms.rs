@@ -207,7 +207,7 @@ impl FilterPanels {
         let data = &data[(q * self.panels() + col / PANEL) * panel..];
         // the same panels of the matrix after it
         let next = data.get(self.panels() * panel..).unwrap_or(&[]);
-        Panels { data, rows: self.rows, panel, next }
+        Panels { next, ..Panels::new(data, self.rows) }
     }
 }
 

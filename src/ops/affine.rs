@@ -50,10 +50,11 @@ impl AffineShape {
     }
 
     /// Rows of w whose gradient, and whose part of the gradient of the input, are one piece of work.
-    pub(crate) fn rows<T>(&self) -> usize {
+    pub(crate) fn rows<T: Element>(&self) -> usize {
         let AffineShape { samples, inputs, outputs } = *self;
         let even = piece_len::<T>(inputs, samples.saturating_mul(inputs).saturating_mul(outputs));
-        let most = (PIECE / outputs.max(1)).max(LEAST_ROWS);
+        let piece = if panels::pay_copied::<T>(outputs) { PIECE / 2 } else { PIECE };
+        let most = (piece / outputs.max(1)).max(LEAST_ROWS);
         if even <= most { even } else { 1 << most.ilog2() }
     }
 
@@ -96,7 +97,8 @@ impl AffineShape {
         for first in (0..samples).step_by(MOST_ROWS) {
             let here = first..samples.min(first + MOST_ROWS);
             let to = MatMut::new(product, here.len(), columns, columns);
-            panels::multiply(dout.block(here.clone(), 0..outputs), Right::Rows(w), to, true, scratch);
+            // Rows of dout are shorter than those of x, and a piece has few panels: to copy them takes longer than to read them.
+            panels::multiply(dout.block(here.clone(), 0..outputs), Right::Rows(w), to, false, scratch);
             for (sample, row) in here.zip(product.chunks_exact(columns)) {
                 dx.get(sample).copy_from_slice(row);
             }
@@ -151,10 +153,11 @@ fn on_panels<T: Element>(terms: usize, cols: usize) -> bool {
     panels::pay_copied::<T>(terms) && cols >= LANES
 }
 
-/// Elements of w in a piece, at most: with as many gradients, and what a product copies, they stay in a core's cache.
+/// Elements of w in a piece, at most: with as many gradients, and what a product copies, they stay in a core's cache. Half of it where
+/// dx is our own product: for every piece BLAS copies the gradient of the output, which takes the longer the smaller they are.
 const PIECE: usize = 1 << 16;
 
-/// Rows in a piece at least: for every piece BLAS copies the gradient of the output, and our own product reads it.
+/// Rows in a piece at least: for every piece the gradient of the output is read anew.
 const LEAST_ROWS: usize = 16;
 
 /// Multiply-adds below which a product is not worth cutting.

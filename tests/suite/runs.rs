@@ -97,6 +97,29 @@ fn fifty_kills_change_nothing() {
     assert_eq!(fs::read_dir(run.join("checkpoints")).unwrap().count(), 2, "nothing else is left");
 }
 
+#[test]
+fn a_damaged_checkpoint_leaves_the_one_before() {
+    let room = Room::new();
+    let train = format!("train --data-dir pics --net {NET} --batch-size 20 --quiet");
+    room.run(&format!("{train} --epochs 3 --run whole")).succeeds();
+    room.run(&format!("{train} --epochs 2 --run cut")).succeeds();
+    let [first, second] = [1, 2].map(|epoch| {
+        let step =
+            history(&room.path("whole")).iter().filter(|line| line["event"] == "epoch").nth(epoch).unwrap()["step"]
+                .clone();
+        step.as_u64().unwrap()
+    });
+    let path = room.path(&format!("cut/checkpoints/step-{second}.safetensors"));
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let resume = "train --resume cut --epochs 3 --quiet";
+    let advice = format!("or remove this file, to go on from iteration {first}");
+    room.run(resume).fails(1, &[&format!("step-{second}.safetensors: "), "cut off", &advice]);
+    fs::remove_file(&path).unwrap();
+    room.run(resume).succeeds();
+    same(&room, "whole", "cut");
+}
+
 /// 2 epochs at once, and 1, killed, and the other.
 fn killed_once(room: &Room, name: &str, options: &str) {
     let train = format!("train --data-dir pics --epochs 3 --quiet {options}");
@@ -276,6 +299,7 @@ fn tune_finds_a_rate_and_survives_a_kill() {
         ("--vary lerning-rate=1,2", &["--vary", "unknown field `lerning-rate`", "KEY is a long option"][..]),
         ("--vary batch-size", &["`batch-size` has no `=`", "KEY=LOW..HIGH"]),
         ("--vary l2=0..1", &["no range of numbers above 0"]),
+        ("--vary epochs=1,2 --epochs 1", &["--vary", "`epochs=1,2` is also given", "leave one of the two out"]),
         ("--trials 0", &["tune", "1 or more"]),
         ("--target 65", &["target", "0 to 1"]),
         ("--net conv{a}-affine10", &["network notation", "character 5"]),

@@ -264,7 +264,24 @@ fn forget(dir: &Path, last: usize) -> Result<()> {
     Ok(())
 }
 
-/// The newest checkpoint of a run, to go on from.
+/// The newest checkpoint of a run, to go on from, and where it was.
+pub(super) fn load_checkpoint<T: Element>(dir: &Path) -> Result<(PathBuf, Checkpoint<T>)> {
+    let path = newest_checkpoint(dir)?;
+    match Checkpoint::load(&path) {
+        Ok(checkpoint) => Ok((path, checkpoint)),
+        Err(Error::Data { path, problem, fix }) => {
+            let before = saved(dir)?.checkpoints.into_iter().rev().nth(1);
+            let fix = match before {
+                Some((step, _)) => format!("{fix}; or remove this file, to go on from iteration {step}"),
+                None => fix,
+            };
+            Err(Error::Data { path, problem, fix })
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// The file of [`load_checkpoint`].
 pub(super) fn newest_checkpoint(dir: &Path) -> Result<PathBuf> {
     saved(dir)?.checkpoints.pop().map(|(_, path)| path).ok_or_else(|| {
         let fix = format!("begin anew: gemmnet train --config {}", config(dir).display());

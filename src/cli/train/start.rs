@@ -220,8 +220,7 @@ fn network<T: Element>(recipe: &Recipe, facts: Facts, seed: u64) -> Result<Netwo
 /// A run that goes on, with the options that were given again.
 pub(super) fn resumed<T: Element>(dir: &Path, said: &Said<'_>, out: &Output) -> Result<Ready<T>, Stop> {
     let recipe = said.config.recipe(&runs::config(dir))?.with(said.choices)?;
-    let from = runs::newest_checkpoint(dir)?;
-    let mut checkpoint = Checkpoint::<T>::load(&from)?;
+    let (from, mut checkpoint) = runs::load_checkpoint::<T>(dir)?;
     checkpoint.options = recipe.options(said.seed)?;
     let Trained { network, class_names, .. } = &checkpoint.trained;
     let folder = Folder::of_classes(class_names, said.data_dir.as_deref())?;

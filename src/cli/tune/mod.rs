@@ -89,9 +89,13 @@ impl Plan {
         if args.target.is_some_and(|target| !(0.0..=1.0).contains(&target)) {
             return Err(Error::invalid("target", "an accuracy is from 0 to 1", "give one such as 0.65"));
         }
+        let is_said = |text: &str| args.choices.says(text.split('=').next().unwrap_or_default());
+        if let Some(text) = args.vary.iter().find(|text| is_said(text)) {
+            let problem = format!("`{text}` is also given as an option of one value");
+            return Err(Error::invalid("--vary", problem, "leave one of the two out"));
+        }
         // What is said stays as it is.
-        let is_open = |text: &&str| !args.choices.says(text.split('=').next().unwrap_or_default());
-        let default = || space::DEFAULT.into_iter().filter(is_open).map(str::to_owned).collect();
+        let default = || space::DEFAULT.into_iter().filter(|text| !is_said(text)).map(str::to_owned).collect();
         let vary = if args.vary.is_empty() { default() } else { args.vary.clone() };
         Ok(Plan { vary, trials: args.trials, target: args.target, seeds: args.seeds })
     }

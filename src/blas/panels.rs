@@ -136,9 +136,14 @@ impl<'a, T: Element> Right<'a, T> {
     }
 }
 
-/// Elements of scratch that [`multiply`] takes for so many rows of C.
-pub(crate) fn scratch_len(rows: usize) -> usize {
-    rows * (TERMS + PANEL) + TERMS * PANEL
+/// Elements of scratch that [`multiply`] takes for so many rows of C, with `copy` or without.
+pub(crate) fn scratch_len(rows: usize, copy: bool) -> usize {
+    copied_len(rows, copy) + (rows + TERMS) * PANEL
+}
+
+/// Those for some terms of A.
+fn copied_len(rows: usize, copy: bool) -> usize {
+    if copy { rows * TERMS } else { 0 }
 }
 
 /// `C <- A B`. Shapes: A `(m, k)`, B `(k, n)`, C `(m, n)`.
@@ -154,13 +159,13 @@ pub(crate) fn multiply<T: Element>(a: Mat<'_, T>, b: Right<'_, T>, c: MatMut<'_,
     assert_eq!((a.rows, a.cols), (c.rows, b.rows()), "rows of A and C, and terms of A and B");
     assert!(copy || !a.transposed, "A is used as it lies");
     let copies = copy || !c.cols.is_multiple_of(LANES) || matches!(b, Right::Rows(_));
-    assert!(!copies || scratch.len() >= scratch_len(c.rows), "there is scratch for {} rows", c.rows);
+    assert!(!copies || scratch.len() >= scratch_len(c.rows, copy), "there is scratch for {} rows", c.rows);
     if let Right::Rows(b) = b {
         assert_eq!(b.cols, c.cols, "columns of B and C");
     }
     match T::KIND {
         Kind::F32 if pay::<T>(b.rows()) => {
-            let scratch = Copies::new(c.rows, bytemuck::cast_slice_mut(scratch));
+            let scratch = Copies::new(c.rows, copy, bytemuck::cast_slice_mut(scratch));
             arch().dispatch(Product { a: a.cast(), b: b.cast(), c: c.cast(), copy, scratch });
         }
         Kind::F32 => multiply_by_blas(a, b, c),
@@ -209,9 +214,9 @@ struct Copies<'a> {
 }
 
 impl<'a> Copies<'a> {
-    fn new(rows: usize, scratch: &'a mut [f32]) -> Self {
-        let scratch = if scratch.len() < scratch_len(rows) { &mut [] } else { scratch };
-        let (a, scratch) = scratch.split_at_mut(scratch.len().min(rows * TERMS));
+    fn new(rows: usize, copy: bool, scratch: &'a mut [f32]) -> Self {
+        let scratch = if scratch.len() < scratch_len(rows, copy) { &mut [] } else { scratch };
+        let (a, scratch) = scratch.split_at_mut(scratch.len().min(copied_len(rows, copy)));
         let (b, c) = scratch.split_at_mut(scratch.len().min(TERMS * PANEL));
         Copies { a, b: b.as_chunks_mut().0, c }
     }
@@ -433,7 +438,7 @@ mod tests {
             for b in [panels, as_it_lies, transposed] {
                 let mut c = before.clone();
                 let bare = !copy && n.is_multiple_of(LANES) && matches!(b, Right::Panels(_));
-                let mut scratch = vec![T::nan(); if bare { 0 } else { scratch_len(m) }];
+                let mut scratch = vec![T::nan(); if bare { 0 } else { scratch_len(m, copy) }];
                 multiply(a, b, MatMut::new(&mut c, m, n, c_ld), copy, &mut scratch);
                 for (at, &got) in c.iter().enumerate() {
                     let (i, j) = (at / c_ld, at % c_ld);
@@ -476,14 +481,16 @@ mod tests {
         };
         let (rows, columns) = (Mat::new(&a, m, k, k), Mat::new(&a, k, m, m).t());
         for copy in [true, false] {
-            product(rows, k, n, copy, scratch_len(m));
-            assert!(refuses(|| product(rows, k, n, copy, scratch_len(m) - 1)), "scratch");
-            assert!(refuses(|| product(rows, k - 1, n, copy, scratch_len(m))), "terms");
-            assert!(refuses(|| product(rows, k, n - 1, copy, scratch_len(m))), "columns");
+            let len = scratch_len(m, copy);
+            product(rows, k, n, copy, len);
+            assert!(refuses(|| product(rows, k, n, copy, len - 1)), "scratch");
+            assert!(refuses(|| product(rows, k - 1, n, copy, len)), "terms");
+            assert!(refuses(|| product(rows, k, n - 1, copy, len)), "columns");
         }
-        product(columns, k, n, true, scratch_len(m));
-        assert!(refuses(|| product(columns, k, n, false, scratch_len(m))), "transposed, as it lies");
-        assert!(refuses(|| product(Mat::new(&a, m + 1, k - 10, k - 10), k - 10, n, true, scratch_len(m + 1))), "rows");
+        product(columns, k, n, true, scratch_len(m, true));
+        assert!(refuses(|| product(columns, k, n, false, scratch_len(m, true))), "transposed, as it lies");
+        let higher = Mat::new(&a, m + 1, k - 10, k - 10);
+        assert!(refuses(|| product(higher, k - 10, n, true, scratch_len(m + 1, true))), "rows");
     }
 
     /// An element has the same bits wherever its row and column stand, and however A and B lie.
@@ -506,7 +513,7 @@ mod tests {
         for (left, copy) in [(rows, false), (rows, true), (columns, true)] {
             for right in [Right::Panels(Panels::new(&panels, k)), as_it_lies, transposed] {
                 let mut c = vec![0.0; m * n];
-                multiply(left, right, MatMut::new(&mut c, m, n, n), copy, &mut vec![0.0; scratch_len(m)]);
+                multiply(left, right, MatMut::new(&mut c, m, n, n), copy, &mut vec![0.0; scratch_len(m, copy)]);
                 for (at, &got) in c.iter().enumerate() {
                     let (i, j) = (at / n, at % n);
                     let want = (0..k).fold(0.0_f32, |sum, p| a[i * k + p].mul_add(b[p * n + j], sum));

@@ -255,12 +255,11 @@ impl Block {
         }
     }
 
-    /// Elements of scratch that a piece of its product takes in test mode for so many images, where fewer may take more.
-    pub(crate) fn scratch_len(&self, images: usize) -> usize {
+    /// Elements of scratch that a piece of its product takes in test mode for so many images; `None` where fewer never take more.
+    pub(crate) fn scratch_len(&self, images: usize) -> Option<usize> {
         match self.head {
-            // An affine layer's only grows with them.
-            Head::None | Head::Affine { .. } => 0,
-            Head::Conv(plan) => plan.scratch_len(images),
+            Head::None | Head::Affine { .. } => None,
+            Head::Conv(plan) => Some(plan.scratch_len(images)),
         }
     }
 

@@ -1,8 +1,8 @@
 //! Level 3. Fast affine layer: `out = x w + b`, with the products cut by hand so that every thread has a share.
 //!
 //! A product is cut along rows or columns of its result, never along the summed dimension, into pieces, each one single-threaded
-//! product, of BLAS or our own on panels. Sizes alone decide the pieces, but for those of `out` by our own product: these depend on
-//! the number of threads as well, which no bit does.
+//! product, of BLAS or our own on panels. Sizes and the processor's kernels decide the pieces, but for those of `out` by our own
+//! product: these depend on the number of threads as well, which no bit does.
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 
@@ -69,7 +69,8 @@ impl AffineShape {
     ) {
         let AffineShape { samples, inputs, outputs } = *self;
         let height = dw.len() / outputs;
-        let x = Mat::new(&x[piece * self.rows::<T>()..], samples, height, inputs).t();
+        let first = piece * self.rows::<T>();
+        let x = Mat::new(x, samples, inputs, inputs).block(0..samples, first..first + height).t();
         let dw = MatMut::new(dw, height, outputs, outputs);
         match dout.panels {
             Some(panels) => panels::multiply(x, Right::Panels(panels), dw, true, scratch),
@@ -97,7 +98,7 @@ impl AffineShape {
         for first in (0..samples).step_by(MOST_ROWS) {
             let here = first..samples.min(first + MOST_ROWS);
             let to = MatMut::new(product, here.len(), columns, columns);
-            // Rows of dout are shorter than those of x, and a piece has few panels: to copy them takes longer than to read them.
+            // The longer rows of dout are, the fewer panels a piece has to read them for: to copy them takes longer.
             panels::multiply(dout.block(here.clone(), 0..outputs), Right::Rows(w), to, false, scratch);
             for (sample, row) in here.zip(product.chunks_exact(columns)) {
                 dx.get(sample).copy_from_slice(row);
@@ -108,9 +109,9 @@ impl AffineShape {
     /// Elements of scratch that a piece of the gradients takes.
     fn gradient_scratch_len<T: Element>(&self) -> usize {
         let (rows, samples) = (self.rows::<T>(), self.samples.min(MOST_ROWS));
-        let dw = if self.panels_len::<T>() > 0 { panels::scratch_len(rows) } else { 0 };
-        let dx = if on_panels::<T>(self.outputs, rows) { rows * samples + panels::scratch_len(samples) } else { 0 };
-        dw.max(dx)
+        let dw = if self.panels_len::<T>() > 0 { panels::scratch_len(rows, true) } else { 0 };
+        let product = rows * samples + panels::scratch_len(samples, false);
+        dw.max(if on_panels::<T>(self.outputs, rows) { product } else { 0 })
     }
 
     /// Elements of the panels of the output's gradient.
@@ -144,7 +145,7 @@ impl<'a, T: Element> Gradient<'a, T> {
 /// Puts a matrix, row after row, into panels. They are also what is next after them.
 fn in_panels<'a, T: Element>((rows, cols): (usize, usize), matrix: &[T], data: &'a mut [T]) -> Panels<'a, T> {
     let mut panels = StridedMut::rows(&mut *data, panel_len(rows));
-    matrix.chunks_exact(cols).enumerate().for_each(|(row, values)| set_row(&mut panels, row, values));
+    matrix.chunks_exact(cols.max(1)).enumerate().for_each(|(row, values)| set_row(&mut panels, row, values));
     Panels { next: data, ..Panels::new(data, rows) }
 }
 
@@ -153,8 +154,8 @@ fn on_panels<T: Element>(terms: usize, cols: usize) -> bool {
     panels::pay_copied::<T>(terms) && cols >= LANES
 }
 
-/// Elements of w in a piece, at most: with as many gradients, and what a product copies, they stay in a core's cache. Half of it where
-/// dx is our own product: for every piece BLAS copies the gradient of the output, which takes the longer the smaller they are.
+/// Elements of w in a piece, at most: with as many gradients, and what a product copies, they stay in a core's cache. For every piece
+/// BLAS copies the gradient of the output, so small ones cost; our own product does not, and takes half.
 const PIECE: usize = 1 << 16;
 
 /// Rows in a piece at least: for every piece the gradient of the output is read anew.
@@ -262,13 +263,16 @@ impl<T: Element> Prepared<T> {
         let Prepared { inputs, outputs, ref panels } = *self;
         let shape = AffineShape { samples, inputs, outputs };
         shape.assert_lengths(x.len(), inputs * outputs, out.len());
+        if samples == 0 || outputs == 0 {
+            return;
+        }
         product_on_panels(&shape, x, Right::Panels(Panels::new(panels, inputs)), out, ws);
     }
 }
 
 /// Rows and columns of a piece of a product on panels, whole panels of them. Few samples are not copied, and each of their panels is
-/// a piece. Where every piece copies its rows of x, there are as many pieces as threads; one more where the samples are dealt out to
-/// an odd number of threads, of which the last then waits.
+/// a piece. Where every piece copies its rows of x, there are at most as many pieces as threads; one more where the samples are dealt
+/// out and the number of threads is odd.
 fn part(samples: usize, outputs: usize) -> (usize, usize) {
     let down = if samples >= MANY_SAMPLES { ROW_PIECES } else { 1 };
     let across = if samples > FEW_SAMPLES { current_threads().div_ceil(down) } else { outputs };
@@ -277,7 +281,7 @@ fn part(samples: usize, outputs: usize) -> (usize, usize) {
 
 /// Elements of scratch that a piece of [`product_on_panels`] takes for so many samples, or fewer.
 fn scratch_len(samples: usize) -> usize {
-    panels::scratch_len(samples.min(MANY_SAMPLES - 1).max(samples.div_ceil(ROW_PIECES)))
+    panels::scratch_len(samples.min(MANY_SAMPLES - 1).max(samples.div_ceil(ROW_PIECES)), true)
 }
 
 /// Samples from which on their rows are dealt out as well as the columns of w, and to how many pieces.
@@ -471,6 +475,15 @@ mod tests {
     }
 
     #[test]
+    fn prepared_weights_of_nothing_make_nothing() {
+        let (x, ws) = (values::<f32>(3 * 40, 1), &mut Workspace::new());
+        let none = Prepared::<f32>::new(40, 0, &[]).expect("sums of 40 terms are our own product");
+        none.product_into(3, &x, &mut [], ws);
+        let some = Prepared::new(40, 3, &x).expect("sums of 40 terms are our own product");
+        some.product_into(0, &[], &mut [], ws);
+    }
+
+    #[test]
     fn the_output_of_a_sample_does_not_depend_on_the_others() {
         for (inputs, outputs) in [
             (1, 1),
@@ -525,9 +538,9 @@ mod tests {
         let (piece, len) = (shape.rows::<f32>() * outputs, inputs * outputs);
         let ranges: Vec<_> = (0..len).step_by(piece).map(|start| start..len.min(start + piece)).collect();
         let operands = (dout.as_slice().unwrap(), x.as_slice().unwrap());
-        // Whatever was left in the workspace, here by calls before, is not read.
-        let mut ws = Workspace::new();
+        // Whatever was left in the workspace, here NaN, is not read.
         for asked in [true, false] {
+            let mut ws = Workspace::new();
             let left = (samples + 64) * (inputs + 64) + (outputs + 64) * (inputs + samples + 64);
             let (shared, scratch) = ws.lend(left, left);
             shared.fill(f32::NAN);
@@ -535,18 +548,16 @@ mod tests {
             let (mut dx, mut dw, mut used) = (vec![f32::NAN; x.len()], vec![f32::NAN; len], w.clone());
             let weights = Runs::new(slice_mut(&mut used), &ranges, 1);
             let made = Chunks::new(&mut dw, piece);
-            affine_backward_updating(
-                &shape,
-                operands,
-                asked.then_some(&mut dx[..]),
-                weights,
-                made,
-                &mut ws,
-                |w, dw, made| {
-                    made.copy_from_slice(dw);
-                    w.fill(f32::NAN);
-                },
-            );
+            let update = |w: &mut [f32], dw: &[f32], made: &mut [f32]| {
+                made.copy_from_slice(dw);
+                w.fill(f32::NAN);
+            };
+            let dx_of = asked.then_some(&mut dx[..]);
+            // on the one thread whose scratch has been filled
+            with_threads(1, || {
+                affine_backward_updating(&shape, operands, dx_of, weights, made, &mut ws, update);
+            })
+            .unwrap();
             assert!(dw == grads.dw.as_slice().unwrap(), "{what}: dw updated at once");
             assert!(!asked || dx == grads.dx.as_slice().unwrap(), "{what}: dx of weights updated at once");
         }

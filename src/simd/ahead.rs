@@ -27,8 +27,8 @@ impl Share {
     }
 
     /// The first few cache lines of `count` rows, `ld` elements apart: those of one row at every step, from the rows that are the
-    /// loop's share on. A loop of more steps goes on to those of the next loop and the last one beyond the end, to what is needed
-    /// after that: to ask for a line twice takes less time than to count them.
+    /// loop's share on. A loop of fewer steps leaves the rest of its share, and one of more goes on to the next loop's rows, or
+    /// beyond the last: to count them takes longer than to ask for a line twice.
     #[inline(always)]
     pub(crate) fn rows<T>(count: usize, ld: usize, parts: usize) -> Self {
         let step = ld * size_of::<T>();

@@ -441,10 +441,8 @@ mod pairs {
 /// # Panics
 /// If a plane has fewer pixels than that.
 fn transposable<T: Element>(planes: &[T], pitch: usize, channels: usize, pixels: usize) -> bool {
-    assert!(
-        channels <= LANES && (channels == 0 || planes.len() >= (channels - 1) * pitch + pixels),
-        "planes are whole"
-    );
+    let whole = rows_reach(channels, pixels, pitch).is_some_and(|reach| reach <= planes.len());
+    assert!(channels <= LANES && whole, "planes are whole");
     #[cfg(target_arch = "x86_64")]
     if channels == LANES && pixels >= TOGETHER && T::KIND == Kind::F32 {
         return Isa::used() >= Isa::Avx2;
@@ -569,8 +567,10 @@ mod tests {
         assert!(!refused(176, 20, 9, 16, 159, 10));
         assert!(refused(175, 20, 9, 16, 159, 10) && refused(176, 20, 9, 16, 158, 10), "one element too few");
         assert!(refused(176, 15, 9, 16, 159, 10) && refused(176, 20, 9, 16, 159, 8), "rows that overlap");
-        assert!(refused(176, usize::MAX / 8 + 3, 9, 16, 159, 10), "sizes that wrap around");
-        assert!(refused(176, 20, 9, 16, 159, usize::MAX / 15 + 9), "sizes that wrap around");
+        // sizes that wrap around to less
+        assert_eq!(rows_reach(9, 16, 20), Some(176));
+        assert_eq!(rows_reach(9, 16, usize::MAX / 8 + 3), None);
+        assert_eq!(rows_reach(2, 16, usize::MAX - 3), None);
     }
 
     #[test]

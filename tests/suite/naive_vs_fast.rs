@@ -668,9 +668,10 @@ fn affine_layers() {
         (0, 3, 4),       // nothing
         (3, 0, 4),       // out = b
         (3, 4, 0),
-        (3, 0, 40), // the same where our own product takes matrices in panels
+        (3, 0, 40), // the same in several panels, if the product is our own (with AVX-512, without OpenBLAS' kernels for it)
         (3, 40, 0),
         (0, 40, 40),
+        (0, 2000, 40), // and in several pieces
     ] {
         check_affine::<f64>(samples, inputs, outputs);
         check_affine::<f32>(samples, inputs, outputs);

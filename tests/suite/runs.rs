@@ -300,6 +300,7 @@ fn tune_finds_a_rate_and_survives_a_kill() {
         ("--vary batch-size", &["`batch-size` has no `=`", "KEY=LOW..HIGH"]),
         ("--vary l2=0..1", &["no range of numbers above 0"]),
         ("--vary epochs=1,2 --epochs 1", &["--vary", "`epochs=1,2` is also given", "leave one of the two out"]),
+        ("--vary width=1 --vary batch-size", &["`batch-size` has no `=`"]),
         ("--trials 0", &["tune", "1 or more"]),
         ("--target 65", &["target", "0 to 1"]),
         ("--net conv{a}-affine10", &["network notation", "character 5"]),

@@ -271,7 +271,8 @@ pub(super) fn load_checkpoint<T: Element>(dir: &Path) -> Result<(PathBuf, Checkp
         Ok(checkpoint) => Ok((path, checkpoint)),
         Err(Error::Data { path, problem, fix }) => {
             let before = saved(dir)?.checkpoints.into_iter().rev().nth(1);
-            let fix = match before {
+            // None that fails in the same way, as those of a newer program or of another element type do.
+            let fix = match before.filter(|(_, path)| Checkpoint::<T>::load(path).is_ok()) {
                 Some((step, _)) => format!("{fix}; or remove this file, to go on from iteration {step}"),
                 None => fix,
             };

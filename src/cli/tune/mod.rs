@@ -44,8 +44,8 @@ pub(super) struct TuneArgs {
     #[command(flatten)]
     choices: Choices,
     /// What trials differ in, as KEY=LOW..HIGH, drawn evenly by orders of magnitude, or KEY=A,B,C; KEY is a long option of
-    /// `train`, width for a factor of all widths, or a word that stands in braces in --net, --init, --schedule or --group. May
-    /// be given several times [default: learning-rate=1e-5..1e-1 l2=1e-6..1e-2 batch-size=50,100,200,500 width=0.5,1,2, without
+    /// `train` that is not given as one, width for a factor of all widths, or a word that stands in braces in --net, --init,
+    /// --schedule or --group. May be given several times [default: learning-rate=1e-5..1e-1 l2=1e-6..1e-2 batch-size=50,100,200,500 width=0.5,1,2, without
     /// those that are given as options]
     #[arg(long, value_name = "KEY=VALUES")]
     vary: Vec<String>,
@@ -89,14 +89,19 @@ impl Plan {
         if args.target.is_some_and(|target| !(0.0..=1.0).contains(&target)) {
             return Err(Error::invalid("target", "an accuracy is from 0 to 1", "give one such as 0.65"));
         }
-        let is_said = |text: &str| args.choices.says(text.split('=').next().unwrap_or_default());
-        if let Some(text) = args.vary.iter().find(|text| is_said(text)) {
-            let problem = format!("`{text}` is also given as an option of one value");
-            return Err(Error::invalid("--vary", problem, "leave one of the two out"));
-        }
         // What is said stays as it is.
-        let default = || space::DEFAULT.into_iter().filter(|text| !is_said(text)).map(str::to_owned).collect();
-        let vary = if args.vary.is_empty() { default() } else { args.vary.clone() };
+        let is_said = |text: &str| Ok::<_, Error>(args.choices.says(&text.parse::<Vary>()?.key));
+        let mut vary = args.vary.clone();
+        for text in &vary {
+            if is_said(text)? {
+                let problem = format!("`{text}` is also given as an option, which has one value");
+                return Err(Error::invalid("--vary", problem, "leave one of the two out"));
+            }
+        }
+        if vary.is_empty() {
+            vary = space::DEFAULT.map(str::to_owned).into();
+            vary.retain(|text| is_said(text).is_ok_and(|said| !said));
+        }
         Ok(Plan { vary, trials: args.trials, target: args.target, seeds: args.seeds })
     }
 

@@ -22,7 +22,7 @@ use crate::data::Split;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::store::replace;
-use crate::train::Event;
+use crate::train::{Checkpoint, Event};
 
 /// Of the trials of a rung, one in so many goes on, and for so many times as long.
 const ETA: usize = 3;
@@ -209,9 +209,9 @@ impl<'a> Search<'a> {
     /// A trial before its first iteration, or where it was saved.
     fn ready<T: Element>(&self, trial: usize, seed: u64, dir: &Path) -> Result<(Ready<T>, Run)> {
         let recipe = self.trials[trial].recipe.clone();
-        if runs::newest_checkpoint(dir).is_ok() {
+        if let Ok(path) = runs::newest_checkpoint(dir) {
             let mut run = Run::open(dir)?;
-            let ready = self.base.resumed(recipe, self.said, runs::load_checkpoint(dir)?.1)?;
+            let ready = self.base.resumed(recipe, self.said, Checkpoint::load(&path)?)?;
             run.go_on_after(ready.solver.checkpoint().step())?;
             return Ok((ready, run));
         }

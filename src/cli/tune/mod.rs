@@ -45,8 +45,8 @@ pub(super) struct TuneArgs {
     choices: Choices,
     /// What trials differ in, as KEY=LOW..HIGH, drawn evenly by orders of magnitude, or KEY=A,B,C; KEY is a long option of
     /// `train` that is not given as one, width for a factor of all widths, or a word that stands in braces in --net, --init,
-    /// --schedule or --group. May be given several times [default: learning-rate=1e-5..1e-1 l2=1e-6..1e-2 batch-size=50,100,200,500 width=0.5,1,2, without
-    /// those that are given as options]
+    /// --schedule or --group. May be given several times [default: learning-rate=1e-5..1e-1 l2=1e-6..1e-2
+    /// batch-size=50,100,200,500 width=0.5,1,2, without those that are given as options]
     #[arg(long, value_name = "KEY=VALUES")]
     vary: Vec<String>,
     /// Trials to begin with

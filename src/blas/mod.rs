@@ -28,7 +28,7 @@ use pulp::Simd;
 
 use crate::element::Element;
 use crate::parallel::StridedMut;
-use crate::simd::{Ahead, LANES, Lanes, rows_reach};
+use crate::simd::{Ahead, LANES, Lanes, assert_fits};
 
 pub use gemm::{gemm, gemm_in_terms};
 
@@ -494,15 +494,6 @@ unsafe fn add_term<S: Simd, const H: usize, const V: usize, const R: usize, cons
         }
     }
     sums
-}
-
-#[track_caller]
-fn assert_fits(len: usize, rows: usize, cols: usize, ld: usize) {
-    assert!(ld >= cols, "leading dimension {ld} is less than {cols} columns");
-    assert!(
-        rows_reach(rows, cols, ld).is_some_and(|needed| needed <= len),
-        "{rows} x {cols} with leading dimension {ld} does not fit {len} elements"
-    );
 }
 
 /// What [`gemm`] runs on, as `gemmnet doctor` reports it.

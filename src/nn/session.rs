@@ -108,7 +108,10 @@ impl<T: Element> Session<T> {
         let image: usize = self.folded.input().iter().product();
         // Images that are few for the threads are cut in other ways, and others may be, too: fewer can take more memory.
         let most = |step: &Step<T>| match &step.kernel {
-            Kernel::Block { block, .. } => (1..=self.batch.min(VARIED)).max_by_key(|&images| block.scratch_len(images)),
+            Kernel::Block { block, .. } => {
+                let taken = |images| Some((block.scratch_len(images)?, images));
+                (1..=self.batch.min(VARIED)).filter_map(taken).max().map(|(_, images)| images)
+            }
             Kernel::Sum(_) | Kernel::Layer { .. } => None,
         };
         let counts: BTreeSet<usize> = (1..2 * current_threads()).chain(steps.iter().filter_map(most)).collect();

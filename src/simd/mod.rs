@@ -280,6 +280,16 @@ pub(crate) fn rows_reach(rows: usize, cols: usize, ld: usize) -> Option<usize> {
     }
 }
 
+/// Panics unless `len` elements have room for a matrix whose rows, `ld` apart, do not overlap.
+#[track_caller]
+pub(crate) fn assert_fits(len: usize, rows: usize, cols: usize, ld: usize) {
+    assert!(ld >= cols, "leading dimension {ld} is less than {cols} columns");
+    assert!(
+        rows_reach(rows, cols, ld).is_some_and(|needed| needed <= len),
+        "{rows} x {cols} with leading dimension {ld} does not fit {len} elements"
+    );
+}
+
 /// `to[j to_ld + i] = from[i from_ld + j]` for `rows` rows i and `cols` columns j.
 ///
 /// # Panics
@@ -292,9 +302,8 @@ pub(crate) fn transpose<T: Element>(
     if rows == 0 || cols == 0 {
         return;
     }
-    let has = |len: usize, rows, cols, ld| cols <= ld && rows_reach(rows, cols, ld).is_some_and(|reach| reach <= len);
-    assert!(has(from.len(), rows, cols, from_ld), "from has {rows} rows of {cols}, {from_ld} apart");
-    assert!(has(to.len(), cols, rows, to_ld), "to has {cols} rows of {rows}, {to_ld} apart");
+    assert_fits(from.len(), rows, cols, from_ld);
+    assert_fits(to.len(), cols, rows, to_ld);
     // What `transpose_8x8` moves.
     let (mut whole_rows, mut whole_cols) = (0, 0);
     #[cfg(target_arch = "x86_64")]

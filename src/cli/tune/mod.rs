@@ -89,20 +89,17 @@ impl Plan {
         if args.target.is_some_and(|target| !(0.0..=1.0).contains(&target)) {
             return Err(Error::invalid("target", "an accuracy is from 0 to 1", "give one such as 0.65"));
         }
-        // What is said stays as it is.
-        let is_said = |text: &str| Ok::<_, Error>(args.choices.says(&text.parse::<Vary>()?.key));
-        let mut vary = args.vary.clone();
-        for text in &vary {
-            if is_said(text)? {
-                let problem = format!("`{text}` is also given as an option, which has one value");
-                return Err(Error::invalid("--vary", problem, "leave one of the two out"));
-            }
+        let mut plan = Plan { vary: args.vary.clone(), trials: args.trials, target: args.target, seeds: args.seeds };
+        if let Some((text, _)) = plan.vary.iter().zip(plan.space()?).find(|(_, vary)| args.choices.says(&vary.key)) {
+            let problem = format!("`{text}` is also given as an option, which has one value");
+            return Err(Error::invalid("--vary", problem, "leave one of the two out"));
         }
-        if vary.is_empty() {
-            vary = space::DEFAULT.map(str::to_owned).into();
-            vary.retain(|text| is_said(text).is_ok_and(|said| !said));
+        if plan.vary.is_empty() {
+            // What is said stays as it is.
+            let is_open = |text: &&str| !args.choices.says(text.split('=').next().unwrap_or_default());
+            plan.vary = space::DEFAULT.into_iter().filter(is_open).map(str::to_owned).collect();
         }
-        Ok(Plan { vary, trials: args.trials, target: args.target, seeds: args.seeds })
+        Ok(plan)
     }
 
     fn read(dir: &Path) -> Result<Self> {

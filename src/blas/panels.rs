@@ -16,7 +16,7 @@ use pulp::{Simd, WithSimd};
 use crate::blas::{Accum, Mat, MatMut, add_terms, gemm, load_block, setup, steps, store_block};
 use crate::element::{Element, Kind};
 use crate::parallel::StridedMut;
-use crate::simd::{Ahead, Isa, LANES, Share, arch, transpose};
+use crate::simd::{Ahead, Isa, LANES, Share, arch, transpose, with_count};
 
 /// Columns of a panel.
 pub(crate) const PANEL: usize = 2 * LANES;
@@ -229,13 +229,15 @@ impl WithSimd for Product<'_> {
     /// the row of B and one for an element of A).
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        match (S::F32_LANES, self.a.transposed) {
-            (16, false) => self.run::<S, 2, 12, false>(simd),
-            (16, true) => self.run::<S, 2, 12, true>(simd),
-            (8, false) => self.run::<S, 2, 6, false>(simd),
-            (8, true) => self.run::<S, 2, 6, true>(simd),
-            (_, false) => self.run::<S, 4, 3, false>(simd),
-            (_, true) => self.run::<S, 4, 3, true>(simd),
+        // What a constant rules out is not compiled, if it alone decides.
+        let transposed = self.a.transposed;
+        match S::F32_LANES {
+            16 if transposed => self.run::<S, 2, 12, true>(simd),
+            16 => self.run::<S, 2, 12, false>(simd),
+            8 if transposed => self.run::<S, 2, 6, true>(simd),
+            8 => self.run::<S, 2, 6, false>(simd),
+            _ if transposed => self.run::<S, 4, 3, true>(simd),
+            _ => self.run::<S, 4, 3, false>(simd),
         }
     }
 }
@@ -377,16 +379,7 @@ fn columns<S: Simd, const V: usize, const R: usize, const TRANSPOSED: bool>(
     for index in 0..cut.blocks {
         let ahead = Ahead::new([b.next], cut.share, index);
         let height = cut.height + usize::from(index < cut.taller);
-        macro_rules! of_height {
-            ($($height:literal)+) => {
-                match height {
-                    0 => (),
-                    $($height if $height <= R => block::<S, V, $height, TRANSPOSED>(simd, (a, b, ahead), row, c),)+
-                    _ => unreachable!("a block of {height} rows, {R} at most"),
-                }
-            };
-        }
-        of_height!(1 2 3 4 5 6 7 8 9 10 11 12);
+        with_count!(simd, height, R, |H| block::<S, V, H, TRANSPOSED>(simd, (a, b, ahead), row, c));
         row += height;
     }
 }

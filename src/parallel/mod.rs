@@ -110,6 +110,11 @@ pub fn thread_count(asked: Option<usize>) -> Result<usize> {
 
 /// Runs `piece(0)`, ..., `piece(pieces - 1)`, each on one of the current threads, with denormals flushed to zero.
 pub fn for_each_piece(pieces: usize, piece: impl Fn(usize) + Sync + Send) {
+    run_pieces(pieces, &piece);
+}
+
+/// [`for_each_piece`] for a function behind a pointer: compiled once, and rayon with it, not for every closure.
+fn run_pieces(pieces: usize, piece: &(dyn Fn(usize) + Sync)) {
     let run = |i| {
         let _guard = FlushToZero::on();
         piece(i);

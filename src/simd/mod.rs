@@ -8,32 +8,14 @@
 //! that bypass the cache, and fetching what is needed next. That moves bits and calculates nothing.
 
 mod ahead;
+mod compiled;
 mod isa;
 
 use crate::element::{Element, Kind};
 
 pub(crate) use ahead::{Ahead, Share};
+pub(crate) use compiled::{apart, dispatch, vectorized, with_count};
 pub(crate) use isa::{Isa, arch};
-
-/// The value of an expression, compiled for the widest vectors that this processor has and [`Isa::limit`] allows.
-///
-/// All that the expression calls must be inlined into it (`#[inline(always)]`, on closures given to iterators too): what is
-/// not stays as it was compiled, for the baseline.
-macro_rules! vectorized {
-    ($work:expr $(,)?) => {
-        $crate::simd::dispatch(
-            #[inline(always)]
-            || $work,
-        )
-    };
-}
-pub(crate) use vectorized;
-
-/// For [`vectorized!`] alone, which sees to it that `work` is inlined where it is compiled again.
-#[inline(always)]
-pub(crate) fn dispatch<R>(work: impl FnOnce() -> R) -> R {
-    arch().dispatch(work)
-}
 
 /// Numbers worked on side by side: one AVX-512 vector of `f32`, two of `f64`.
 pub(crate) const LANES: usize = 16;

@@ -6,6 +6,8 @@ use std::io::{Cursor, ErrorKind, Read};
 use std::path::Path;
 
 use fast_image_resize as fir;
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
 use image::error::ImageError;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 
@@ -122,11 +124,12 @@ fn resize(path: &Path, picture: &RgbImage, width: usize, height: usize) -> Resul
     let [Ok(width), Ok(height)] = sizes else {
         return Err(Error::data(path, format!("cannot have {width}x{height} pixels"), "ask for fewer"));
     };
-    let from = fir::images::ImageRef::new(picture.width(), picture.height(), picture.as_raw(), fir::PixelType::U8x3);
+    // Of known type: an image whose type is found at run time has the code of all types compiled, a third of this crate's.
+    let from = TypedImageRef::<U8x3>::from_buffer(picture.width(), picture.height(), picture.as_raw());
     let from = from.map_err(|e| failed(&e))?;
-    let mut to = fir::images::Image::new(width, height, fir::PixelType::U8x3);
-    fir::Resizer::new().resize(&from, &mut to, &options).map_err(|e| failed(&e))?;
-    Ok(to.into_vec())
+    let mut to = TypedImage::<U8x3>::new(width, height);
+    fir::Resizer::new().resize_typed(&from, &mut to, &options).map_err(|e| failed(&e))?;
+    Ok(to.pixels().iter().flat_map(|pixel| pixel.0).collect())
 }
 
 /// The `channels` planes, one or three, of pixels of red, green and blue.

@@ -6,7 +6,7 @@ use pulp::{Simd, WithSimd};
 
 use crate::blas::{Offsets, steps};
 use crate::parallel::piece_range;
-use crate::simd::{Ahead, LANES, Lanes, Share};
+use crate::simd::{Ahead, LANES, Lanes, Share, with_count};
 
 /// Most terms that are added up before the next ones: their weights stay in the L1 cache while the pixels go by.
 const TERMS: usize = 128;
@@ -43,12 +43,13 @@ impl WithSimd for Product<'_> {
     /// more pixels by half as many filters.
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
+        // What a constant rules out is not compiled, if it alone decides.
         let pair = self.weights.len() > self.offsets.len();
-        match (S::F32_LANES, pair) {
-            (16, true) => self.with_step::<S, PAIR, 1, 14>(simd),
-            (16, false) => self.with_step::<S, 1, 1, 16>(simd),
-            (_, true) => self.with_step::<S, PAIR, 2, 3>(simd),
-            (_, false) => self.with_step::<S, 1, 2, 6>(simd),
+        match S::F32_LANES {
+            16 if pair => self.with_step::<S, PAIR, 1, 14>(simd),
+            16 => self.with_step::<S, 1, 1, 16>(simd),
+            _ if pair => self.with_step::<S, PAIR, 2, 3>(simd),
+            _ => self.with_step::<S, 1, 2, 6>(simd),
         }
     }
 }
@@ -101,15 +102,7 @@ impl Product<'_> {
         let share = Share::new::<Lanes<f32>>(terms.len(), (count * blocks).max(1), steps(terms.len()));
         for index in 0..count * blocks {
             let (width, part) = (width + usize::from(within < wider), (index, share));
-            macro_rules! of_width {
-                ($($width:literal)+) => {
-                    match width {
-                        $($width if $width <= R => self.block::<S, H, V, $width, STEP>(simd, terms.clone(), at, part),)+
-                        width => unreachable!("a block of {width} pixels, {R} at most"),
-                    }
-                };
-            }
-            of_width!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16);
+            with_count!(simd, width, R, |W| self.block::<S, H, V, W, STEP>(simd, terms.clone(), at, part));
             (at.pixel, within) = (at.pixel + width, within + 1);
             if within == blocks {
                 (at, within) = (At { run: at.run + 1, pixel: 0, lane }, 0);
@@ -198,16 +191,7 @@ impl PlaneProduct<'_> {
         for index in 0..self.filters.div_ceil(LANES) * blocks {
             let vector = index / blocks;
             let filters = piece_range(LANES.min(self.filters - vector * LANES), blocks, index % blocks);
-            macro_rules! of_height {
-                ($($height:literal)+) => {
-                    match filters.len() {
-                        0 => (),
-                        $($height if $height <= R => self.rows::<S, V, $height>(simd, vector, filters.start),)+
-                        height => unreachable!("a block of {height} filters, {R} at most"),
-                    }
-                };
-            }
-            of_height!(1 2 3 4 5 6 7 8);
+            with_count!(simd, filters.len(), R, |H| self.rows::<S, V, H>(simd, vector, filters.start));
         }
     }
 

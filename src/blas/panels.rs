@@ -229,8 +229,8 @@ impl WithSimd for Product<'_> {
     /// the row of B and one for an element of A).
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        // What a constant rules out is not compiled, if it alone decides.
         let transposed = self.a.transposed;
+        // The constant alone is matched: arms for other vectors are then not compiled. In a tuple with `transposed` they would be.
         match S::F32_LANES {
             16 if transposed => self.run::<S, 2, 12, true>(simd),
             16 => self.run::<S, 2, 12, false>(simd),

@@ -14,7 +14,7 @@ mod isa;
 use crate::element::{Element, Kind};
 
 pub(crate) use ahead::{Ahead, Share};
-pub(crate) use compiled::{apart, dispatch, vectorized, with_count};
+pub(crate) use compiled::{Once, apart, dispatch, vectorized, with_count};
 pub(crate) use isa::{Isa, arch};
 
 /// Numbers worked on side by side: one AVX-512 vector of `f32`, two of `f64`.

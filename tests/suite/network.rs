@@ -33,7 +33,7 @@ fn check_gradients(name: &str, net: &mut Network<f64>, x: &Array4<f64>, y: &[usi
             net.params_mut().get_mut(&param).unwrap().assign(&value);
             net.regularized_loss(x.view(), y, l2).unwrap()
         };
-        // Thousands of losses of a few images each, which waking other threads would take longer than.
+        // Thousands of losses of a few images each: waking other threads takes longer than one of them.
         let numeric = with_threads(1, || gradcheck::numeric_gradient(loss, at.view(), step)).unwrap();
         net.params_mut().get_mut(&param).unwrap().assign(&at);
         for ((&a, &b), &kink) in gradient.iter().zip(&numeric.gradient).zip(&numeric.kink) {

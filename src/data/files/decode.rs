@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io::{Cursor, ErrorKind, Read};
 use std::path::Path;
 
-use fast_image_resize as fir;
 use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::error::ImageError;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 
@@ -52,8 +52,8 @@ pub fn read_picture(path: &Path, dim: [usize; 3]) -> Result<Vec<u8>> {
     let orientation = decoder.orientation().map_err(|e| unreadable(path, e))?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| unreadable(path, e))?;
     picture.apply_orientation(orientation);
-    let pixels = resize(path, &picture.into_rgb8(), width, height)?;
-    Ok(planes(&pixels, channels))
+    let resized = resize(path, &picture.into_rgb8(), width, height)?;
+    Ok(planes(resized.pixels(), channels))
 }
 
 /// Reads the head of a file, whatever the ending of its name says.
@@ -114,35 +114,33 @@ fn unreadable(path: &Path, error: ImageError) -> Error {
     }
 }
 
-/// Three bytes for each of `width * height` pixels.
-fn resize(path: &Path, picture: &RgbImage, width: usize, height: usize) -> Result<Vec<u8>> {
-    let options = fir::ResizeOptions::new()
-        .resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Bilinear))
-        .fit_into_destination(None);
+/// The picture in `width * height` pixels.
+fn resize(path: &Path, picture: &RgbImage, width: usize, height: usize) -> Result<TypedImage<'static, U8x3>> {
+    let options =
+        ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).fit_into_destination(None);
     let failed = |e: &dyn std::error::Error| Error::data(path, format!("cannot be resized ({e})"), FIX);
     let sizes = [width, height].map(u32::try_from);
     let [Ok(width), Ok(height)] = sizes else {
         return Err(Error::data(path, format!("cannot have {width}x{height} pixels"), "ask for fewer"));
     };
-    // Of known type: an image whose type is found at run time has the code of all types compiled, a third of this crate's.
+    // Of known type: where it is found at run time, resizing is compiled into this crate for every type of pixels.
     let from = TypedImageRef::<U8x3>::from_buffer(picture.width(), picture.height(), picture.as_raw());
     let from = from.map_err(|e| failed(&e))?;
     let mut to = TypedImage::<U8x3>::new(width, height);
-    fir::Resizer::new().resize_typed(&from, &mut to, &options).map_err(|e| failed(&e))?;
-    Ok(to.pixels().iter().flat_map(|pixel| pixel.0).collect())
+    Resizer::new().resize_typed(&from, &mut to, &options).map_err(|e| failed(&e))?;
+    Ok(to)
 }
 
 /// The `channels` planes, one or three, of pixels of red, green and blue.
-fn planes(pixels: &[u8], channels: usize) -> Vec<u8> {
-    let pixels = pixels.as_chunks::<3>().0;
-    let luma = |pixel: &[u8; 3]| {
-        let [red, green, blue] = pixel.map(u32::from);
+fn planes(pixels: &[U8x3], channels: usize) -> Vec<u8> {
+    let luma = |pixel: &U8x3| {
+        let [red, green, blue] = pixel.0.map(u32::from);
         ((19_595 * red + 38_470 * green + 7_471 * blue + (1 << 15)) >> 16) as u8
     };
     if channels == 1 {
         return pixels.iter().map(luma).collect();
     }
-    (0..channels).flat_map(|channel| pixels.iter().map(move |pixel| pixel[channel])).collect()
+    (0..channels).flat_map(|channel| pixels.iter().map(move |pixel| pixel.0[channel])).collect()
 }
 
 #[cfg(test)]

@@ -43,8 +43,8 @@ impl WithSimd for Product<'_> {
     /// more pixels by half as many filters.
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        // What a constant rules out is not compiled, if it alone decides.
         let pair = self.weights.len() > self.offsets.len();
+        // The constant alone is matched: arms for other vectors are then not compiled. In a tuple with `pair` they would be.
         match S::F32_LANES {
             16 if pair => self.with_step::<S, PAIR, 1, 14>(simd),
             16 => self.with_step::<S, 1, 1, 16>(simd),

@@ -1,4 +1,6 @@
 //! Level 4. Convolution by its definition.
+//!
+//! The innermost loops index single images and filters: ndarray checks three indices in a line, but any more in a loop.
 
 use ndarray::{Array1, Array4, ArrayView1, ArrayView4, Axis};
 
@@ -35,18 +37,20 @@ pub fn conv2d_forward<T: Element>(
     let (top, left) = (shape.rows.before, shape.cols.before);
 
     let mut out = Array4::zeros(shape.out());
-    for ((n, f, i, j), out) in out.indexed_iter_mut() {
-        let first_channel = f / group_filters * group_channels;
-        let mut sum = b.map_or(T::zero(), |b| b[f]);
-        for ((c, ki, kj), &w) in w.index_axis(Axis(0), f).indexed_iter() {
-            // Above and left of the image the difference wraps to a huge index, outside as well.
-            let row = (i * conv.stride.0 + ki * conv.dilation.0).wrapping_sub(top);
-            let col = (j * conv.stride.1 + kj * conv.dilation.1).wrapping_sub(left);
-            if row < rows && col < cols {
-                sum += x[[n, first_channel + c, row, col]] * w;
+    for (image, mut out) in x.outer_iter().zip(out.outer_iter_mut()) {
+        for ((f, i, j), out) in out.indexed_iter_mut() {
+            let first_channel = f / group_filters * group_channels;
+            let mut sum = b.map_or(T::zero(), |b| b[f]);
+            for ((c, ki, kj), &w) in w.index_axis(Axis(0), f).indexed_iter() {
+                // Above and left of the image the difference wraps to a huge index, outside as well.
+                let row = (i * conv.stride.0 + ki * conv.dilation.0).wrapping_sub(top);
+                let col = (j * conv.stride.1 + kj * conv.dilation.1).wrapping_sub(left);
+                if row < rows && col < cols {
+                    sum += image[[first_channel + c, row, col]] * w;
+                }
             }
+            *out = sum;
         }
-        *out = sum;
     }
     Ok(out)
 }
@@ -78,15 +82,18 @@ pub fn conv2d_backward<T: Element>(
     let mut dx = Array4::zeros(shape.x());
     let mut dw = Array4::zeros(shape.w());
     let mut db = Array1::zeros(shape.filters);
-    for ((n, f, i, j), &d) in dout.indexed_iter() {
-        let first_channel = f / group_filters * group_channels;
-        db[f] += d;
-        for ((c, ki, kj), &w) in w.index_axis(Axis(0), f).indexed_iter() {
-            let row = (i * conv.stride.0 + ki * conv.dilation.0).wrapping_sub(top);
-            let col = (j * conv.stride.1 + kj * conv.dilation.1).wrapping_sub(left);
-            if row < rows && col < cols {
-                dx[[n, first_channel + c, row, col]] += d * w;
-                dw[[f, c, ki, kj]] += d * x[[n, first_channel + c, row, col]];
+    for ((image, dout), mut dimage) in x.outer_iter().zip(dout.outer_iter()).zip(dx.outer_iter_mut()) {
+        for ((f, i, j), &d) in dout.indexed_iter() {
+            let first_channel = f / group_filters * group_channels;
+            let mut dfilter = dw.index_axis_mut(Axis(0), f);
+            db[f] += d;
+            for ((c, ki, kj), &w) in w.index_axis(Axis(0), f).indexed_iter() {
+                let row = (i * conv.stride.0 + ki * conv.dilation.0).wrapping_sub(top);
+                let col = (j * conv.stride.1 + kj * conv.dilation.1).wrapping_sub(left);
+                if row < rows && col < cols {
+                    dimage[[first_channel + c, row, col]] += d * w;
+                    dfilter[[c, ki, kj]] += d * image[[first_channel + c, row, col]];
+                }
             }
         }
     }

@@ -33,7 +33,6 @@ pub fn conv2d_forward<T: Element>(
     }
     let group_filters = shape.filters / conv.groups;
     let [_, group_channels, _, _] = shape.w();
-    let [_, _, rows, cols] = shape.x();
     let (top, left) = (shape.rows.before, shape.cols.before);
 
     let mut out = Array4::zeros(shape.out());
@@ -45,8 +44,8 @@ pub fn conv2d_forward<T: Element>(
                 // Above and left of the image the difference wraps to a huge index, outside as well.
                 let row = (i * conv.stride.0 + ki * conv.dilation.0).wrapping_sub(top);
                 let col = (j * conv.stride.1 + kj * conv.dilation.1).wrapping_sub(left);
-                if row < rows && col < cols {
-                    sum += image[[first_channel + c, row, col]] * w;
+                if let Some(&pixel) = image.get([first_channel + c, row, col]) {
+                    sum += pixel * w;
                 }
             }
             *out = sum;
@@ -76,7 +75,6 @@ pub fn conv2d_backward<T: Element>(
     check_shape("conv2d", "dout", dout.shape(), &shape.out())?;
     let group_filters = shape.filters / conv.groups;
     let [_, group_channels, _, _] = shape.w();
-    let [_, _, rows, cols] = shape.x();
     let (top, left) = (shape.rows.before, shape.cols.before);
 
     let mut dx = Array4::zeros(shape.x());
@@ -90,9 +88,9 @@ pub fn conv2d_backward<T: Element>(
             for ((c, ki, kj), &w) in w.index_axis(Axis(0), f).indexed_iter() {
                 let row = (i * conv.stride.0 + ki * conv.dilation.0).wrapping_sub(top);
                 let col = (j * conv.stride.1 + kj * conv.dilation.1).wrapping_sub(left);
-                if row < rows && col < cols {
+                if let Some(&pixel) = image.get([first_channel + c, row, col]) {
                     dimage[[first_channel + c, row, col]] += d * w;
-                    dfilter[[c, ki, kj]] += d * image[[first_channel + c, row, col]];
+                    dfilter[[c, ki, kj]] += d * pixel;
                 }
             }
         }

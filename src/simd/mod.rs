@@ -23,6 +23,12 @@ pub(crate) const LANES: usize = 16;
 /// One number of each of [`LANES`] planes, tiles or partial sums.
 pub(crate) type Lanes<T> = [T; LANES];
 
+/// Vectors on the stack that begin with a cache line. Where they lie by themselves, most of them are in two lines, and every load
+/// and store of one takes two.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub(crate) struct Aligned<V>(pub(crate) V);
+
 /// Has a cache line fetched into the L1 cache.
 #[inline(always)]
 fn fetch(address: *const u8) {
@@ -43,18 +49,9 @@ const PARTIAL_SUMS: usize = 4 * LANES;
 /// `len / 64 + 6` roundings. Whole chunks, without an index that could be out of bounds, are what the compiler vectorises.
 #[inline(always)]
 fn reduce<T: Element, const N: usize>(a: &[T], b: &[T], terms: impl Fn(T, T) -> [T; N]) -> [T; N] {
-    let mut sums = [[T::zero(); PARTIAL_SUMS]; N];
-    let (a, b) = (a.chunks_exact(PARTIAL_SUMS), b.chunks_exact(PARTIAL_SUMS));
-    let rest = a.remainder().iter().zip(b.remainder()).enumerate();
-    for (a, b) in a.zip(b) {
-        for i in 0..PARTIAL_SUMS {
-            let terms = terms(a[i], b[i]);
-            for n in 0..N {
-                sums[n][i] += terms[n];
-            }
-        }
-    }
-    for (i, (&a, &b)) in rest {
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks(), b.as_chunks());
+    let mut sums = partial_sums(a, b, &terms);
+    for (i, (&a, &b)) in a_rest.iter().zip(b_rest).enumerate() {
         let terms = terms(a, b);
         for n in 0..N {
             sums[n][i] += terms[n];
@@ -74,6 +71,25 @@ fn reduce<T: Element, const N: usize>(a: &[T], b: &[T], terms: impl Fn(T, T) -> 
         #[inline(always)]
         |n| sums[n][0],
     )
+}
+
+/// The partial sums of whole chunks: by themselves, since what is indexed by more than constants is not kept in registers.
+#[inline(always)]
+fn partial_sums<T: Element, const N: usize>(
+    a: &[[T; PARTIAL_SUMS]],
+    b: &[[T; PARTIAL_SUMS]],
+    terms: &impl Fn(T, T) -> [T; N],
+) -> [[T; PARTIAL_SUMS]; N] {
+    let mut sums = [[T::zero(); PARTIAL_SUMS]; N];
+    for (a, b) in a.iter().zip(b) {
+        for i in 0..PARTIAL_SUMS {
+            let terms = terms(a[i], b[i]);
+            for n in 0..N {
+                sums[n][i] += terms[n];
+            }
+        }
+    }
+    sums
 }
 
 /// Sum of `a`.

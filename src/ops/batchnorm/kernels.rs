@@ -70,9 +70,15 @@ impl Channels {
 /// Mean and biased variance of channel `c`, in two passes; sums of planes are added up in f64.
 #[inline(always)]
 pub(crate) fn moments<T: Element>(sizes: Channels, c: usize, x: &[T]) -> (T, T) {
-    let total: f64 = sizes.planes(c).map(|plane| sum(&x[plane]).f64()).sum();
+    let (mut total, mut squares) = (0.0, 0.0);
+    // loops, because the sum of an iterator is a function of its own, which would not be compiled for the processor at hand
+    for plane in sizes.planes(c) {
+        total += sum(&x[plane]).f64();
+    }
     let mean = T::of(total / sizes.count());
-    let squares: f64 = sizes.planes(c).map(|plane| sum_squared_deviations(&x[plane], mean).f64()).sum();
+    for plane in sizes.planes(c) {
+        squares += sum_squared_deviations(&x[plane], mean).f64();
+    }
     (mean, T::of(squares / sizes.count()))
 }
 
@@ -99,7 +105,7 @@ pub(crate) fn inverse_std<T: Element>(var: T, eps: f64) -> T {
 }
 
 /// What backward of one channel needs besides dout and x.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ChannelGradient<T> {
     mean: T,
     inverse_std: T,

@@ -17,7 +17,7 @@ use crate::ops::conv::{ConvGradsMut, ConvInput};
 use crate::ops::layout::Formats;
 use crate::parallel::{Even, for_each_chunk_mut, for_each_share};
 use crate::shape::Algorithm;
-use crate::simd::{LANES, lanes_to_planes};
+use crate::simd::{Aligned, LANES, lanes_to_planes};
 use crate::workspace::Workspace;
 
 /// Which gradients are asked for.
@@ -216,7 +216,7 @@ pub(super) fn transpose_groups<T: Element>(from: &[T], (rows, cols): (usize, usi
 fn transpose_columns<T: Element>(from: &[T], ld: usize, rows: usize, to: &mut [T]) {
     const TOGETHER: usize = 64;
     let cols = to.len() / rows;
-    let mut lanes = [[T::zero(); LANES]; TOGETHER];
+    let Aligned(lanes) = &mut Aligned([[T::zero(); LANES]; TOGETHER]);
     for start in (0..rows).step_by(TOGETHER) {
         let lanes = &mut lanes[..TOGETHER.min(rows - start)];
         for (lanes, row) in lanes.iter_mut().zip(from[start * ld..].chunks(ld)) {

@@ -10,7 +10,7 @@ use std::ops::Range;
 use crate::element::Element;
 use crate::ops::conv::plan::MOST_SLOTS;
 use crate::parallel::{Grid, StridedMut, for_each_share, piece_range};
-use crate::simd::{LANES, add_assign, vectorized};
+use crate::simd::{Aligned, LANES, add_assign, vectorized};
 
 /// How a batch is cut.
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +93,7 @@ pub(super) fn add_up<T: Element>(sums: &mut [T], count: usize) -> &[T] {
 #[inline(always)]
 fn add_chunks<T: Element>(mut sums: StridedMut<'_, T>) {
     const WIDTH: usize = 4 * LANES;
-    let mut tree = [[T::zero(); WIDTH]; MOST_SLOTS];
+    let Aligned(tree) = &mut Aligned([[T::zero(); WIDTH]; MOST_SLOTS]);
     for start in (0..sums.run()).step_by(WIDTH) {
         let width = WIDTH.min(sums.run() - start);
         let mut count = sums.count();

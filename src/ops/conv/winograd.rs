@@ -54,7 +54,7 @@ use crate::ops::conv::rows::{Outputs, PlaneRows};
 use crate::ops::conv::slots::{Slots, spare_len, sum_pairwise};
 use crate::parallel::{Grid, for_each_share, piece_range};
 use crate::shape::Conv2dShape;
-use crate::simd::{LANES, Lanes, planes_to_lanes, sum, vectorized};
+use crate::simd::{Aligned, LANES, Lanes, planes_to_lanes, sum, vectorized};
 use crate::workspace::Workspace;
 
 use group::{Group, Place};
@@ -106,7 +106,7 @@ fn transform_filters<T: Element>(to: &FilterPanels, steps: (usize, usize), w: &[
     for_each_share(rows, |piece, mut u| {
         let first = piece * FILTER_ROWS;
         let count = FILTER_ROWS.min(to.rows.saturating_sub(first));
-        let mut filters = [[[T::zero(); LANES]; 9]; FILTER_ROWS];
+        let Aligned(filters) = &mut Aligned([[[T::zero(); LANES]; 9]; FILTER_ROWS]);
         for col in (0..to.cols).step_by(LANES) {
             for (row, filters) in filters.iter_mut().enumerate().take(count) {
                 let w = &w[(first + row) * steps.0 + col * steps.1..];
@@ -153,7 +153,7 @@ fn filter_gradient<T: Element>(
 ) {
     let (du, _) = du.as_chunks::<LANES>();
     // Collected before they are stored: with the case of an incomplete vector in it, a transform is not unrolled.
-    let mut dg = [[T::zero(); LANES]; 9];
+    let Aligned(dg) = &mut Aligned([[T::zero(); LANES]; 9]);
     let mut half = Half::new();
     for c in 0..channels {
         for filter in (0..filters).step_by(LANES) {

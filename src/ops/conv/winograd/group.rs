@@ -11,7 +11,7 @@ use crate::element::Element;
 use crate::ops::conv::plan::{ConvPlan, WinogradPart};
 use crate::ops::layout::{Formats, MemoryFormat};
 use crate::shape::{Axis, Conv2dShape};
-use crate::simd::{LANES, Lanes, vectorized};
+use crate::simd::{Aligned, LANES, Lanes, vectorized};
 
 /// What goes through together, and the tiles that it is cut into.
 #[derive(Clone, Copy, Debug)]
@@ -155,12 +155,13 @@ impl Group {
         x: impl Fn(usize) -> &'a [T],
         mut store: impl FnMut(usize, usize, usize, Lanes<T>),
     ) {
-        let (mut half, mut edge, mut tile) = (Half::new(), [[[T::zero(); LANES]; SPAN]; SPAN], 0);
+        let (mut half, mut tile) = (Half::new(), 0);
+        let Aligned(edge) = &mut Aligned([[[T::zero(); LANES]; SPAN]; SPAN]);
         for image in place.images.clone() {
             let (pixels, _) = x(image)[channel * self.shape.in_plane()..].as_chunks();
             for row in place.rows.clone() {
                 for col in 0..self.tiles.1 {
-                    let d = self.patch(pixels, (row, col), &mut edge);
+                    let d = self.patch(pixels, (row, col), edge);
                     transform_2d(
                         &mut half,
                         #[inline(always)]

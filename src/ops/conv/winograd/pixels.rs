@@ -1,7 +1,7 @@
 //! Level 3. Planes as vectors of channels, and back, where these do not lie one row after the other.
 
 use crate::element::Element;
-use crate::simd::{LANES, Lanes, lanes_to_planes, planes_to_lanes};
+use crate::simd::{Aligned, LANES, Lanes, lanes_to_planes, planes_to_lanes};
 
 /// Pixels of short rows that are dealt out together.
 const TOGETHER: usize = 64;
@@ -23,7 +23,7 @@ pub(super) fn planes_to_rows<'a, T: Element>(
     if together == 1 {
         return rows.enumerate().for_each(|(y, row)| planes_to_lanes(&planes[y * cols..], pitch, channels, row));
     }
-    let mut lanes = [[T::zero(); LANES]; TOGETHER];
+    let Aligned(lanes) = &mut Aligned([[T::zero(); LANES]; TOGETHER]);
     for y in (0..size.0).step_by(together) {
         let lanes = &mut lanes[..together.min(size.0 - y) * cols];
         planes_to_lanes(&planes[y * cols..], pitch, channels, lanes);
@@ -43,7 +43,7 @@ pub(super) fn rows_to_planes<'a, T: Element>(
     if together == 1 {
         return rows.enumerate().for_each(|(y, row)| lanes_to_planes(row, channels, &mut planes[y * cols..], pitch));
     }
-    let mut lanes = [[T::zero(); LANES]; TOGETHER];
+    let Aligned(lanes) = &mut Aligned([[T::zero(); LANES]; TOGETHER]);
     for y in (0..size.0).step_by(together) {
         let lanes = &mut lanes[..together.min(size.0 - y) * cols];
         lanes.chunks_exact_mut(cols).zip(&mut rows).for_each(|(lanes, row)| lanes.copy_from_slice(row));

@@ -7,7 +7,7 @@ use std::ops::Range;
 use crate::blas::panels::{self, PANEL, Panels, Right, panel_len};
 use crate::blas::{Accum, Mat, MatMut, gemm};
 use crate::element::Element;
-use crate::simd::{LANES, Lanes};
+use crate::simd::{Aligned, LANES, Lanes};
 
 /// Side of an output tile, and of the pixels it sees.
 pub(in crate::ops::conv) const TILE: usize = 4;
@@ -81,12 +81,12 @@ pub(super) fn filter_adjoint_1d<T: Element>(u: [T; 6]) -> [T; 3] {
 
 /// Matrices of vectors between the two halves of [`transform_2d`]: kept by whoever calls it many times, since clearing one
 /// takes as long as a third of a transform.
-pub(super) struct Half<T, const I: usize, const O: usize>([[Lanes<T>; I]; O]);
+pub(super) struct Half<T, const I: usize, const O: usize>(Aligned<[[Lanes<T>; I]; O]>);
 
 impl<T: Element, const I: usize, const O: usize> Half<T, I, O> {
     #[inline(always)]
     pub(super) fn new() -> Self {
-        Half([[[T::zero(); LANES]; I]; O])
+        Half(Aligned([[[T::zero(); LANES]; I]; O]))
     }
 }
 
@@ -94,7 +94,7 @@ impl<T: Element, const I: usize, const O: usize> Half<T, I, O> {
 /// (i, j) is `load(i, j)`, and hands element (i, j) of the `O x O` result to `store`.
 #[inline(always)]
 pub(super) fn transform_2d<T: Element, const I: usize, const O: usize>(
-    Half(half): &mut Half<T, I, O>,
+    Half(Aligned(half)): &mut Half<T, I, O>,
     load: impl Fn(usize, usize) -> Lanes<T>,
     transform: impl Fn([T; I]) -> [T; O],
     mut store: impl FnMut(usize, usize, Lanes<T>),

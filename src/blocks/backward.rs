@@ -1,5 +1,7 @@
 //! Level 4. A block's backward pass.
 
+use std::ops::Range;
+
 use super::block::{Block, BlockState, Head, affine_shape};
 use super::parts::{BlockGrads, BlockInput, Pass};
 use super::tail::ChannelMap;
@@ -24,6 +26,14 @@ struct Kept<'a, T> {
     maps: &'a [ChannelMap<T>],
 }
 
+/// What batchnorm's gradient is made from, and the gradients of gamma and beta, of every channel.
+type NormSums<'a, T> = (&'a mut [ChannelGradient<T>], &'a mut [T], &'a mut [T]);
+
+/// Channels whose sums are made together, at most, and pieces that there are at least: neighbours lie side by side in memory, which
+/// is read faster in long runs.
+const NEIGHBOURS: usize = 8;
+const PIECES: usize = 16;
+
 impl Block {
     /// Gradients of the last training forward pass over `input`, whose output was `out`.
     ///
@@ -41,7 +51,7 @@ impl Block {
         if let Some(p) = self.parts().dropout {
             apply_mask(&state.mask[..out.len()], p, grads.dout);
         }
-        if self.fuses(Pass::Train(DropoutKey { seed: 0, step: 0, layer: 0 })) {
+        if self.fuses_backward() {
             self.fused_backward(input, out, grads, state, ws);
         } else if self.is_flat() {
             self.flat_gradient(input, out, &mut grads, state);
@@ -54,12 +64,11 @@ impl Block {
         } else if matches!(self.head, Head::None) {
             self.gradient_without_product(input, out, grads, state, ws);
         } else {
-            let BlockState { y, cell, early_cell, mean, var, maps, .. } = state;
+            let BlockState { y, cell, early_cell, mean, var, maps, norms, .. } = state;
             let BlockGrads { dout, dx, weights } = grads;
             let dy = &mut y[..input.images * self.product_len()];
             let kept = Kept { dout, out, cell, maps };
-            let norm = (weights.gamma, weights.beta);
-            self.plane_gradients(input, dy, &kept, (mean, var), norm, ws);
+            self.plane_gradients(input, dy, &kept, (mean, var), (norms, weights.gamma, weights.beta), ws);
             self.head_backward(input, dy, dx, (weights.w, weights.b), early_cell, ws);
         }
     }
@@ -118,24 +127,37 @@ impl Block {
         (at.image * channels + at.filter) * rows * cols
     }
 
-    /// Gradient of [`Block::fused_forward`].
+    /// Whether the gradient of the product is made as the convolution's backward pass asks for it, rows of a plane at a time, so
+    /// that it never lies in memory. Batchnorm's takes two sums over each channel before; small planes have theirs by channels.
+    fn fuses_backward(&self) -> bool {
+        let norm = self.parts().norm.is_some() && self.early.is_none() && !self.channels(1).gathers();
+        let convolution = matches!(self.head, Head::Conv(_)) && self.band().is_some();
+        convolution && norm || self.fuses(Pass::Train(DropoutKey { seed: 0, step: 0, layer: 0 }))
+    }
+
+    /// Gradient of a convolution and all that follows it, where [`Block::fuses_backward`].
     fn fused_backward<T: Element>(
         &self,
         input: &BlockInput<'_, T>,
         out: &[T],
         grads: BlockGrads<'_, T>,
-        state: &BlockState<T>,
+        state: &mut BlockState<T>,
         ws: &mut Workspace,
     ) {
         let Head::Conv(plan) = &self.head else { unreachable!("only convolutions fuse") };
-        let (BlockGrads { dout, dx, weights }, BlockState { cell, maps, .. }) = (grads, state);
-        let (dout, band) = (&*dout, self.band().expect("it is finished in bands"));
+        let BlockState { y, cell, mean, var, maps, norms, .. } = state;
+        let (BlockGrads { dout, dx, weights }, band) = (grads, self.band().expect("it is finished in bands"));
+        let kept = Kept { dout, out, cell, maps };
+        if self.parts().norm.is_some() {
+            self.norm_sums(input, y, &kept, (mean, var), (norms, weights.gamma, weights.beta), ws);
+        }
         let source = |at: PlaneRows, dz: &mut [T]| {
-            let plane = (at.image * self.output[0] + at.filter) * self.out_plane();
-            let start = plane + at.row / band * self.output[2];
-            let here = start..start + dz.len() / self.product[2] / band * self.output[2];
-            let cell = if self.tail.keeps_cells() { &cell[here.clone()] } else { &[] };
-            vectorized!(self.tail.backward(maps[at.filter], &dout[here.clone()], &out[here], cell, &[], dz));
+            let start = (at.image * self.output[0] + at.filter) * self.out_plane() + at.row / band * self.output[2];
+            let rows = start..start + dz.len() / self.product[2] / band * self.output[2];
+            let norm = norms.get(at.filter);
+            let first = self.product_start(at) + at.row * self.product[2];
+            let y = if norm.is_some() { &y[first..first + dz.len()] } else { &[] };
+            vectorized!(self.product_gradient(at.filter, rows, &kept, norm, y, dz));
         };
         let (dw, db) = (Some(weights.w).filter(|dw| !dw.is_empty()), Some(weights.b).filter(|db| !db.is_empty()));
         let BlockInput { images, x, .. } = *input;
@@ -152,7 +174,7 @@ impl Block {
         state: &mut BlockState<T>,
         ws: &mut Workspace,
     ) {
-        let BlockState { dy, cell, mean, var, maps, .. } = state;
+        let BlockState { dy, cell, mean, var, maps, norms, .. } = state;
         let BlockGrads { dout, dx, weights } = grads;
         // without dx, gamma and beta may still want theirs
         let dx = match dx {
@@ -164,7 +186,7 @@ impl Block {
         };
         dx.copy_from_slice(input.x);
         let kept = Kept { dout, out, cell, maps };
-        self.plane_gradients(input, dx, &kept, (mean, var), (weights.gamma, weights.beta), ws);
+        self.plane_gradients(input, dx, &kept, (mean, var), (norms, weights.gamma, weights.beta), ws);
     }
 
     /// Gradient of [`Block::finish`], channel by channel: `y` holds the product and becomes its gradient.
@@ -173,57 +195,129 @@ impl Block {
         input: &BlockInput<'_, T>,
         y: &mut [T],
         kept: &Kept<'_, T>,
-        (mean, var): (&[T], &[T]),
-        (dgamma, dbeta): (&mut [T], &mut [T]),
+        statistics: (&[T], &[T]),
+        norm: NormSums<'_, T>,
         ws: &mut Workspace,
     ) {
         let sizes = self.channels(input.images);
-        let planes = Planes::new(y, [sizes.images, sizes.channels, sizes.plane]);
-        let Some(norm) = self.parts().norm else {
-            let (_, scratch) = ws.lend(0, sizes.plane);
-            return for_each_share(planes, |c, mut y| {
-                scratch.with(|dz: &mut [T]| {
-                    vectorized!(for n in 0..y.count() {
-                        self.dz(c, n, kept, y.get(n), dz);
-                        y.get(n).copy_from_slice(dz);
-                    });
-                });
-            });
-        };
-        let gamma = input.weights.gamma;
-        let gathers = sizes.gathers();
-        let (_, scratch) = ws.lend(0, if gathers { 2 * sizes.channel_len() } else { sizes.plane });
-        for_each_share((planes, Chunks::new(dgamma, 1), Chunks::new(dbeta, 1)), |c, (mut y, dgamma, dbeta)| {
-            let statistics = (mean[c], inverse_std(var[c], norm.eps));
+        if self.parts().norm.is_some() && sizes.gathers() {
+            return self.gathered_gradients(input, y, kept, statistics, norm, ws);
+        }
+        let (norms, dgamma, dbeta) = norm;
+        if self.parts().norm.is_some() {
+            self.norm_sums(input, y, kept, statistics, (&mut *norms, dgamma, dbeta), ws);
+        }
+        let (planes, norms) = (Planes::new(y, [sizes.images, sizes.channels, sizes.plane]), &*norms);
+        let (_, scratch) = ws.lend(0, sizes.plane);
+        for_each_share(planes, |c, mut y| {
             scratch.with(|dz: &mut [T]| {
-                (dgamma[0], dbeta[0]) = vectorized!(if gathers {
-                    self.gathered_norm_gradient(sizes, c, kept, statistics, gamma[c], (&mut y, dz))
-                } else {
-                    self.norm_gradient(sizes, c, kept, statistics, gamma[c], (&mut y, dz))
+                vectorized!(for n in 0..y.count() {
+                    let y = y.get(n);
+                    self.product_gradient(c, self.out_rows(n, c), kept, norms.get(c), y, dz);
+                    y.copy_from_slice(dz);
                 });
             });
         });
     }
 
-    /// Gradient of what batchnorm, activation and pool made of plane `n` of channel `c`, before batchnorm's own.
+    /// What batchnorm's gradient has to know of every channel of the product `y`; with it, the gradients of gamma and beta.
+    fn norm_sums<T: Element>(
+        &self,
+        input: &BlockInput<'_, T>,
+        y: &[T],
+        kept: &Kept<'_, T>,
+        (mean, var): (&[T], &[T]),
+        (norms, dgamma, dbeta): NormSums<'_, T>,
+        ws: &mut Workspace,
+    ) {
+        let (sizes, eps) = (self.channels(input.images), self.parts().norm.expect("there is batchnorm").eps);
+        let (_, scratch) = ws.lend(0, sizes.plane);
+        let together = (sizes.channels / PIECES).clamp(1, NEIGHBOURS);
+        let shares = (Chunks::new(norms, together), Chunks::new(dgamma, together), Chunks::new(dbeta, together));
+        for_each_share(shares, |piece, (norms, dgamma, dbeta)| {
+            let first = piece * together;
+            let mut sums = [(0.0, 0.0); NEIGHBOURS];
+            scratch.with(|dz: &mut [T]| {
+                vectorized!(for n in 0..sizes.images {
+                    for (i, sums) in sums.iter_mut().enumerate().take(norms.len()) {
+                        let c = first + i;
+                        let y = &y[(n * sizes.channels + c) * sizes.plane..][..sizes.plane];
+                        self.product_gradient(c, self.out_rows(n, c), kept, None, y, dz);
+                        let plane = gradient_sums(dz, y, mean[c], inverse_std(var[c], eps));
+                        *sums = (sums.0 + plane.0, sums.1 + plane.1);
+                    }
+                });
+            });
+            for (i, &(total, total_xhat)) in sums.iter().enumerate().take(norms.len()) {
+                let c = first + i;
+                let (mean, inverse_std) = (mean[c], inverse_std(var[c], eps));
+                norms[i] = ChannelGradient::new(sizes, mean, inverse_std, input.weights.gamma[c], (total, total_xhat));
+                (dgamma[i], dbeta[i]) = (T::of(total_xhat), T::of(total));
+            }
+        });
+    }
+
+    /// Sets `dz` to the gradient of the product `y` of channel `c`, a plane or some rows of one, whose output is at `rows`: through
+    /// batchnorm if `norm` is given, else of what batchnorm made of it.
     #[inline(always)]
-    fn dz<T: Element>(&self, c: usize, n: usize, kept: &Kept<'_, T>, y: &[T], dz: &mut [T]) {
-        let (dout, out, cell) = self.kept_of(c, n, kept);
+    fn product_gradient<T: Element>(
+        &self,
+        c: usize,
+        rows: Range<usize>,
+        kept: &Kept<'_, T>,
+        norm: Option<&ChannelGradient<T>>,
+        y: &[T],
+        dz: &mut [T],
+    ) {
+        let (dout, out, cell) = self.kept_of(rows, kept);
         self.tail.backward(kept.maps[c], dout, out, cell, y, dz);
+        if let Some(norm) = norm {
+            for (dz, &y) in dz.iter_mut().zip(y) {
+                *dz = norm.dx(*dz, y);
+            }
+        }
     }
 
-    /// dout, out and cells of plane `n` of channel `c`.
+    /// dout, out and cells of these rows.
     #[inline(always)]
-    fn kept_of<'a, T>(&self, c: usize, n: usize, kept: &Kept<'a, T>) -> (&'a [T], &'a [T], &'a [u8]) {
+    fn kept_of<'a, T>(&self, rows: Range<usize>, kept: &Kept<'a, T>) -> (&'a [T], &'a [T], &'a [u8]) {
+        let cell = if self.tail.keeps_cells() { &kept.cell[rows.clone()] } else { &[] };
+        (&kept.dout[rows.clone()], &kept.out[rows], cell)
+    }
+
+    /// Where plane `n` of channel `c` lies in the output.
+    #[inline(always)]
+    fn out_rows(&self, n: usize, c: usize) -> Range<usize> {
         let start = (n * self.output[0] + c) * self.out_plane();
-        let here = start..start + self.out_plane();
-        let cell = if self.tail.keeps_cells() { &kept.cell[here.clone()] } else { &[] };
-        (&kept.dout[here.clone()], &kept.out[here], cell)
+        start..start + self.out_plane()
     }
 
-    /// [`Block::norm_gradient`] of small planes; `scratch` has room for two channels.
+    /// [`Block::plane_gradients`] through batchnorm of small planes, channel by channel.
+    fn gathered_gradients<T: Element>(
+        &self,
+        input: &BlockInput<'_, T>,
+        y: &mut [T],
+        kept: &Kept<'_, T>,
+        (mean, var): (&[T], &[T]),
+        (_, dgamma, dbeta): NormSums<'_, T>,
+        ws: &mut Workspace,
+    ) {
+        let (sizes, eps) = (self.channels(input.images), self.parts().norm.expect("there is batchnorm").eps);
+        let planes = Planes::new(y, [sizes.images, sizes.channels, sizes.plane]);
+        let (_, scratch) = ws.lend(0, 2 * sizes.channel_len());
+        for_each_share((planes, Chunks::new(dgamma, 1), Chunks::new(dbeta, 1)), |c, (mut y, dgamma, dbeta)| {
+            let (statistics, gamma) = ((mean[c], inverse_std(var[c], eps)), input.weights.gamma[c]);
+            scratch.with(|scratch: &mut [T]| {
+                (dgamma[0], dbeta[0]) =
+                    vectorized!(self.gathered_gradient(sizes, c, kept, statistics, gamma, (&mut y, scratch)));
+            });
+        });
+    }
+
+    /// Turns the planes `y` of channel `c` into their gradient through batchnorm; the gradients of gamma and beta. `scratch` has
+    /// room for two channels.
     #[inline(always)]
-    fn gathered_norm_gradient<T: Element>(
+    fn gathered_gradient<T: Element>(
         &self,
         sizes: Channels,
         c: usize,
@@ -237,7 +331,7 @@ impl Block {
             channel.chunks_exact_mut(sizes.plane).zip(dz.chunks_exact_mut(sizes.plane)).enumerate()
         {
             channel.copy_from_slice(y.get(n));
-            let (dout, out, cell) = self.kept_of(c, n, kept);
+            let (dout, out, cell) = self.kept_of(self.out_rows(n, c), kept);
             self.tail.backward_to_slopes(dout, out, cell, dz);
         }
         self.tail.backward_slopes(kept.maps[c], channel, dz);
@@ -248,37 +342,6 @@ impl Block {
         }
         for (n, dz) in dz.chunks_exact(sizes.plane).enumerate() {
             y.get(n).copy_from_slice(dz);
-        }
-        (T::of(total_xhat), T::of(total))
-    }
-
-    /// Turns the planes `y` of channel `c` into their gradient through batchnorm; the gradients of gamma and beta.
-    #[inline(always)]
-    fn norm_gradient<T: Element>(
-        &self,
-        sizes: Channels,
-        c: usize,
-        kept: &Kept<'_, T>,
-        (mean, inverse_std): (T, T),
-        gamma: T,
-        (y, dz): (&mut StridedMut<'_, T>, &mut [T]),
-    ) -> (T, T) {
-        let (mut total, mut total_xhat) = (0.0, 0.0);
-        for n in 0..y.count() {
-            let y = y.get(n);
-            self.dz(c, n, kept, y, dz);
-            let sums = gradient_sums(dz, y, mean, inverse_std);
-            total += sums.0;
-            total_xhat += sums.1;
-        }
-        let gradient = ChannelGradient::new(sizes, mean, inverse_std, gamma, (total, total_xhat));
-        for n in 0..y.count() {
-            let y = y.get(n);
-            // made again: cheaper than keeping it
-            self.dz(c, n, kept, y, dz);
-            for (y, &dz) in y.iter_mut().zip(&*dz) {
-                *y = gradient.dx(dz, *y);
-            }
         }
         (T::of(total_xhat), T::of(total))
     }

@@ -6,7 +6,7 @@ use crate::element::{Element, Kind};
 use crate::error::{Error, Result};
 use crate::ops::activation::Activation;
 use crate::ops::affine::{self, AffineShape};
-use crate::ops::batchnorm::{Channels, update_running};
+use crate::ops::batchnorm::{ChannelGradient, Channels, update_running};
 use crate::ops::conv::{ConvPlan, Filters};
 use crate::ops::layout::{Formats, MemoryFormat};
 use crate::shape::{Conv2d, Conv2dShape, Padding, Pool2dShape, check_elements};
@@ -54,6 +54,8 @@ pub struct BlockState<T> {
     pub(super) mean: Vec<T>,
     pub(super) var: Vec<T>,
     pub(super) maps: Vec<ChannelMap<T>>,
+    /// What batchnorm's gradient is made from, per channel; empty without batchnorm.
+    pub(super) norms: Vec<ChannelGradient<T>>,
 }
 
 impl<T: Element> BlockState<T> {
@@ -68,6 +70,7 @@ impl<T: Element> BlockState<T> {
             mean: Vec::new(),
             var: Vec::new(),
             maps: Vec::new(),
+            norms: Vec::new(),
         }
     }
 }
@@ -352,6 +355,9 @@ impl Block {
         state.mean.resize(channels, T::zero());
         state.var.resize(channels, T::one());
         state.maps.resize(channels, ChannelMap::shift(T::zero()));
+        if train && self.parts.norm.is_some() {
+            state.norms.resize(channels, ChannelGradient::default());
+        }
     }
 
     /// Panics unless every slice has the length of its shape.

@@ -224,7 +224,8 @@ impl Tail {
     }
 
     /// Backward of [`Tail::finish`] over a plane or band: sets `dz` from `dout`, `out`, `cell`, and, where
-    /// [`Tail::backward_needs_y`], from `y`, which may be empty otherwise.
+    /// [`Tail::backward_needs_y`], from `y`, which may be empty otherwise. Without a pool, `y` says as much as `out`, which then
+    /// need not come from memory.
     #[inline(always)]
     pub(crate) fn backward<T: Element>(
         &self,
@@ -235,8 +236,20 @@ impl Tail {
         y: &[T],
         dz: &mut [T],
     ) {
-        self.backward_to_slopes(dout, out, cell, dz);
-        self.backward_slopes(map, y, dz);
+        match self.activation {
+            Some(activation) if self.pool.is_none() && !y.is_empty() => activation.specialised(
+                #[inline(always)]
+                |activation| {
+                    for ((dz, &dout), &y) in dz.iter_mut().zip(dout).zip(y) {
+                        *dz = dout * activation.slope(map.z(y));
+                    }
+                },
+            ),
+            _ => {
+                self.backward_to_slopes(dout, out, cell, dz);
+                self.backward_slopes(map, y, dz);
+            }
+        }
     }
 
     /// The first part of [`Tail::backward`]: pooling, and slopes that the output tells.

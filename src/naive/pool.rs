@@ -21,7 +21,6 @@ use crate::shape::{Pool2d, Pool2dShape};
 pub fn max_pool2d_forward<T: Element>(x: ArrayView4<T>, pool: &Pool2d) -> Result<(Array4<T>, Argmax)> {
     let shape = Pool2dShape::new(x.dim().into(), pool)?;
     shape.check_max()?;
-    let [_, _, rows, cols] = shape.x();
     let (top, left) = (shape.rows.before, shape.cols.before);
 
     let mut out = Array4::zeros(shape.out());
@@ -32,11 +31,10 @@ pub fn max_pool2d_forward<T: Element>(x: ArrayView4<T>, pool: &Pool2d) -> Result
             // Above and left of the image the difference wraps to a huge index, outside as well.
             let row = (i * pool.stride.0 + ki).wrapping_sub(top);
             let col = (j * pool.stride.1 + kj).wrapping_sub(left);
-            if row < rows && col < cols {
-                let value = x[[n, c, row, col]];
-                if best.is_none_or(|(max, _)| value > max || (value.is_nan() && !max.is_nan())) {
-                    best = Some((value, ki * pool.window.1 + kj));
-                }
+            if let Some(&value) = x.get([n, c, row, col])
+                && best.is_none_or(|(max, _)| value > max || (value.is_nan() && !max.is_nan()))
+            {
+                best = Some((value, ki * pool.window.1 + kj));
             }
         }
         let (max, cell) = best.expect("padding is smaller than the window, so every window has a pixel");
@@ -78,7 +76,6 @@ pub fn max_pool2d_backward<T: Element>(dout: ArrayView4<T>, argmax: &Argmax) -> 
 /// Those of [`Pool2dShape::new`].
 pub fn avg_pool2d_forward<T: Element>(x: ArrayView4<T>, pool: &Pool2d) -> Result<Array4<T>> {
     let shape = Pool2dShape::new(x.dim().into(), pool)?;
-    let [_, _, rows, cols] = shape.x();
     let (top, left) = (shape.rows.before, shape.cols.before);
     let cells = T::of((pool.window.0 * pool.window.1) as f64);
 
@@ -88,8 +85,8 @@ pub fn avg_pool2d_forward<T: Element>(x: ArrayView4<T>, pool: &Pool2d) -> Result
         for (ki, kj) in indices(pool.window) {
             let row = (i * pool.stride.0 + ki).wrapping_sub(top);
             let col = (j * pool.stride.1 + kj).wrapping_sub(left);
-            if row < rows && col < cols {
-                sum += x[[n, c, row, col]];
+            if let Some(&pixel) = x.get([n, c, row, col]) {
+                sum += pixel;
             }
         }
         *out = sum / cells;
@@ -105,7 +102,6 @@ pub fn avg_pool2d_forward<T: Element>(x: ArrayView4<T>, pool: &Pool2d) -> Result
 pub fn avg_pool2d_backward<T: Element>(dout: ArrayView4<T>, x_shape: [usize; 4], pool: &Pool2d) -> Result<Array4<T>> {
     let shape = Pool2dShape::new(x_shape, pool)?;
     check_shape("avg_pool2d", "dout", dout.shape(), &shape.out())?;
-    let [_, _, rows, cols] = x_shape;
     let cells = T::of((pool.window.0 * pool.window.1) as f64);
 
     let mut dx = Array4::zeros(x_shape);
@@ -113,8 +109,8 @@ pub fn avg_pool2d_backward<T: Element>(dout: ArrayView4<T>, x_shape: [usize; 4],
         for (ki, kj) in indices(pool.window) {
             let row = (i * pool.stride.0 + ki).wrapping_sub(shape.rows.before);
             let col = (j * pool.stride.1 + kj).wrapping_sub(shape.cols.before);
-            if row < rows && col < cols {
-                dx[[n, c, row, col]] += d / cells;
+            if let Some(pixel) = dx.get_mut([n, c, row, col]) {
+                *pixel += d / cells;
             }
         }
     }

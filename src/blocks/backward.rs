@@ -29,10 +29,11 @@ struct Kept<'a, T> {
 /// What batchnorm's gradient is made from, and the gradients of gamma and beta, of every channel.
 type NormSums<'a, T> = (&'a mut [ChannelGradient<T>], &'a mut [T], &'a mut [T]);
 
-/// Channels whose sums are made together, at most, and pieces that there are at least: neighbours lie side by side in memory, which
-/// is read faster in long runs.
+/// Channels whose sums one piece makes, at most: neighbours lie side by side in memory, which is read faster in long runs.
 const NEIGHBOURS: usize = 8;
-const PIECES: usize = 16;
+
+/// Pieces that there are at least, where there are as many channels.
+const PIECES: usize = 32;
 
 impl Block {
     /// Gradients of the last training forward pass over `input`, whose output was `out`.

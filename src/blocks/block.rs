@@ -42,7 +42,8 @@ pub(super) enum Head {
 /// What a block remembers from forward to backward, for a number of images, apart from its output.
 #[derive(Debug)]
 pub struct BlockState<T> {
-    /// The product (without its bias, after the early pool), where backward or a second pass needs it; then its gradient.
+    /// The product (without its bias, after the early pool), where backward or a second pass needs it; then its gradient, unless
+    /// that is made on the way into the products.
     pub(super) y: Buffer<T>,
     /// Gradient of the product, where it cannot take the place of `y`.
     pub(super) dy: Buffer<T>,
@@ -355,8 +356,8 @@ impl Block {
         state.mean.resize(channels, T::zero());
         state.var.resize(channels, T::one());
         state.maps.resize(channels, ChannelMap::shift(T::zero()));
-        if train && self.parts.norm.is_some() {
-            state.norms.resize(channels, ChannelGradient::default());
+        if train {
+            state.norms.resize(if self.parts.norm.is_some() { channels } else { 0 }, ChannelGradient::default());
         }
     }
 

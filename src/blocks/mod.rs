@@ -6,7 +6,7 @@
 //! | block | forward, training | backward |
 //! | --- | --- | --- |
 //! | conv, no batchnorm, ReLU or leaky ReLU or nothing, no pool or max pool that tiles | each tile of the product gets bias, activation and pool in the cache, and is written once | tiles of the gradient are made from dout, out and the argmax cells on the way into the products |
-//! | with batchnorm | product; then channel by channel statistics, normalisation, activation and pool while the channel is in the cache | channel by channel the gradient of the product, in place of the product; then the products' backward |
+//! | with batchnorm | product; then channel by channel statistics, normalisation, activation and pool while the channel is in the cache | two sums over each channel; then tiles of the gradient are made on the way into the products. Of small planes, or where the pool does not tile: channel by channel the gradient, in place of the product; then the products' backward |
 //! | pool before batchnorm | each tile of the product is pooled in the cache and written once; then as above | as above; tiles of the gradient are made from that of the pooled product and the argmax cells |
 //! | anything else | product and bias; then plane by plane the rest | the same in reverse |
 //!

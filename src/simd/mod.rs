@@ -23,8 +23,8 @@ pub(crate) const LANES: usize = 16;
 /// One number of each of [`LANES`] planes, tiles or partial sums.
 pub(crate) type Lanes<T> = [T; LANES];
 
-/// Vectors on the stack that begin with a cache line. Where they lie by themselves, most of them are in two lines, and every load
-/// and store of one takes two.
+/// Vectors on the stack that begin with a cache line. Where the compiler puts them, they mostly begin within one, and every load and
+/// store of what lies across two takes twice as long.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 pub(crate) struct Aligned<V>(pub(crate) V);

@@ -153,7 +153,7 @@ impl Block {
             self.norm_sums(input, y, &kept, (mean, var), (norms, weights.gamma, weights.beta), ws);
         }
         let source = |at: PlaneRows, dz: &mut [T]| {
-            let start = (at.image * self.output[0] + at.filter) * self.out_plane() + at.row / band * self.output[2];
+            let start = self.out_rows(at.image, at.filter).start + at.row / band * self.output[2];
             let rows = start..start + dz.len() / self.product[2] / band * self.output[2];
             let norm = norms.get(at.filter);
             let first = self.product_start(at) + at.row * self.product[2];
@@ -201,10 +201,10 @@ impl Block {
         ws: &mut Workspace,
     ) {
         let sizes = self.channels(input.images);
-        if self.parts().norm.is_some() && sizes.gathers() {
-            return self.gathered_gradients(input, y, kept, statistics, norm, ws);
-        }
         let (norms, dgamma, dbeta) = norm;
+        if self.parts().norm.is_some() && sizes.gathers() {
+            return self.gathered_gradients(input, y, kept, statistics, (dgamma, dbeta), ws);
+        }
         if self.parts().norm.is_some() {
             self.norm_sums(input, y, kept, statistics, (&mut *norms, dgamma, dbeta), ws);
         }
@@ -236,23 +236,26 @@ impl Block {
         let together = (sizes.channels / PIECES).clamp(1, NEIGHBOURS);
         let shares = (Chunks::new(norms, together), Chunks::new(dgamma, together), Chunks::new(dbeta, together));
         for_each_share(shares, |piece, (norms, dgamma, dbeta)| {
-            let first = piece * together;
+            let (first, count) = (piece * together, norms.len());
+            let mut inverse = [T::zero(); NEIGHBOURS];
+            for (inverse, &var) in inverse.iter_mut().zip(&var[first..first + count]) {
+                *inverse = inverse_std(var, eps);
+            }
             let mut sums = [(0.0, 0.0); NEIGHBOURS];
             scratch.with(|dz: &mut [T]| {
                 vectorized!(for n in 0..sizes.images {
-                    for (i, sums) in sums.iter_mut().enumerate().take(norms.len()) {
+                    for (i, sums) in sums.iter_mut().enumerate().take(count) {
                         let c = first + i;
-                        let y = &y[(n * sizes.channels + c) * sizes.plane..][..sizes.plane];
+                        let y = &y[sizes.plane_of(n, c)];
                         self.product_gradient(c, self.out_rows(n, c), kept, None, y, dz);
-                        let plane = gradient_sums(dz, y, mean[c], inverse_std(var[c], eps));
+                        let plane = gradient_sums(dz, y, mean[c], inverse[i]);
                         *sums = (sums.0 + plane.0, sums.1 + plane.1);
                     }
                 });
             });
-            for (i, &(total, total_xhat)) in sums.iter().enumerate().take(norms.len()) {
-                let c = first + i;
-                let (mean, inverse_std) = (mean[c], inverse_std(var[c], eps));
-                norms[i] = ChannelGradient::new(sizes, mean, inverse_std, input.weights.gamma[c], (total, total_xhat));
+            for (i, &(total, total_xhat)) in sums.iter().enumerate().take(count) {
+                let (c, sums) = (first + i, (total, total_xhat));
+                norms[i] = ChannelGradient::new(sizes, mean[c], inverse[i], input.weights.gamma[c], sums);
                 (dgamma[i], dbeta[i]) = (T::of(total_xhat), T::of(total));
             }
         });
@@ -273,9 +276,7 @@ impl Block {
         let (dout, out, cell) = self.kept_of(rows, kept);
         self.tail.backward(kept.maps[c], dout, out, cell, y, dz);
         if let Some(norm) = norm {
-            for (dz, &y) in dz.iter_mut().zip(y) {
-                *dz = norm.dx(*dz, y);
-            }
+            norm.apply(dz, y);
         }
     }
 
@@ -300,7 +301,7 @@ impl Block {
         y: &mut [T],
         kept: &Kept<'_, T>,
         (mean, var): (&[T], &[T]),
-        (_, dgamma, dbeta): NormSums<'_, T>,
+        (dgamma, dbeta): (&mut [T], &mut [T]),
         ws: &mut Workspace,
     ) {
         let (sizes, eps) = (self.channels(input.images), self.parts().norm.expect("there is batchnorm").eps);
@@ -338,9 +339,7 @@ impl Block {
         self.tail.backward_slopes(kept.maps[c], channel, dz);
         let (total, total_xhat) = gradient_sums_of(dz, channel, mean, inverse_std);
         let gradient = ChannelGradient::new(sizes, mean, inverse_std, gamma, (total, total_xhat));
-        for (dz, &y) in dz.iter_mut().zip(&*channel) {
-            *dz = gradient.dx(*dz, y);
-        }
+        gradient.apply(dz, channel);
         for (n, dz) in dz.chunks_exact(sizes.plane).enumerate() {
             y.get(n).copy_from_slice(dz);
         }

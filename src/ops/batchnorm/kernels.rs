@@ -34,13 +34,17 @@ impl Channels {
         self.images.checked_mul(self.channels)?.checked_mul(self.plane)
     }
 
+    /// Plane `n` of channel `c`, as a range of the whole array.
+    #[inline(always)]
+    pub(crate) fn plane_of(self, n: usize, c: usize) -> std::ops::Range<usize> {
+        let start = (n * self.channels + c) * self.plane;
+        start..start + self.plane
+    }
+
     /// The planes of channel `c`, as ranges of the whole array.
     #[inline(always)]
     pub(crate) fn planes(self, c: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-        (0..self.images).map(move |n| {
-            let start = (n * self.channels + c) * self.plane;
-            start..start + self.plane
-        })
+        (0..self.images).map(move |n| self.plane_of(n, c))
     }
 
     /// Whether the planes are so small that a channel's are to be worked on in one piece: [`Channels::gather`].
@@ -145,6 +149,14 @@ impl<T: Element> ChannelGradient<T> {
             |sum| T::of(sum / sizes.count()),
         );
         ChannelGradient { mean, inverse_std, gamma, dout, dout_xhat }
+    }
+
+    /// Turns `dz`, the gradient of what batchnorm made of `x`, into that of `x`.
+    #[inline(always)]
+    pub(crate) fn apply(&self, dz: &mut [T], x: &[T]) {
+        for (dz, &x) in dz.iter_mut().zip(x) {
+            *dz = self.dx(*dz, x);
+        }
     }
 
     /// dx of one element.

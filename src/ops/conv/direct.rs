@@ -159,11 +159,13 @@ impl Direct {
         let (terms, runs) = (self.shape.column(), self.padded.runs(place.rows.len()));
         let (pixels, x) = (runs.count * runs.len, bytemuck::cast_slice(padded));
         let weights = &weights[place.group * vectors(&self.shape) * terms * LANES..];
-        for first in place.filters.clone().step_by(PAIR * LANES) {
-            let filters = (place.filters.end - first).min(PAIR * LANES);
+        let by_planes = self.by_planes(runs);
+        let together = if by_planes { LANES } else { PAIR * LANES };
+        for first in place.filters.clone().step_by(together) {
+            let filters = (place.filters.end - first).min(together);
             let weights = &weights[first * terms..][..filters.next_multiple_of(LANES) * terms];
             let weights = bytemuck::cast_slice(weights);
-            if self.by_planes(runs) {
+            if by_planes {
                 let plane = pixels + BEYOND;
                 let product = bytemuck::cast_slice_mut(&mut product[..filters * plane]);
                 arch().dispatch(PlaneProduct { x, offsets, weights, filters, runs, product, plane });

@@ -112,27 +112,26 @@ impl Padded {
     #[inline(always)]
     pub(super) fn fill<P: Copy>(&self, zero: P, x: &[P], rows: Range<usize>, to: &mut [P]) {
         let (width, height) = (self.cols.axis.input, rows.len() + self.rows.more);
-        let planes = x.chunks_exact(self.rows.axis.input * width).zip(to.chunks_exact_mut(self.pixels()));
-        for (x, plane) in planes {
-            for (number, to) in plane.chunks_exact_mut(self.phase).enumerate() {
-                let (down, across) = (number / self.cols.phases, number % self.cols.phases);
-                let (places, first) = self.rows.pixels(down, rows.start, height);
-                let (cols, first_col) = self.cols.pixels(across, 0, self.pitch);
-                let beside = self.pitch - cols.len();
-                // A band may lie above all pixels: then there is no row for the left padding.
-                let above = places.start * self.pitch + cols.start;
-                to[..above.min(height * self.pitch)].fill(zero);
-                // in the order of the rows: what is written beyond the end of one, the next one sets, or what is below them
-                for (i, place) in places.clone().enumerate() {
-                    let to = &mut to[place * self.pitch..];
-                    if !cols.is_empty() {
+        for number in 0..self.rows.phases * self.cols.phases {
+            let (places, first) = self.rows.pixels(number / self.cols.phases, rows.start, height);
+            let (cols, first_col) = self.cols.pixels(number % self.cols.phases, 0, self.pitch);
+            let [above, below] = [places.start, places.end].map(|place| place * self.pitch);
+            let planes = x.chunks_exact(self.rows.axis.input * width).zip(to.chunks_exact_mut(self.pixels()));
+            for (x, plane) in planes {
+                let to = &mut plane[number * self.phase..][..self.phase];
+                if !cols.is_empty() {
+                    // in their order: what is written beyond the end of one, the next one sets, or what comes after them
+                    for (i, place) in places.clone().enumerate() {
                         let x = &x[(first + i * self.rows.axis.stride) * width + first_col..];
-                        every(self.cols.axis.stride, x, &mut to[cols.start..], cols.len());
+                        every(self.cols.axis.stride, x, &mut to[place * self.pitch + cols.start..], cols.len());
                     }
-                    // to where the next row has its pixels
-                    clear(zero, &mut to[cols.end..], beside);
                 }
-                to[places.end * self.pitch..height * self.pitch].fill(zero);
+                // down the columns, of which rows mostly have one or two
+                for col in (0..cols.start).chain(cols.end..self.pitch) {
+                    to[above..below].chunks_exact_mut(self.pitch).for_each(|row| row[col] = zero);
+                }
+                to[..above].fill(zero);
+                to[below..height * self.pitch].fill(zero);
             }
         }
     }
@@ -164,15 +163,6 @@ fn every<P: Copy>(stride: usize, from: &[P], to: &mut [P], count: usize) {
         done += LANES;
     }
     (done..count).for_each(|i| to[i] = from[i * stride]);
-}
-
-/// Sets the first `count` pixels to zero, or as many as there are, and maybe some after them.
-#[inline(always)]
-fn clear<P: Copy>(zero: P, to: &mut [P], count: usize) {
-    match to.first_chunk_mut::<LANES>() {
-        Some(to) if move_together::<P>() && count <= LANES => *to = [zero; LANES],
-        _ => to.iter_mut().take(count).for_each(|to| *to = zero),
-    }
 }
 
 #[cfg(test)]

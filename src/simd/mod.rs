@@ -229,43 +229,35 @@ fn runs_of_eight(pixels: usize) -> impl Iterator<Item = usize> {
 
 /// The pixels of up to [`LANES`] planes side by side: `to[p][c] = planes[c * pitch + p]` for `c` below `channels`.
 pub(crate) fn planes_to_lanes<T: Element>(planes: &[T], pitch: usize, channels: usize, to: &mut [Lanes<T>]) {
-    if transposable(planes, pitch, channels, to.len()) {
-        #[cfg(target_arch = "x86_64")]
-        for p in runs_of_eight(to.len()) {
-            let (from, to) = (planes.as_ptr().cast::<f32>(), to.as_mut_ptr().cast::<f32>());
-            for c in (0..LANES).step_by(TOGETHER) {
-                // SAFETY: AVX is there; T is as large as f32, and bits are moved only; the 8 pixels from p on lie within
-                // each plane and within `to`: `transposable` and `runs_of_eight` say all that.
-                unsafe { transpose_8x8(from.add(c * pitch + p), pitch, to.add(p * LANES + c), LANES) };
-            }
+    let whole = transposable(planes, pitch, channels, to.len());
+    #[cfg(target_arch = "x86_64")]
+    for p in runs_of_eight(to.len()) {
+        let (from, to) = (planes.as_ptr().cast::<f32>(), to.as_mut_ptr().cast::<f32>());
+        for c in (0..whole).step_by(TOGETHER) {
+            // SAFETY: AVX is there; T is as large as f32, and bits are moved only; the 8 pixels from p on lie within
+            // each plane and within `to`: `transposable` and `runs_of_eight` say all that.
+            unsafe { transpose_8x8(from.add(c * pitch + p), pitch, to.add(p * LANES + c), LANES) };
         }
-        return;
     }
-    for (p, to) in to.iter_mut().enumerate() {
-        for (c, to) in to.iter_mut().enumerate().take(channels) {
-            *to = planes[c * pitch + p];
-        }
+    for c in whole..channels {
+        to.iter_mut().zip(&planes[c * pitch..]).for_each(|(to, &from)| to[c] = from);
     }
 }
 
 /// The inverse of [`planes_to_lanes`]: `planes[c * pitch + p] = from[p][c]` for `c` below `channels`.
 pub(crate) fn lanes_to_planes<T: Element>(from: &[Lanes<T>], channels: usize, planes: &mut [T], pitch: usize) {
-    if transposable(planes, pitch, channels, from.len()) {
-        // Eight planes at a time: sixteen, a power of two apart, would not stay in the L1 cache together.
-        #[cfg(target_arch = "x86_64")]
-        for c in (0..LANES).step_by(TOGETHER) {
-            let (pixels, to) = (from.as_ptr().cast::<f32>(), planes.as_mut_ptr().cast::<f32>());
-            for p in runs_of_eight(from.len()) {
-                // SAFETY: as in `planes_to_lanes`.
-                unsafe { transpose_8x8(pixels.add(p * LANES + c), LANES, to.add(c * pitch + p), pitch) };
-            }
+    let whole = transposable(planes, pitch, channels, from.len());
+    // Eight planes at a time: sixteen, a power of two apart, would not stay in the L1 cache together.
+    #[cfg(target_arch = "x86_64")]
+    for c in (0..whole).step_by(TOGETHER) {
+        let (pixels, to) = (from.as_ptr().cast::<f32>(), planes.as_mut_ptr().cast::<f32>());
+        for p in runs_of_eight(from.len()) {
+            // SAFETY: as in `planes_to_lanes`.
+            unsafe { transpose_8x8(pixels.add(p * LANES + c), LANES, to.add(c * pitch + p), pitch) };
         }
-        return;
     }
-    for (p, from) in from.iter().enumerate() {
-        for (c, &from) in from.iter().enumerate().take(channels) {
-            planes[c * pitch + p] = from;
-        }
+    for c in whole..channels {
+        from.iter().zip(&mut planes[c * pitch..]).for_each(|(from, to)| *to = from[c]);
     }
 }
 
@@ -442,19 +434,19 @@ mod pairs {
     }
 }
 
-/// Whether `transpose_8x8` can move the first `pixels` pixels of these planes: it moves elements as large as `f32`, takes
-/// sixteen planes and no fewer than 8 pixels, and needs AVX.
+/// How many of the planes, a multiple of 8, have their first `pixels` pixels moved by `transpose_8x8`: it moves elements as large
+/// as `f32`, no fewer than 8 pixels, and needs AVX.
 ///
 /// # Panics
 /// If a plane has fewer pixels than that.
-fn transposable<T: Element>(planes: &[T], pitch: usize, channels: usize, pixels: usize) -> bool {
+fn transposable<T: Element>(planes: &[T], pitch: usize, channels: usize, pixels: usize) -> usize {
     let whole = rows_reach(channels, pixels, pitch).is_some_and(|reach| reach <= planes.len());
     assert!(channels <= LANES && whole, "planes are whole");
     #[cfg(target_arch = "x86_64")]
-    if channels == LANES && pixels >= TOGETHER && T::KIND == Kind::F32 {
-        return Isa::used() >= Isa::Avx2;
+    if pixels >= TOGETHER && T::KIND == Kind::F32 && Isa::used() >= Isa::Avx2 {
+        return channels / TOGETHER * TOGETHER;
     }
-    false
+    0
 }
 
 /// `to[j][i] = from[i][j]` for 8 rows of 8, `from_pitch` and `to_pitch` apart. The compiler makes scalar code of the plain
@@ -513,7 +505,9 @@ mod tests {
     }
 
     fn check_transposes<T: Element>() {
-        for (pixels, channels) in [(0, 16), (1, 16), (7, 16), (8, 16), (9, 16), (21, 16), (32, 16), (9, 15), (8, 1)] {
+        for (pixels, channels) in
+            [(0, 16), (1, 16), (7, 16), (8, 16), (9, 16), (21, 16), (32, 16), (9, 15), (8, 1), (17, 8), (9, 11)]
+        {
             let pitch = pixels + 3;
             let planes: Vec<T> = (0..channels * pitch).map(|i| T::of(i as f64)).collect();
             let mut lanes = vec![[T::of(-1.0); LANES]; pixels];

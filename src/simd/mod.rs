@@ -31,7 +31,7 @@ pub(crate) struct Aligned<V>(pub(crate) V);
 
 /// Has a cache line fetched into the L1 cache.
 #[inline(always)]
-fn fetch(address: *const u8) {
+pub(crate) fn fetch(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

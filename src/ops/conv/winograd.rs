@@ -54,7 +54,7 @@ use crate::ops::conv::rows::{Outputs, PlaneRows};
 use crate::ops::conv::slots::{Slots, spare_len, sum_pairwise};
 use crate::parallel::{Grid, for_each_share, piece_range};
 use crate::shape::Conv2dShape;
-use crate::simd::{Aligned, LANES, Lanes, planes_to_lanes, sum, vectorized};
+use crate::simd::{Aligned, LANES, Lanes, fetch, planes_to_lanes, sum, vectorized};
 use crate::workspace::Workspace;
 
 use group::{Group, Place};
@@ -152,36 +152,41 @@ fn filter_gradient<T: Element>(
     dw_row: usize,
 ) {
     let (du, _) = du.as_chunks::<LANES>();
-    // Collected before they are stored: with the case of an incomplete vector in it, a transform is not unrolled.
     let Aligned(dg) = &mut Aligned([[T::zero(); LANES]; 9]);
     let mut half = Half::new();
     for c in 0..channels {
-        for filter in (0..filters).step_by(LANES) {
-            let count = LANES.min(filters - filter);
+        let mut rows = dw[c * 9 * dw_row..].chunks_mut(dw_row);
+        let mut rows: [_; 9] = std::array::from_fn(
+            #[inline(always)]
+            |_| rows.next().expect("nine rows")[..filters].as_chunks_mut::<LANES>(),
+        );
+        for vector in 0..filters.div_ceil(LANES) {
             transform_2d(
                 &mut half,
                 #[inline(always)]
-                |i, j| du[stack.at(i, j, c, filter)],
+                |i, j| du[stack.at(i, j, c, vector * LANES)],
                 filter_adjoint_1d,
                 #[inline(always)]
                 |i, j, vector| dg[i * 3 + j] = vector,
             );
-            for (i, vector) in dg.iter().enumerate() {
-                store(&mut dw[(c * 9 + i) * dw_row + filter..][..count], add, vector);
+            for (dg, (whole, rest)) in dg.iter().zip(&mut rows) {
+                // The next channel's row, whose lines nobody else fetches: nine of them in nine places for every vector.
+                fetch(whole.as_ptr().wrapping_add(vector).cast::<T>().wrapping_add(9 * dw_row).cast());
+                store(whole.get_mut(vector), rest, add, dg);
             }
         }
     }
 }
 
-/// Sets `to`, no longer than a vector, to `vector`, or adds it.
+/// Sets `to`, or where there is none `rest`, which is shorter, to `vector`, or adds it.
 #[inline(always)]
-fn store<T: Element>(to: &mut [T], add: bool, vector: &Lanes<T>) {
-    let Ok(whole) = <&mut Lanes<T>>::try_from(&mut *to) else {
-        to.iter_mut().zip(vector).for_each(|(to, &value)| *to = if add { *to + value } else { value });
+fn store<T: Element>(to: Option<&mut Lanes<T>>, rest: &mut [T], add: bool, vector: &Lanes<T>) {
+    let Some(to) = to else {
+        rest.iter_mut().zip(vector).for_each(|(to, &value)| *to = if add { *to + value } else { value });
         return;
     };
     for lane in 0..LANES {
-        whole[lane] = if add { whole[lane] + vector[lane] } else { vector[lane] };
+        to[lane] = if add { to[lane] + vector[lane] } else { vector[lane] };
     }
 }
 

@@ -10,7 +10,7 @@ use crate::ops::conv::{self, Outputs, conv2d_forward_into};
 use crate::ops::dropout::{apply_mask, draw_mask};
 use crate::ops::pool::max_pool_tiles;
 use crate::parallel::{Chunks, Planes, StridedMut, for_each_chunk_mut, for_each_share};
-use crate::simd::{LANES, vectorized};
+use crate::simd::{LANES, Write, vectorized};
 use crate::workspace::Workspace;
 
 impl Block {
@@ -191,6 +191,7 @@ impl Block {
         );
         let weights = &input.weights;
         let gathers = sizes.gathers();
+        let write = Write::of::<T>(input.images * self.output_len());
         let (_, scratch) = ws.lend(0, if gathers { sizes.channel_len() } else { sizes.plane });
         for_each_share(shares, |c, (mut out, mut cell, map, mean, var)| {
             scratch.with(|z: &mut [T]| {
@@ -202,7 +203,7 @@ impl Block {
                         (mean[0], var[0]) = channel_moments(sizes, c, y, z);
                         map[0] = ChannelMap::batchnorm(mean[0], var[0], weights.gamma[c], weights.beta[c], norm.eps);
                     }
-                    self.finish_channel(sizes, c, y, map[0], (&mut out, &mut cell), z);
+                    self.finish_channel(sizes, c, y, map[0], (&mut out, &mut cell, write), z);
                 });
             });
         });
@@ -216,7 +217,7 @@ impl Block {
         c: usize,
         y: &[T],
         map: ChannelMap<T>,
-        (out, cell): (&mut StridedMut<'_, T>, &mut StridedMut<'_, u8>),
+        (out, cell, write): (&mut StridedMut<'_, T>, &mut StridedMut<'_, u8>, Write),
         z: &mut [T],
     ) {
         if sizes.gathers() {
@@ -228,10 +229,10 @@ impl Block {
         }
         for (n, plane) in sizes.planes(c).enumerate() {
             if self.tail.has_pool() {
-                z.copy_from_slice(&y[plane]);
-                self.tail.finish(map, z, out.get(n), cell.get(n));
+                self.tail.map_before_pool(map, &y[plane], z);
+                self.tail.pool(z, out.get(n), cell.get(n));
             } else {
-                self.tail.map_activate(map, &y[plane], out.get(n));
+                self.tail.map_activate(map, &y[plane], out.get(n), write);
             }
         }
     }

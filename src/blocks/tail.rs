@@ -10,7 +10,7 @@ use crate::ops::pool::{
     max_pool_tiles_backward,
 };
 use crate::shape::{Pool2d, Pool2dShape};
-use crate::simd::sum;
+use crate::simd::{Write, sum};
 
 /// Pooling at the end of a block; sizes for one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +124,7 @@ impl Tail {
     #[inline(always)]
     pub(crate) fn finish<T: Element>(&self, map: ChannelMap<T>, z: &mut [T], out: &mut [T], cell: &mut [u8]) {
         if self.pool.is_none() {
-            return self.map_activate(map, z, out);
+            return self.map_activate(map, z, out, Write::Cached);
         }
         self.before_pool(map, z);
         self.pool(z, out, cell);
@@ -135,6 +135,15 @@ impl Tail {
     pub(crate) fn before_pool<T: Element>(&self, map: ChannelMap<T>, z: &mut [T]) {
         for z in z.iter_mut() {
             *z = map.z(*z);
+        }
+        self.activate_before_pool(z);
+    }
+
+    /// [`Tail::before_pool`] of `y`, into `z`.
+    #[inline(always)]
+    pub(crate) fn map_before_pool<T: Element>(&self, map: ChannelMap<T>, y: &[T], z: &mut [T]) {
+        for (z, &y) in z.iter_mut().zip(y) {
+            *z = map.z(y);
         }
         self.activate_before_pool(z);
     }
@@ -171,20 +180,25 @@ impl Tail {
 
     /// `out = activation(z)`: what [`Tail::finish`] does without pooling.
     #[inline(always)]
-    pub(crate) fn map_activate<T: Element>(&self, map: ChannelMap<T>, y: &[T], out: &mut [T]) {
+    pub(crate) fn map_activate<T: Element>(&self, map: ChannelMap<T>, y: &[T], out: &mut [T], write: Write) {
         match self.activation {
-            None => {
-                for (out, &y) in out.iter_mut().zip(y) {
-                    *out = map.z(y);
-                }
-            }
-            // A loop and no `for_each`, whose closure would not be inlined where an activation is long.
+            None => write.map(
+                out,
+                y,
+                y,
+                #[inline(always)]
+                |y, _| map.z(y),
+            ),
             Some(activation) => activation.specialised(
                 #[inline(always)]
                 |activation| {
-                    for (out, &y) in out.iter_mut().zip(y) {
-                        *out = activation.apply(map.z(y));
-                    }
+                    write.map(
+                        out,
+                        y,
+                        y,
+                        #[inline(always)]
+                        |y, _| activation.apply(map.z(y)),
+                    );
                 },
             ),
         }

@@ -196,7 +196,10 @@ impl Write {
 
 #[inline(always)]
 fn map<T: Element>(out: &mut [T], a: &[T], b: &[T], value: &impl Fn(T, T) -> T) {
-    out.iter_mut().zip(a.iter().zip(b)).for_each(|(out, (&a, &b))| *out = value(a, b));
+    // a loop and no `for_each`, whose closure would not be inlined where `value` is long
+    for (out, (&a, &b)) in out.iter_mut().zip(a.iter().zip(b)) {
+        *out = value(a, b);
+    }
 }
 
 /// Writes a vector to whole cache lines past the cache.

@@ -225,6 +225,7 @@ const TOGETHER: usize = 8;
 
 /// Where runs of [`TOGETHER`] pixels begin that cover `pixels` of them, or none if there are fewer: the last run begins
 /// early enough to end with the last pixel, so that some are moved twice.
+#[inline]
 fn runs_of_eight(pixels: usize) -> impl Iterator<Item = usize> {
     let last = pixels.checked_sub(TOGETHER);
     last.into_iter().flat_map(move |last| (0..last).step_by(TOGETHER).chain([last]))
@@ -234,13 +235,11 @@ fn runs_of_eight(pixels: usize) -> impl Iterator<Item = usize> {
 pub(crate) fn planes_to_lanes<T: Element>(planes: &[T], pitch: usize, channels: usize, to: &mut [Lanes<T>]) {
     let whole = transposable(planes, pitch, channels, to.len());
     #[cfg(target_arch = "x86_64")]
-    for p in runs_of_eight(to.len()) {
-        let (from, to) = (planes.as_ptr().cast::<f32>(), to.as_mut_ptr().cast::<f32>());
-        for c in (0..whole).step_by(TOGETHER) {
-            // SAFETY: AVX is there; T is as large as f32, and bits are moved only; the 8 pixels from p on lie within
-            // each plane and within `to`: `transposable` and `runs_of_eight` say all that.
-            unsafe { transpose_8x8(from.add(c * pitch + p), pitch, to.add(p * LANES + c), LANES) };
-        }
+    if whole > 0 {
+        let (from, to_first) = (planes.as_ptr().cast(), to.as_mut_ptr().cast());
+        // SAFETY: AVX is there; T is as large as f32, and bits are moved only; `transposable` says all that, and that the planes
+        // have as many pixels as `to`.
+        unsafe { transpose_planes(from, pitch, whole, to_first, to.len()) };
     }
     for c in whole..channels {
         to.iter_mut().zip(&planes[c * pitch..]).for_each(|(to, &from)| to[c] = from);
@@ -250,14 +249,10 @@ pub(crate) fn planes_to_lanes<T: Element>(planes: &[T], pitch: usize, channels: 
 /// The inverse of [`planes_to_lanes`]: `planes[c * pitch + p] = from[p][c]` for `c` below `channels`.
 pub(crate) fn lanes_to_planes<T: Element>(from: &[Lanes<T>], channels: usize, planes: &mut [T], pitch: usize) {
     let whole = transposable(planes, pitch, channels, from.len());
-    // Eight planes at a time: sixteen, a power of two apart, would not stay in the L1 cache together.
     #[cfg(target_arch = "x86_64")]
-    for c in (0..whole).step_by(TOGETHER) {
-        let (pixels, to) = (from.as_ptr().cast::<f32>(), planes.as_mut_ptr().cast::<f32>());
-        for p in runs_of_eight(from.len()) {
-            // SAFETY: as in `planes_to_lanes`.
-            unsafe { transpose_8x8(pixels.add(p * LANES + c), LANES, to.add(c * pitch + p), pitch) };
-        }
+    if whole > 0 {
+        // SAFETY: as in `planes_to_lanes`.
+        unsafe { transpose_lanes(from.as_ptr().cast(), from.len(), planes.as_mut_ptr().cast(), pitch, whole) };
     }
     for c in whole..channels {
         from.iter().zip(&mut planes[c * pitch..]).for_each(|(from, to)| *to = from[c]);
@@ -452,12 +447,44 @@ fn transposable<T: Element>(planes: &[T], pitch: usize, channels: usize, pixels:
     0
 }
 
+/// [`planes_to_lanes`] by `transpose_8x8`, in a function for AVX as well, so that the blocks are not calls.
+///
+/// # Safety
+/// As [`transpose_8x8`]; `channels` is a multiple of 8, and there are no fewer than 8 pixels.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx")]
+unsafe fn transpose_planes(planes: *const f32, pitch: usize, channels: usize, to: *mut f32, pixels: usize) {
+    for p in runs_of_eight(pixels) {
+        for c in (0..channels).step_by(TOGETHER) {
+            // SAFETY: the 8 pixels from p on lie within each plane and within `to`.
+            unsafe { transpose_8x8(planes.add(c * pitch + p), pitch, to.add(p * LANES + c), LANES) };
+        }
+    }
+}
+
+/// The same for [`lanes_to_planes`].
+///
+/// # Safety
+/// As [`transpose_planes`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx")]
+unsafe fn transpose_lanes(from: *const f32, pixels: usize, planes: *mut f32, pitch: usize, channels: usize) {
+    // Eight planes at a time: sixteen, a power of two apart, would not stay in the L1 cache together.
+    for c in (0..channels).step_by(TOGETHER) {
+        for p in runs_of_eight(pixels) {
+            // SAFETY: as in `transpose_planes`.
+            unsafe { transpose_8x8(from.add(p * LANES + c), LANES, planes.add(c * pitch + p), pitch) };
+        }
+    }
+}
+
 /// `to[j][i] = from[i][j]` for 8 rows of 8, `from_pitch` and `to_pitch` apart. The compiler makes scalar code of the plain
 /// loop, five times slower.
 ///
 /// # Safety
 /// The processor has AVX; the 8 rows of 8 are valid, at `from` to read, at `to` to write.
 #[cfg(target_arch = "x86_64")]
+#[inline]
 #[target_feature(enable = "avx")]
 unsafe fn transpose_8x8(from: *const f32, from_pitch: usize, to: *mut f32, to_pitch: usize) {
     use std::arch::x86_64::{

@@ -137,17 +137,12 @@ impl Padded {
     }
 }
 
-/// Whether these pixels are so small that [`LANES`] of them are moved at a time: those after the last one may change, too. One of
-/// a block of channels is a cache line, or two, by itself.
-const fn move_together<P>() -> bool {
-    size_of::<P>() <= size_of::<f64>()
-}
-
-/// `to[i] = from[i stride]` for the first `count` pixels, and maybe some after them.
+/// `to[i] = from[i stride]` for the first `count` pixels, and maybe some after them: [`LANES`] are moved at a time, unless a pixel
+/// is a vector of channels, and so a cache line or two by itself.
 #[inline(always)]
 fn every<P: Copy>(stride: usize, from: &[P], to: &mut [P], count: usize) {
     let mut done = 0;
-    while move_together::<P>()
+    while size_of::<P>() <= size_of::<f64>()
         && stride <= 2
         && done < count
         && done + LANES <= to.len()

@@ -472,6 +472,15 @@ fn batchnorm_of_large_planes() {
     }
 }
 
+/// Outputs that are larger than the caches go past them: 8 MiB and some, in planes that do not begin with a cache line.
+#[test]
+fn batchnorm_of_large_outputs() {
+    for activation in [None, Some(Activation::Gelu)] {
+        let parts = BlockParts { norm: Some(BatchNorm::default()), activation, ..BlockParts::default() };
+        compare::<f64>(parts, [16, 258, 255], Values::Normal, &[(true, 1)]);
+    }
+}
+
 /// A block takes nothing from what another one left in the state that both use.
 #[test]
 fn blocks_share_a_state() {

@@ -178,7 +178,7 @@ impl Tail {
         }
     }
 
-    /// `out = activation(z)`: what [`Tail::finish`] does without pooling.
+    /// `out = activation(map(y))`, what [`Tail::finish`] does without pooling, written as [`Write`] says and where it allows.
     #[inline(always)]
     pub(crate) fn map_activate<T: Element>(&self, map: ChannelMap<T>, y: &[T], out: &mut [T], write: Write) {
         match self.activation {

@@ -234,6 +234,9 @@ fn runs_of_eight(pixels: usize) -> impl Iterator<Item = usize> {
 /// The pixels of up to [`LANES`] planes side by side: `to[p][c] = planes[c * pitch + p]` for `c` below `channels`.
 pub(crate) fn planes_to_lanes<T: Element>(planes: &[T], pitch: usize, channels: usize, to: &mut [Lanes<T>]) {
     let whole = transposable(planes, pitch, channels, to.len());
+    if to.is_empty() {
+        return;
+    }
     #[cfg(target_arch = "x86_64")]
     if whole > 0 {
         let (from, to_first) = (planes.as_ptr().cast(), to.as_mut_ptr().cast());
@@ -249,6 +252,9 @@ pub(crate) fn planes_to_lanes<T: Element>(planes: &[T], pitch: usize, channels: 
 /// The inverse of [`planes_to_lanes`]: `planes[c * pitch + p] = from[p][c]` for `c` below `channels`.
 pub(crate) fn lanes_to_planes<T: Element>(from: &[Lanes<T>], channels: usize, planes: &mut [T], pitch: usize) {
     let whole = transposable(planes, pitch, channels, from.len());
+    if from.is_empty() {
+        return;
+    }
     #[cfg(target_arch = "x86_64")]
     if whole > 0 {
         // SAFETY: as in `planes_to_lanes`.
@@ -450,7 +456,8 @@ fn transposable<T: Element>(planes: &[T], pitch: usize, channels: usize, pixels:
 /// [`planes_to_lanes`] by `transpose_8x8`, in a function for AVX as well, so that the blocks are not calls.
 ///
 /// # Safety
-/// As [`transpose_8x8`]; `channels` is a multiple of 8, and there are no fewer than 8 pixels.
+/// The processor has AVX; `channels`, at most [`LANES`], is a multiple of 8; so many planes, `pitch` apart, are valid to read with
+/// `pixels` pixels each, and `to` to write with `pixels` vectors of [`LANES`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx")]
 unsafe fn transpose_planes(planes: *const f32, pitch: usize, channels: usize, to: *mut f32, pixels: usize) {
@@ -465,7 +472,7 @@ unsafe fn transpose_planes(planes: *const f32, pitch: usize, channels: usize, to
 /// The same for [`lanes_to_planes`].
 ///
 /// # Safety
-/// As [`transpose_planes`].
+/// As [`transpose_planes`], with reading and writing exchanged.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx")]
 unsafe fn transpose_lanes(from: *const f32, pixels: usize, planes: *mut f32, pitch: usize, channels: usize) {

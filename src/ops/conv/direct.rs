@@ -160,7 +160,7 @@ impl Direct {
         let (pixels, x) = (runs.count * runs.len, bytemuck::cast_slice(padded));
         let weights = &weights[place.group * vectors(&self.shape) * terms * LANES..];
         let by_planes = self.by_planes(runs);
-        // planes of few filters, which stay in the L1 cache until they are finished
+        // of planes half as many at a time: small ones stay in the L1 cache until they are finished
         let together = if by_planes { LANES } else { PAIR * LANES };
         for first in place.filters.clone().step_by(together) {
             let filters = (place.filters.end - first).min(together);

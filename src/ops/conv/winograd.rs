@@ -152,6 +152,7 @@ fn filter_gradient<T: Element>(
     dw_row: usize,
 ) {
     let (du, _) = du.as_chunks::<LANES>();
+    // Collected before they are stored: with the case of an incomplete vector in it, a transform is not unrolled.
     let Aligned(dg) = &mut Aligned([[T::zero(); LANES]; 9]);
     let mut half = Half::new();
     for c in 0..channels {
@@ -160,19 +161,19 @@ fn filter_gradient<T: Element>(
             #[inline(always)]
             |_| rows.next().expect("nine rows")[..filters].as_chunks_mut::<LANES>(),
         );
-        for vector in 0..filters.div_ceil(LANES) {
+        for at in 0..filters.div_ceil(LANES) {
             transform_2d(
                 &mut half,
                 #[inline(always)]
-                |i, j| du[stack.at(i, j, c, vector * LANES)],
+                |i, j| du[stack.at(i, j, c, at * LANES)],
                 filter_adjoint_1d,
                 #[inline(always)]
                 |i, j, vector| dg[i * 3 + j] = vector,
             );
             for (dg, (whole, rest)) in dg.iter().zip(&mut rows) {
-                // The next channel's row, whose lines nobody else fetches: nine of them in nine places for every vector.
-                fetch(whole.as_ptr().wrapping_add(vector).cast::<T>().wrapping_add(9 * dw_row).cast());
-                store(whole.get_mut(vector), rest, add, dg);
+                // The next channel's row, if there is one: the processor does not fetch nine of them by itself in time.
+                fetch(whole.as_ptr().wrapping_add(at).cast::<T>().wrapping_add(9 * dw_row).cast());
+                store(whole.get_mut(at), rest, add, dg);
             }
         }
     }

@@ -153,8 +153,8 @@ impl Product<'_> {
 /// Elements after pixels, and after the planes of [`PlaneProduct`], that vectors may reach.
 pub(super) const BEYOND: usize = 2 * LANES;
 
-/// The same product with its planes side by side: `product[f][i, j]` for the first `filters` filters of the vectors, all terms
-/// at once.
+/// The same product with its planes side by side: `product[f][i, j]` for the first `filters` filters of one vector, all terms at
+/// once.
 ///
 /// Here a vector holds pixels, of which it takes any that lie side by side, and nothing is transposed afterwards; rows whose
 /// length is not that of vectors cost some.
@@ -188,21 +188,20 @@ impl PlaneProduct<'_> {
     #[inline(always)]
     fn run<S: Simd, const V: usize, const R: usize>(&mut self, simd: S) {
         let blocks = LANES.div_ceil(R);
-        for index in 0..self.filters.div_ceil(LANES) * blocks {
-            let vector = index / blocks;
-            let filters = piece_range(LANES.min(self.filters - vector * LANES), blocks, index % blocks);
-            with_count!(simd, filters.len(), R, |H| self.rows::<S, V, H>(simd, vector, filters.start));
+        for index in 0..blocks {
+            let filters = piece_range(self.filters, blocks, index);
+            with_count!(simd, filters.len(), R, |H| self.rows::<S, V, H>(simd, filters.start));
         }
     }
 
-    /// All pixels of `R` filters, in their order: what is stored beyond the end of a row, the next one sets. Rows of one vector go
+    /// All pixels of `R` filters from `first` on, in their order: what is stored beyond the end of a row, the next one sets. Rows of one vector go
     /// together: a vector at a time would keep the adders waiting.
     #[inline(always)]
-    fn rows<S: Simd, const V: usize, const R: usize>(&mut self, simd: S, vector: usize, lane: usize) {
+    fn rows<S: Simd, const V: usize, const R: usize>(&mut self, simd: S, first: usize) {
         let Runs { count, len, pitch, .. } = self.runs;
-        let (mut run, filters) = (0, (vector, lane));
+        let mut run = 0;
         while len <= S::F32_LANES && run + V <= count {
-            self.block::<S, V, R>(simd, filters, (run * pitch, pitch), (run * len, len));
+            self.block::<S, V, R>(simd, first, (run * pitch, pitch), (run * len, len));
             run += V;
         }
         for run in run..count {
@@ -210,31 +209,30 @@ impl PlaneProduct<'_> {
             while pixel < len {
                 let (x, product) = ((run * pitch + pixel, S::F32_LANES), (run * len + pixel, S::F32_LANES));
                 if len - pixel > S::F32_LANES {
-                    self.block::<S, V, R>(simd, filters, x, product);
+                    self.block::<S, V, R>(simd, first, x, product);
                     pixel += V * S::F32_LANES;
                 } else {
-                    self.block::<S, 1, R>(simd, filters, x, product);
+                    self.block::<S, 1, R>(simd, first, x, product);
                     pixel += S::F32_LANES;
                 }
             }
         }
     }
 
-    /// `V` vectors of pixels of `R` filters: where the first vector is, and how far the next one is from it, in x and in the
+    /// `V` vectors of pixels of `R` filters from `first` on: where the first vector is, and how far the next one is from it, in x and in the
     /// product's plane.
     #[inline(always)]
     fn block<S: Simd, const V: usize, const R: usize>(
         &mut self,
         simd: S,
-        (vector, lane): (usize, usize),
+        first: usize,
         (x_at, x_apart): (usize, usize),
         (at, apart): (usize, usize),
     ) {
         let sums = [[simd.splat_f32s(0.0); V]; R];
-        let weights = &self.weights[vector * self.offsets.len()..][..self.offsets.len()];
-        let sums = self.offsets.add_terms_of_planes(simd, sums, (&self.x[x_at..], x_apart), (weights, lane));
+        let sums = self.offsets.add_terms_of_planes(simd, sums, (&self.x[x_at..], x_apart), (self.weights, first));
         for (r, sums) in sums.iter().enumerate() {
-            let plane = &mut self.product[(vector * LANES + lane + r) * self.plane + at..];
+            let plane = &mut self.product[(first + r) * self.plane + at..];
             for (v, &sums) in sums.iter().enumerate() {
                 S::as_mut_simd_f32s(&mut plane[v * apart..][..S::F32_LANES]).0[0] = sums;
             }

@@ -220,49 +220,25 @@ fn stream<T: Element>(out: &mut [T], values: &Lanes<T>) {
     out.copy_from_slice(values);
 }
 
-/// Pixels of a plane that `transpose_8x8` moves at a time.
+/// Rows and columns that `transpose_8x8` moves at a time.
 const TOGETHER: usize = 8;
 
-/// Where runs of [`TOGETHER`] pixels begin that cover `pixels` of them, or none if there are fewer: the last run begins
-/// early enough to end with the last pixel, so that some are moved twice.
+/// Where runs of [`TOGETHER`] begin that cover `len`, which is no less: the last one begins early enough to end there, so that some
+/// are moved twice.
+#[cfg(target_arch = "x86_64")]
 #[inline]
-fn runs_of_eight(pixels: usize) -> impl Iterator<Item = usize> {
-    let last = pixels.checked_sub(TOGETHER);
-    last.into_iter().flat_map(move |last| (0..last).step_by(TOGETHER).chain([last]))
+fn runs_of_eight(len: usize) -> impl Iterator<Item = usize> {
+    (0..len - TOGETHER).step_by(TOGETHER).chain([len - TOGETHER])
 }
 
 /// The pixels of up to [`LANES`] planes side by side: `to[p][c] = planes[c * pitch + p]` for `c` below `channels`.
 pub(crate) fn planes_to_lanes<T: Element>(planes: &[T], pitch: usize, channels: usize, to: &mut [Lanes<T>]) {
-    let whole = transposable(planes, pitch, channels, to.len());
-    if to.is_empty() {
-        return;
-    }
-    #[cfg(target_arch = "x86_64")]
-    if whole > 0 {
-        let (from, to_first) = (planes.as_ptr().cast(), to.as_mut_ptr().cast());
-        // SAFETY: AVX is there; T is as large as f32, and bits are moved only; `transposable` says all that, and that the planes
-        // have as many pixels as `to`.
-        unsafe { transpose_planes(from, pitch, whole, to_first, to.len()) };
-    }
-    for c in whole..channels {
-        to.iter_mut().zip(&planes[c * pitch..]).for_each(|(to, &from)| to[c] = from);
-    }
+    transpose((planes, pitch), (channels, to.len()), (to.as_flattened_mut(), LANES));
 }
 
 /// The inverse of [`planes_to_lanes`]: `planes[c * pitch + p] = from[p][c]` for `c` below `channels`.
 pub(crate) fn lanes_to_planes<T: Element>(from: &[Lanes<T>], channels: usize, planes: &mut [T], pitch: usize) {
-    let whole = transposable(planes, pitch, channels, from.len());
-    if from.is_empty() {
-        return;
-    }
-    #[cfg(target_arch = "x86_64")]
-    if whole > 0 {
-        // SAFETY: as in `planes_to_lanes`.
-        unsafe { transpose_lanes(from.as_ptr().cast(), from.len(), planes.as_mut_ptr().cast(), pitch, whole) };
-    }
-    for c in whole..channels {
-        from.iter().zip(&mut planes[c * pitch..]).for_each(|(from, to)| *to = from[c]);
-    }
+    transpose((from.as_flattened(), LANES), (from.len(), channels), (planes, pitch));
 }
 
 /// Elements from the first to the last of `rows` rows of `cols` elements, `ld` apart; `None` if no memory has so many.
@@ -298,21 +274,15 @@ pub(crate) fn transpose<T: Element>(
     }
     assert_fits(from.len(), rows, cols, from_ld);
     assert_fits(to.len(), cols, rows, to_ld);
-    // What `transpose_8x8` moves.
-    let (mut whole_rows, mut whole_cols) = (0, 0);
     #[cfg(target_arch = "x86_64")]
-    if T::KIND == Kind::F32 && Isa::used() >= Isa::Avx2 {
-        (whole_rows, whole_cols) = (rows / TOGETHER * TOGETHER, cols / TOGETHER * TOGETHER);
-        for i in (0..whole_rows).step_by(TOGETHER) {
-            for j in (0..whole_cols).step_by(TOGETHER) {
-                let (from, to) = (from[i * from_ld + j..].as_ptr(), to[j * to_ld + i..].as_mut_ptr());
-                // SAFETY: AVX is there, T is as large as f32, and bits are moved only; 8 rows of 8 lie within both.
-                unsafe { transpose_8x8(from.cast(), from_ld, to.cast(), to_ld) };
-            }
-        }
+    if T::KIND == Kind::F32 && rows.min(cols) >= TOGETHER && Isa::used() >= Isa::Avx2 {
+        let (from, to) = (from.as_ptr().cast(), to.as_mut_ptr().cast());
+        // SAFETY: AVX is there, T is as large as f32, and bits are moved only; both matrices fit their slices.
+        unsafe { transpose_blocks(from, from_ld, (rows, cols), to, to_ld) };
+        return;
     }
     for i in 0..rows {
-        for j in if i < whole_rows { whole_cols } else { 0 }..cols {
+        for j in 0..cols {
             to[j * to_ld + i] = from[i * from_ld + j];
         }
     }
@@ -438,49 +408,19 @@ mod pairs {
     }
 }
 
-/// How many of the planes, a multiple of 8, have their first `pixels` pixels moved by `transpose_8x8`: it moves elements as large
-/// as `f32`, no fewer than 8 pixels, and needs AVX.
-///
-/// # Panics
-/// If a plane has fewer pixels than that.
-fn transposable<T: Element>(planes: &[T], pitch: usize, channels: usize, pixels: usize) -> usize {
-    let whole = rows_reach(channels, pixels, pitch).is_some_and(|reach| reach <= planes.len());
-    assert!(channels <= LANES && whole, "planes are whole");
-    #[cfg(target_arch = "x86_64")]
-    if pixels >= TOGETHER && T::KIND == Kind::F32 && Isa::used() >= Isa::Avx2 {
-        return channels / TOGETHER * TOGETHER;
-    }
-    0
-}
-
-/// [`planes_to_lanes`] by `transpose_8x8`, in a function for AVX as well, so that the blocks are not calls.
+/// [`transpose`] in blocks of 8 rows of 8, in a function for AVX as well, so that the blocks are no calls. Eight columns at a time:
+/// sixteen planes that are written, a power of two apart, would not stay in the L1 cache together.
 ///
 /// # Safety
-/// The processor has AVX; `channels`, at most [`LANES`], is a multiple of 8; so many planes, `pitch` apart, are valid to read with
-/// `pixels` pixels each, and `to` to write with `pixels` vectors of [`LANES`].
+/// The processor has AVX; `rows` rows of `cols` elements, no fewer than 8 of each, are valid to read at `from`, and as many columns to
+/// write at `to`.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx")]
-unsafe fn transpose_planes(planes: *const f32, pitch: usize, channels: usize, to: *mut f32, pixels: usize) {
-    for p in runs_of_eight(pixels) {
-        for c in (0..channels).step_by(TOGETHER) {
-            // SAFETY: the 8 pixels from p on lie within each plane and within `to`.
-            unsafe { transpose_8x8(planes.add(c * pitch + p), pitch, to.add(p * LANES + c), LANES) };
-        }
-    }
-}
-
-/// The same for [`lanes_to_planes`].
-///
-/// # Safety
-/// As [`transpose_planes`], with reading and writing exchanged.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx")]
-unsafe fn transpose_lanes(from: *const f32, pixels: usize, planes: *mut f32, pitch: usize, channels: usize) {
-    // Eight planes at a time: sixteen, a power of two apart, would not stay in the L1 cache together.
-    for c in (0..channels).step_by(TOGETHER) {
-        for p in runs_of_eight(pixels) {
-            // SAFETY: as in `transpose_planes`.
-            unsafe { transpose_8x8(from.add(p * LANES + c), LANES, planes.add(c * pitch + p), pitch) };
+unsafe fn transpose_blocks(from: *const f32, from_ld: usize, (rows, cols): (usize, usize), to: *mut f32, to_ld: usize) {
+    for j in runs_of_eight(cols) {
+        for i in runs_of_eight(rows) {
+            // SAFETY: the 8 rows from i on and the 8 columns from j on lie within both.
+            unsafe { transpose_8x8(from.add(i * from_ld + j), from_ld, to.add(j * to_ld + i), to_ld) };
         }
     }
 }

@@ -194,8 +194,8 @@ impl PlaneProduct<'_> {
         }
     }
 
-    /// All pixels of `R` filters from `first` on, in their order: what is stored beyond the end of a row, the next one sets. Rows of one vector go
-    /// together: a vector at a time would keep the adders waiting.
+    /// All pixels of `R` filters from `first` on, in their order: what is stored beyond the end of a row, the next one sets. Rows of
+    /// one vector go together: a vector at a time would keep the adders waiting.
     #[inline(always)]
     fn rows<S: Simd, const V: usize, const R: usize>(&mut self, simd: S, first: usize) {
         let Runs { count, len, pitch, .. } = self.runs;
@@ -219,8 +219,8 @@ impl PlaneProduct<'_> {
         }
     }
 
-    /// `V` vectors of pixels of `R` filters from `first` on: where the first vector is, and how far the next one is from it, in x and in the
-    /// product's plane.
+    /// `V` vectors of pixels of `R` filters from `first` on: where the first vector is, and how far the next one is from it, in x
+    /// and in the product's plane.
     #[inline(always)]
     fn block<S: Simd, const V: usize, const R: usize>(
         &mut self,

@@ -40,6 +40,7 @@
 //! different size; in `f64` nobody wants that, so [`crate::ops::conv::ConvPlan`] refuses it there.
 
 mod group;
+mod order;
 mod pixels;
 mod transforms;
 
@@ -48,7 +49,7 @@ use std::ops::Range;
 use crate::blas::Accum;
 use crate::blas::panels::PANEL;
 use crate::element::Element;
-use crate::ops::conv::backward::{Piece, Steps, Wanted};
+use crate::ops::conv::backward::{Part, Piece, Steps, Wanted};
 use crate::ops::conv::plan::{ConvPlan, Filters, GRADIENT_BLOCK, WinogradPart};
 use crate::ops::conv::rows::{Outputs, PlaneRows};
 use crate::ops::conv::slots::{Slots, spare_len, sum_pairwise};
@@ -58,15 +59,22 @@ use crate::simd::{Aligned, LANES, Lanes, fetch, planes_to_lanes, sum, vectorized
 use crate::workspace::Workspace;
 
 use group::{Group, Place};
+use order::{Cut, Order};
 use pixels::{planes_to_rows, rows_to_planes};
+pub(super) use transforms::TILE;
 use transforms::{
-    FilterPanels, Half, SPAN, Stack, filter_1d, filter_adjoint_1d, multiply, multiply_transposed, transform_2d,
+    Filter, FilterAdjoint, FilterPanels, Half, PRODUCTS, SPAN, Stack, multiply, multiply_transposed, transform_2d,
 };
-pub(super) use transforms::{PRODUCTS, TILE};
+
+/// How the output of an image is cut into tiles, down and across.
+fn cuts(shape: &Conv2dShape) -> (Cut, Cut) {
+    (Cut::new(&shape.rows), Cut::new(&shape.cols))
+}
 
 /// Rows and columns of tiles of an image.
 pub(super) fn tiles(shape: &Conv2dShape) -> (usize, usize) {
-    (shape.rows.output.div_ceil(TILE), shape.cols.output.div_ceil(TILE))
+    let (rows, cols) = cuts(shape);
+    (rows.tiles(), cols.tiles())
 }
 
 /// Tiles of an image.
@@ -129,11 +137,11 @@ fn transform_filters<T: Element>(to: &FilterPanels, steps: (usize, usize), w: &[
 fn transform_filter_rows<T: Element>(filters: &[[Lanes<T>; 9]], mut store: impl FnMut(usize, usize, usize, Lanes<T>)) {
     let mut half = Half::new();
     for (row, g) in filters.iter().enumerate() {
-        transform_2d(
+        transform_2d::<Filter, T>(
             &mut half,
+            (TILE, TILE),
             #[inline(always)]
             |i, j| g[i * 3 + j],
-            filter_1d,
             #[inline(always)]
             |i, j, vector| store(i, j, row, vector),
         );
@@ -162,11 +170,11 @@ fn filter_gradient<T: Element>(
             |_| rows.next().expect("nine rows")[..filters].as_chunks_mut::<LANES>(),
         );
         for at in 0..filters.div_ceil(LANES) {
-            transform_2d(
+            transform_2d::<FilterAdjoint, T>(
                 &mut half,
+                (TILE, TILE),
                 #[inline(always)]
                 |i, j| du[stack.at(i, j, c, at * LANES)],
-                filter_adjoint_1d,
                 #[inline(always)]
                 |i, j, vector| dg[i * 3 + j] = vector,
             );
@@ -220,9 +228,10 @@ pub(super) fn forward<T: Element>(
             let (pixels, _) = pixels.as_chunks_mut::<LANES>();
             // Where the filters are dealt out, every piece makes this for itself: it takes less time than to get it from another
             // core.
-            group.transform_images(&place, |image| plan.image(x, image), pixels, v);
+            let order = || std::iter::once(group.order_of(&place));
+            group.transform_images(&place, order(), |image| plan.image(x, image), pixels, v);
             // M_q[tiles, F] = V_q[tiles, C] . U_q[C, F]
-            multiply(group.tiles_of(&place), (&group.v, &*v), (&u_panels, u, filters.clone()), (&group.m, m));
+            multiply(order(), (&group.v, &*v), (&u_panels, u, filters.clone()), (&group.m, m));
             group.for_each_plane(&place, filters.len(), m, (pixels, planes), |(image, rows), filter, product| {
                 let (out, cells) = out.rows(image, filter, rows);
                 finish(filters.start + filter, product, out, cells);
@@ -313,8 +322,22 @@ impl Winograd {
                 }
                 planes_to_rows(planes, out_plane, count, size, rows);
             }
-            vectorized!(self.group.output_adjoint(images.len(), filter, pixels, dm));
+            for order in self.orders(piece.part, images.clone()) {
+                vectorized!(self.group.output_adjoint(&order, filter, pixels, dm));
+            }
         }
+    }
+
+    /// The order of the tiles of a group's images: slot after slot, so that those of a slot lie together.
+    fn orders(&self, part: Part, images: Range<usize>) -> impl Iterator<Item = Order> + Clone {
+        (0..part.count()).map(move |slot| self.order(part, slot, &images)).filter(|order| !order.images.is_empty())
+    }
+
+    /// The order of the tiles of those of a group's images that belong to a slot.
+    fn order(&self, part: Part, slot: usize, images: &Range<usize>) -> Order {
+        let own = part.slot(slot);
+        let [start, end] = [own.start, own.end].map(|image| image.clamp(images.start, images.end) - images.start);
+        self.group.order(start..end)
     }
 
     /// `dw` of `images`, added to that of the `first` group of a slot, and complete with the `last`.
@@ -327,23 +350,19 @@ impl Winograd {
     ) {
         let Winograd { group, du: stack, .. } = self;
         let Parts { v, dm, pixels, du, spare, .. } = parts;
-        group.transform_images(&group.place(images.clone()), |image| piece.x(image), pixels, v);
+        let (place, orders) = (group.place(images.clone()), self.orders(piece.part, images.clone()));
+        group.transform_images(&place, orders, |image| piece.x(image), pixels, v);
         let accum = if first { Accum::Replace } else { Accum::Add };
         let (channels, filters, part) = (group.shape.channels, group.shape.filters, piece.part);
-        // where a slot's tiles lie among those of the group
-        let slot_tiles = |slot| {
-            let own = part.slot(slot);
-            let [start, end] = [own.start.max(images.start), own.end.min(images.end)];
-            group.tiles(start - images.start)..group.tiles(end - images.start)
-        };
         for start in (0..channels).step_by(stack.rows) {
             let of_channels = start..(start + stack.rows).min(channels);
             let mut slot_gradient = |slot: usize, add, dw: &mut [T]| {
+                let order = self.order(part, slot, &images);
                 for start in (0..filters).step_by(stack.cols) {
                     let of_filters = start..(start + stack.cols).min(filters);
                     let (v, dm) = ((&group.v, &**v, of_channels.clone()), (&group.m, &**dm, of_filters.clone()));
                     // dU_q[C, F] = V_q^T[C, tiles] . dM_q[tiles, F]               because M_q = V_q . U_q
-                    multiply_transposed(accum, slot_tiles(slot), v, dm, (stack, &mut **du));
+                    multiply_transposed(accum, &order, v, dm, (stack, &mut **du));
                     if last {
                         let (size, dw) = ((of_channels.len(), of_filters.len()), &mut dw[of_filters.start..]);
                         vectorized!(filter_gradient(stack, size, du, add, dw, filters));
@@ -355,17 +374,28 @@ impl Winograd {
         }
     }
 
+    /// Clears those matrices of `dU` that no tile has a product in.
+    fn clear_unused<T: Element>(&self, du: &mut [T]) {
+        let order = self.group.order(0..1);
+        for q in (0..PRODUCTS).filter(|q| order.rows(q / SPAN, q % SPAN).is_empty()) {
+            self.du.matrix_mut(du, q).fill(T::zero());
+        }
+    }
+
     /// `dV_q[tiles, C] = dM_q[tiles, F] . U_q^T[F, C]`, and `dx` of `images`.
     fn image_gradient<T: Element>(&self, piece: &mut Piece<'_, T>, images: Range<usize>, parts: &mut Parts<'_, T>) {
         let (group, Parts { v: dv, dm, pixels, .. }) = (&self.group, parts);
         let Conv2dShape { channels, rows, cols, .. } = group.shape;
         let (plane, corner, [size, _]) = (group.shape.in_plane(), (rows.before, cols.before), group.sizes());
         let u = (&filters_transposed(&group.shape), piece.filters, 0..channels);
-        multiply(group.tiles(images.len()), (&group.m, &**dm), u, (&group.v, &mut **dv));
+        let orders = self.orders(piece.part, images.clone());
+        multiply(orders.clone(), (&group.m, &**dm), u, (&group.v, &mut **dv));
         for channel in (0..channels).step_by(LANES) {
             let count = LANES.min(channels - channel);
             pixels.fill([T::zero(); LANES]);
-            vectorized!(group.input_adjoint(images.len(), channel, dv, pixels));
+            for order in orders.clone() {
+                vectorized!(group.input_adjoint(&order, channel, dv, pixels));
+            }
             for (image, rows) in images.clone().zip(Group::runs(pixels, group.padded, corner, size)) {
                 let dx = &mut piece.dx.image(image)[channel * plane..][..count * plane];
                 rows_to_planes(rows, size, count, dx, plane);
@@ -396,6 +426,9 @@ impl<T: Element> Steps<T> for Winograd {
     fn run(&self, mut piece: Piece<'_, T>, source: &(impl Fn(PlaneRows, &mut [T]) + Sync), scratch: &mut [T]) {
         let mut parts = self.parts(scratch);
         parts.db.fill(T::zero());
+        if self.wanted.dw {
+            self.clear_unused(parts.du);
+        }
         let images = piece.part.images();
         let groups = images.len().div_ceil(self.group.images);
         for index in 0..groups {

@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 
+use super::order::{Cut, Order, Tile};
 use super::pixels::{planes_to_rows, rows_to_planes};
-use super::tiles;
-use super::transforms::{
-    Half, SPAN, Stack, TILE, input_1d, input_adjoint_1d, output_1d, output_adjoint_1d, transform_2d,
-};
+use super::transforms::{Half, Input, InputAdjoint, Output, OutputAdjoint, SPAN, Stack, TILE, transform_2d};
+use super::{cuts, tiles};
 use crate::element::Element;
 use crate::ops::conv::plan::{ConvPlan, WinogradPart};
 use crate::ops::layout::{Formats, MemoryFormat};
@@ -17,6 +16,8 @@ use crate::simd::{Aligned, LANES, Lanes, vectorized};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Group {
     pub(super) shape: Conv2dShape,
+    /// Rows and columns of tiles of an image.
+    cuts: (Cut, Cut),
     /// Rows and columns of tiles of an image, or of a band of it.
     tiles: (usize, usize),
     /// Images, at most.
@@ -66,6 +67,7 @@ impl Group {
         let rows = part.images * tiles.0 * tiles.1;
         Group {
             shape: *shape,
+            cuts: cuts(shape),
             tiles,
             images: part.images,
             v: Stack::new(rows, shape.channels),
@@ -82,14 +84,14 @@ impl Group {
         Place { images, rows: 0..self.tiles.0 }
     }
 
-    /// Tiles of so many images.
-    pub(super) fn tiles(&self, images: usize) -> usize {
-        images * self.tiles.0 * self.tiles.1
+    /// The order of the tiles at a place, which are all of a group.
+    pub(super) fn order_of(&self, place: &Place) -> Order {
+        Order::new(self.cuts, 0..place.images.len(), &place.rows)
     }
 
-    /// Tiles of a place.
-    pub(super) fn tiles_of(&self, place: &Place) -> usize {
-        place.images.len() * place.rows.len() * self.tiles.1
+    /// The order of the tiles of some images of a group, counted from its first.
+    pub(super) fn order(&self, images: Range<usize>) -> Order {
+        Order::new(self.cuts, images, &(0..self.tiles.0))
     }
 
     /// Rows and columns of an input image, and of the output.
@@ -105,75 +107,69 @@ impl Group {
         [self.v.len(), self.m.len(), pixels, LANES * self.shape.out_plane()]
     }
 
-    /// Calls `tile(index, first)` for every tile of `images` images with `rows` rows of tiles, with the index of its first
-    /// pixel where images have `size` rows and columns.
+    /// The index of a tile's first pixel where images have `size` rows and columns.
     #[inline(always)]
-    fn for_each_tile(&self, (images, rows): (usize, usize), size: (usize, usize), mut tile: impl FnMut(usize, usize)) {
-        let mut index = 0;
-        for image in 0..images {
-            for i in 0..rows {
-                for j in 0..self.tiles.1 {
-                    tile(index, (image * size.0 + i * TILE) * size.1 + j * TILE);
-                    index += 1;
-                }
-            }
-        }
+    fn first((rows, cols): (usize, usize), tile: &Tile) -> usize {
+        (tile.image * rows + tile.row * TILE) * cols + tile.col * TILE
     }
 
-    /// `V = B^T d B` of a block of channels, whose padded images `pixels` holds: calls `store(i, j, tile, vector)`.
+    /// `V = B^T d B` of the channels from `channel` on, whose padded images `pixels` holds, of all tiles of `order`, with `rows`
+    /// rows of them.
     #[inline(always)]
     fn input<T: Element>(
         &self,
-        place: &Place,
+        (order, rows): (&Order, usize),
+        channel: usize,
         pixels: &[Lanes<T>],
-        mut store: impl FnMut(usize, usize, usize, Lanes<T>),
+        v: &mut [Lanes<T>],
     ) {
         let mut half = Half::new();
-        self.for_each_tile(
-            (place.images.len(), place.rows.len()),
-            self.padded,
+        order.for_each_tile(
+            order.images.clone(),
+            0..rows,
             #[inline(always)]
-            |tile, first| {
-                transform_2d(
+            |tile| {
+                let first = Self::first(self.padded, &tile);
+                transform_2d::<Input, T>(
                     &mut half,
+                    tile.outputs,
                     #[inline(always)]
                     |i, j| pixels[first + i * self.padded.1 + j],
-                    input_1d,
                     #[inline(always)]
-                    |i, j, vector| store(i, j, tile, vector),
+                    |i, j, vector| v[self.v.at(i, j, tile.index, channel)] = vector,
                 );
             },
         );
     }
 
-    /// The same of the channels from `channel` on, which lie in a block of every image `x(image)`.
+    /// The same of channels that lie in a block of every image `x(image)` at `place`.
     #[inline(always)]
     fn input_of_blocks<'a, T: Element>(
         &self,
-        place: &Place,
+        (order, place): (&Order, &Place),
         channel: usize,
         x: impl Fn(usize) -> &'a [T],
-        mut store: impl FnMut(usize, usize, usize, Lanes<T>),
+        v: &mut [Lanes<T>],
     ) {
-        let (mut half, mut tile) = (Half::new(), 0);
+        let mut half = Half::new();
         let Aligned(edge) = &mut Aligned([[[T::zero(); LANES]; SPAN]; SPAN]);
-        for image in place.images.clone() {
-            let (pixels, _) = x(image)[channel * self.shape.in_plane()..].as_chunks();
-            for row in place.rows.clone() {
-                for col in 0..self.tiles.1 {
-                    let d = self.patch(pixels, (row, col), edge);
-                    transform_2d(
-                        &mut half,
-                        #[inline(always)]
-                        |i, j| d[i][j],
-                        input_1d,
-                        #[inline(always)]
-                        |i, j, vector| store(i, j, tile, vector),
-                    );
-                    tile += 1;
-                }
-            }
-        }
+        order.for_each_tile(
+            order.images.clone(),
+            0..place.rows.len(),
+            #[inline(always)]
+            |tile| {
+                let (pixels, _) = x(place.images.start + tile.image)[channel * self.shape.in_plane()..].as_chunks();
+                let d = self.patch(pixels, (place.rows.start + tile.row, tile.col), edge);
+                transform_2d::<Input, T>(
+                    &mut half,
+                    tile.outputs,
+                    #[inline(always)]
+                    |i, j| d[i][j],
+                    #[inline(always)]
+                    |i, j, vector| v[self.v.at(i, j, tile.index, channel)] = vector,
+                );
+            },
+        );
     }
 
     /// The pixels that a tile sees: where they lie, or in `edge`, where there is padding among them.
@@ -214,21 +210,23 @@ impl Group {
         [&edge[0], &edge[1], &edge[2], &edge[3], &edge[4], &edge[5]]
     }
 
-    /// `d = B dV B^T` of the channels from `channel` on, added to their padded images: the adjoint of [`Group::input`].
+    /// `d = B dV B^T` of the channels from `channel` on, of all tiles of `order`, added to their padded images: the adjoint of
+    /// [`Group::input`].
     #[inline(always)]
-    pub(super) fn input_adjoint<T: Element>(&self, images: usize, channel: usize, dv: &[T], pixels: &mut [Lanes<T>]) {
+    pub(super) fn input_adjoint<T: Element>(&self, order: &Order, channel: usize, dv: &[T], pixels: &mut [Lanes<T>]) {
         let (dv, _) = dv.as_chunks::<LANES>();
         let mut half = Half::new();
-        self.for_each_tile(
-            (images, self.tiles.0),
-            self.padded,
+        order.for_each_tile(
+            order.images.clone(),
+            0..self.tiles.0,
             #[inline(always)]
-            |tile, first| {
-                transform_2d(
+            |tile| {
+                let first = Self::first(self.padded, &tile);
+                transform_2d::<InputAdjoint, T>(
                     &mut half,
+                    tile.outputs,
                     #[inline(always)]
-                    |i, j| dv[self.v.at(i, j, tile, channel)],
-                    input_adjoint_1d,
+                    |i, j| dv[self.v.at(i, j, tile.index, channel)],
                     #[inline(always)]
                     |i, j, vector| {
                         let pixel = &mut pixels[first + i * self.padded.1 + j];
@@ -247,18 +245,20 @@ impl Group {
     fn output<T: Element>(&self, place: &Place, chunk: &Place, filter: usize, m: &[T], pixels: &mut [Lanes<T>]) {
         let (m, _) = m.as_chunks::<LANES>();
         let mut half = Half::new();
-        let [image, row] = [chunk.images.start - place.images.start, chunk.rows.start - place.rows.start];
-        let first_tile = (image * place.rows.len() + row) * self.tiles.1;
-        self.for_each_tile(
-            (chunk.images.len(), chunk.rows.len()),
-            (chunk.rows.len() * TILE, self.whole.1),
+        let within = |part: &Range<usize>, of: &Range<usize>| part.start - of.start..part.end - of.start;
+        let (images, rows) = (within(&chunk.images, &place.images), within(&chunk.rows, &place.rows));
+        self.order_of(place).for_each_tile(
+            images.clone(),
+            rows.clone(),
             #[inline(always)]
-            |tile, first| {
-                transform_2d(
+            |tile| {
+                let of_chunk = Tile { image: tile.image - images.start, row: tile.row - rows.start, ..tile };
+                let first = Self::first((rows.len() * TILE, self.whole.1), &of_chunk);
+                transform_2d::<Output, T>(
                     &mut half,
+                    tile.outputs,
                     #[inline(always)]
-                    |i, j| m[self.m.at(i, j, first_tile + tile, filter)],
-                    output_1d,
+                    |i, j| m[self.m.at(i, j, tile.index, filter)],
                     #[inline(always)]
                     |i, j, vector| pixels[first + i * self.whole.1 + j] = vector,
                 );
@@ -266,23 +266,25 @@ impl Group {
         );
     }
 
-    /// `dM = A dy A^T` of the filters from `filter` on, from the pixels of whole tiles: the adjoint of [`Group::output`].
+    /// `dM = A dy A^T` of the filters from `filter` on, of all tiles of `order`, from the pixels of whole tiles: the adjoint of
+    /// [`Group::output`].
     #[inline(always)]
-    pub(super) fn output_adjoint<T: Element>(&self, images: usize, filter: usize, pixels: &[Lanes<T>], dm: &mut [T]) {
+    pub(super) fn output_adjoint<T: Element>(&self, order: &Order, filter: usize, pixels: &[Lanes<T>], dm: &mut [T]) {
         let (dm, _) = dm.as_chunks_mut::<LANES>();
         let mut half = Half::new();
-        self.for_each_tile(
-            (images, self.tiles.0),
-            self.whole,
+        order.for_each_tile(
+            order.images.clone(),
+            0..self.tiles.0,
             #[inline(always)]
-            |tile, first| {
-                transform_2d(
+            |tile| {
+                let first = Self::first(self.whole, &tile);
+                transform_2d::<OutputAdjoint, T>(
                     &mut half,
+                    tile.outputs,
                     #[inline(always)]
                     |i, j| pixels[first + i * self.whole.1 + j],
-                    output_adjoint_1d,
                     #[inline(always)]
-                    |i, j, vector| dm[self.m.at(i, j, tile, filter)] = vector,
+                    |i, j, vector| dm[self.m.at(i, j, tile.index, filter)] = vector,
                 );
             },
         );
@@ -321,36 +323,31 @@ impl Group {
         }
     }
 
-    /// `V` of the tiles at `place`; `x(image)` holds all channels. `pixels` is scratch.
+    /// `V` of the tiles at `place`, in the order of `orders`, which are all of its images; `x(image)` holds all channels. `pixels`
+    /// is scratch.
     pub(super) fn transform_images<'a, T: Element>(
         &self,
         place: &Place,
+        orders: impl Iterator<Item = Order> + Clone,
         x: impl Fn(usize) -> &'a [T],
         pixels: &mut [Lanes<T>],
         v: &mut [T],
     ) {
         let (v, _) = v.as_chunks_mut::<LANES>();
-        if self.formats.input == MemoryFormat::Blocked {
-            for channel in (0..self.shape.channels).step_by(LANES) {
-                vectorized!(self.input_of_blocks(
-                    place,
-                    channel,
-                    &x,
-                    #[inline(always)]
-                    |i, j, tile, vector| v[self.v.at(i, j, tile, channel)] = vector,
-                ));
-            }
-            return;
+        if self.formats.input == MemoryFormat::Planar {
+            pixels.fill([T::zero(); LANES]);
         }
-        pixels.fill([T::zero(); LANES]);
         for channel in (0..self.shape.channels).step_by(LANES) {
-            self.load_pixels(place, channel, &x, pixels);
-            vectorized!(self.input(
-                place,
-                pixels,
-                #[inline(always)]
-                |i, j, tile, vector| v[self.v.at(i, j, tile, channel)] = vector,
-            ));
+            if self.formats.input == MemoryFormat::Blocked {
+                for order in orders.clone() {
+                    vectorized!(self.input_of_blocks((&order, place), channel, &x, v));
+                }
+            } else {
+                self.load_pixels(place, channel, &x, pixels);
+                for order in orders.clone() {
+                    vectorized!(self.input((&order, place.rows.len()), channel, pixels, v));
+                }
+            }
         }
     }
 

@@ -1,0 +1,193 @@
+//! Level 3. The tiles of images, in the order in which they are rows of `V` and `M`.
+//!
+//! At the end of an axis a tile has as many outputs as are left over, for which fewer products do. Those of a product follow one
+//! another, if tiles with as many outputs lie together, and both kinds that are long along one axis beside those that are long
+//! along both:
+//!
+//! ```text
+//! long down, short across      long both ways      short down, long across      short both ways
+//! ```
+
+use std::ops::Range;
+
+use super::transforms::{Along, TILE};
+use crate::shape::Axis;
+
+/// The outputs along an axis, cut into tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cut {
+    /// Tiles of [`TILE`] outputs.
+    long: usize,
+    /// Outputs of the tile behind them, 2 or 3; 0 where there is none. A single output left over is taken for two.
+    short: usize,
+}
+
+impl Cut {
+    pub(super) fn new(axis: &Axis) -> Self {
+        let rest = axis.output % TILE;
+        Cut { long: axis.output / TILE, short: if rest == 0 { 0 } else { rest.max(2) } }
+    }
+
+    pub(super) fn tiles(self) -> usize {
+        self.long + usize::from(self.short > 0)
+    }
+
+    /// These of its tiles.
+    fn part(self, tiles: &Range<usize>) -> Self {
+        let short = if tiles.end > self.long { self.short } else { 0 };
+        Cut { long: tiles.end.min(self.long).saturating_sub(tiles.start), short }
+    }
+
+    /// Its long tiles, and the short one.
+    fn kinds(self) -> [Range<usize>; 2] {
+        [0..self.long, self.long..self.tiles()]
+    }
+
+    /// Outputs of the tiles of each kind.
+    fn outputs(self) -> [usize; 2] {
+        [TILE, self.short]
+    }
+
+    /// Products of an image of one column, or row.
+    pub(super) fn points(self) -> usize {
+        let points = |outputs: usize| if outputs > 0 { outputs + 2 } else { 0 };
+        self.long * points(TILE) + points(self.short)
+    }
+}
+
+/// Indices of long and short tiles in [`Cut::kinds`].
+const LONG: usize = 0;
+const SHORT: usize = 1;
+
+/// Kinds of tiles, down and across, in their order.
+const KINDS: [(usize, usize); 4] = [(LONG, SHORT), (LONG, LONG), (SHORT, LONG), (SHORT, SHORT)];
+
+/// A tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tile {
+    /// Its row of `V` and `M`.
+    pub(super) index: usize,
+    /// Its outputs, down and across.
+    pub(super) outputs: (usize, usize),
+    pub(super) image: usize,
+    pub(super) row: usize,
+    pub(super) col: usize,
+}
+
+/// Some images of a group, all of whose tiles follow those of the images before.
+#[derive(Clone, Debug)]
+pub(super) struct Order {
+    /// Counted from the group's first.
+    pub(super) images: Range<usize>,
+    rows: Cut,
+    cols: Cut,
+}
+
+impl Order {
+    /// Of images with these rows of tiles of `rows`.
+    pub(super) fn new((rows, cols): (Cut, Cut), images: Range<usize>, tile_rows: &Range<usize>) -> Self {
+        Order { images, rows: rows.part(tile_rows), cols }
+    }
+
+    /// Tiles of one image of each kind.
+    fn counts(&self) -> [usize; 4] {
+        let (rows, cols) = (self.rows.kinds(), self.cols.kinds());
+        KINDS.map(|(down, across)| rows[down].len() * cols[across].len())
+    }
+
+    /// The row of `V` and `M` where the tiles of each kind begin, and where they end.
+    fn starts(&self) -> [usize; 5] {
+        let mut at = self.images.start * self.rows.tiles() * self.cols.tiles();
+        let mut starts = [at; 5];
+        for (start, count) in starts[1..].iter_mut().zip(self.counts()) {
+            at += count * self.images.len();
+            *start = at;
+        }
+        starts
+    }
+
+    /// The rows of the matrices (i, j): the tiles that have a product there.
+    pub(super) fn rows(&self, i: usize, j: usize) -> Range<usize> {
+        let [long_down, long_both, short_down, short_both, end] = self.starts();
+        match (Along::Points.has(self.rows.short, i), Along::Points.has(self.cols.short, j)) {
+            (true, true) => long_down..end,
+            (false, true) => long_down..short_down,
+            (true, false) => long_both..short_both,
+            (false, false) => long_both..short_down,
+        }
+    }
+
+    /// Calls `tile` for every tile of some of the images and some rows of tiles, counted from the first.
+    #[inline(always)]
+    pub(super) fn for_each_tile(&self, images: Range<usize>, tile_rows: Range<usize>, mut tile: impl FnMut(Tile)) {
+        let (rows, cols, starts) = (self.rows.kinds(), self.cols.kinds(), self.starts());
+        for (kind, (down, across)) in KINDS.into_iter().enumerate() {
+            let outputs = (self.rows.outputs()[down], self.cols.outputs()[across]);
+            let (rows, cols) = (rows[down].clone(), cols[across].clone());
+            for image in images.clone() {
+                let first = starts[kind] + (image - self.images.start) * rows.len() * cols.len();
+                for row in rows.start.max(tile_rows.start)..rows.end.min(tile_rows.end) {
+                    for col in cols.clone() {
+                        let index = first + (row - rows.start) * cols.len() + col - cols.start;
+                        tile(Tile { index, outputs, image, row, col });
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::transforms::SPAN;
+    use super::*;
+
+    fn cut(output: usize) -> Cut {
+        Cut { long: output / TILE, short: [0, 2, 2, 3][output % TILE] }
+    }
+
+    fn tiles(order: &Order, images: Range<usize>, rows: Range<usize>) -> Vec<Tile> {
+        let mut tiles = Vec::new();
+        order.for_each_tile(images, rows, |tile| tiles.push(tile));
+        tiles
+    }
+
+    #[test]
+    fn the_tiles_of_a_product_follow_one_another() {
+        for (rows, cols) in [(8, 8), (7, 7), (3, 3), (2, 5), (15, 4), (9, 6)] {
+            let cuts = (cut(rows), cut(cols));
+            let all = 0..cuts.0.tiles();
+            let order = Order::new(cuts, 2..5, &all);
+            let tiles = tiles(&order, 2..5, all.clone());
+            let of_image = cuts.0.tiles() * cuts.1.tiles();
+            assert_eq!(
+                tiles.iter().map(|tile| tile.index).collect::<Vec<_>>(),
+                Vec::from_iter(2 * of_image..5 * of_image)
+            );
+            let mut products = 0;
+            for (i, j) in (0..SPAN * SPAN).map(|q| (q / SPAN, q % SPAN)) {
+                let has = |tile: &&Tile| Along::Points.has(tile.outputs.0, i) && Along::Points.has(tile.outputs.1, j);
+                let want: Vec<_> = tiles.iter().filter(has).map(|tile| tile.index).collect();
+                assert_eq!(Vec::from_iter(order.rows(i, j)), want, "{rows} x {cols}: {i}, {j}");
+                products += want.len();
+            }
+            assert_eq!(products, 3 * cuts.0.points() * cuts.1.points());
+        }
+    }
+
+    #[test]
+    fn a_part_of_the_images_and_rows_has_its_tiles_where_the_whole_has_them() {
+        for (rows, cols) in [(8, 8), (15, 7), (9, 3)] {
+            let cuts = (cut(rows), cut(cols));
+            for band in [0..cuts.0.tiles(), 0..1, 1..cuts.0.tiles()] {
+                let order = Order::new(cuts, 0..4, &band);
+                let all = tiles(&order, 0..4, 0..band.len());
+                for (images, rows) in [(0..4, 0..1), (1..3, 0..band.len()), (3..4, 1..band.len().max(1))] {
+                    let of = |tile: &Tile| images.contains(&tile.image) && rows.contains(&tile.row);
+                    let want: Vec<_> = all.iter().copied().filter(of).collect();
+                    assert_eq!(tiles(&order, images.clone(), rows.clone()), want);
+                }
+            }
+        }
+    }
+}

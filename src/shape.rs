@@ -142,10 +142,27 @@ impl Axis {
         first..end.max(first)
     }
 
+    /// Cells of the padded input from the first to the last that a window sees, where there are `outputs` windows.
+    fn reach(&self, outputs: usize) -> usize {
+        (outputs - 1) * self.stride + (self.window - 1) * self.dilation + 1
+    }
+
     /// The same windows over the padded input, as far as they see it.
     pub(crate) fn filled_up(&self) -> Self {
-        let seen = (self.output - 1) * self.stride + (self.window - 1) * self.dilation + 1;
-        Axis { input: seen, before: 0, after: 0, ..*self }
+        Axis { input: self.reach(self.output), before: 0, after: 0, ..*self }
+    }
+
+    /// How much of the input there is up to the last pixel that a window sees.
+    pub(crate) fn seen(&self) -> usize {
+        self.reach(self.output).saturating_sub(self.before).min(self.input)
+    }
+
+    /// Without the padding after the last pixel that the first `outputs` windows do not see. There may still be more windows,
+    /// where the input alone has them.
+    fn trimmed(self, outputs: usize) -> Self {
+        let after = self.after.min(self.reach(outputs).saturating_sub(self.before + self.input));
+        let padded = self.before + self.input + after;
+        Axis { after, output: (padded - self.reach(1)) / self.stride + 1, ..self }
     }
 
     /// Whether windows neither overlap nor leave gaps nor touch padding: they tile the input, but for a rest at its end that is
@@ -310,6 +327,11 @@ impl Conv2dShape {
     pub fn with_images(self, images: usize) -> Self {
         Conv2dShape { images, ..self }
     }
+
+    /// Without what is in the output for the sake of padding below and to the right, beyond its first `rows` and `cols`.
+    pub(crate) fn trimmed(self, rows: usize, cols: usize) -> Self {
+        Conv2dShape { rows: self.rows.trimmed(rows), cols: self.cols.trimmed(cols), ..self }
+    }
 }
 
 /// A pooling window. CS231n's 2x2 with stride 2 is `Pool2d::square(2)`.
@@ -440,6 +462,31 @@ mod tests {
         }
         let same = Axis::new("t", "height", 5, 2, 1, 1, None).unwrap();
         assert_eq!((same.output, same.before, same.after), (5, 0, 1), "the odd cell goes after");
+    }
+
+    #[test]
+    fn what_only_padding_adds_can_be_trimmed() {
+        // (input, window, stride, dilation, before, after), outputs -> after, output
+        for ((h, k, s, d, p0, p1), outputs, want) in [
+            ((31, 3, 1, 1, 1, 1), 30, (0, 30)),
+            ((31, 3, 1, 1, 1, 1), 31, (1, 31)),
+            ((31, 3, 1, 1, 1, 1), 4, (0, 30)), // the input alone has so many
+            ((8, 3, 1, 2, 2, 2), 7, (1, 7)),
+            ((9, 3, 2, 1, 1, 1), 4, (0, 4)),
+            ((9, 3, 2, 1, 1, 2), 5, (1, 5)), // a cell that no window sees
+            ((2, 3, 1, 1, 3, 3), 2, (0, 3)), // the first windows are in padding alone
+            ((1, 3, 1, 1, 1, 1), 1, (1, 1)),
+        ] {
+            let axis = Axis::new("t", "height", h, k, s, d, Some((p0, p1))).unwrap();
+            let trimmed = axis.trimmed(outputs);
+            assert_eq!((trimmed.after, trimmed.output), want, "{axis:?}, {outputs} outputs");
+            assert_eq!(trimmed, Axis::new("t", "height", h, k, s, d, Some((p0, trimmed.after))).unwrap());
+        }
+        let seen = |h, k, s, p0, p1| Axis::new("t", "height", h, k, s, 1, Some((p0, p1))).unwrap().seen();
+        assert_eq!(
+            [seen(31, 2, 2, 0, 0), seen(32, 2, 2, 0, 0), seen(8, 3, 2, 1, 1), seen(7, 3, 2, 1, 1)],
+            [30, 32, 8, 7]
+        );
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub struct Block {
     pub(super) tail: Tail,
     /// Input `[C, H, W]`.
     input: [usize; 3],
-    /// After product and early pool, `[C, H, W]`; `[M, 1, 1]` after an affine layer.
+    /// After product and early pool, `[C, H, W]`, as far as it is computed; `[M, 1, 1]` after an affine layer.
     pub(super) product: [usize; 3],
     /// Output `[C, H, W]`.
     pub(super) output: [usize; 3],
@@ -276,20 +276,16 @@ impl Block {
         }
     }
 
-    /// The sizes of its convolution for one image, if it has one.
+    /// The sizes of its convolution for one image, if it has one: of all of its output, whatever the pool makes of it.
     pub(crate) fn conv_shape(&self) -> Option<Conv2dShape> {
-        match self.head {
-            Head::Conv(plan) => Some(plan.shape().with_images(1)),
-            Head::None | Head::Affine { .. } => None,
-        }
+        convolution(&self.parts, self.input).expect("its sizes were checked when the block was made")
     }
 
-    /// Multiply-adds of one image's forward pass.
+    /// Multiply-adds of one image's forward pass, by the definition of its product.
     pub fn multiply_adds(&self) -> usize {
         match self.head {
-            Head::None => 0,
-            Head::Conv(plan) => plan.shape().with_images(1).flops() / 2,
             Head::Affine { inputs, outputs } => inputs * outputs,
+            Head::None | Head::Conv(_) => self.conv_shape().map_or(0, |shape| shape.flops() / 2),
         }
     }
 
@@ -402,30 +398,49 @@ pub(super) fn affine_shape(samples: usize, inputs: usize, outputs: usize) -> Aff
     AffineShape { samples, inputs, outputs }
 }
 
-/// The product of a block, and its size `[C, H, W]`.
-fn head<T: Element>(parts: &BlockParts, [c, h, w]: [usize; 3]) -> Result<(Head, [usize; 3])> {
+/// The product of a block, and its size `[C, H, W]`, as far as it is computed.
+fn head<T: Element>(parts: &BlockParts, input: [usize; 3]) -> Result<(Head, [usize; 3])> {
+    if let Some(shape) = convolution(parts, input)? {
+        let shape = seen_by_pool(parts, shape)?;
+        let [_, channels, rows, cols] = shape.out();
+        return Ok((Head::Conv(ConvPlan::new::<T>(&shape)?), [channels, rows, cols]));
+    }
+    let [c, h, w] = input;
     match parts.core {
-        None => Ok((Head::None, [c, h, w])),
-        Some(Core::Conv { filters, kernel: (kh, kw), conv }) => {
-            conv_head::<T>([c, h, w], [filters, c / conv.groups.max(1), kh, kw], &conv)
-        }
-        Some(Core::Whiten { size, stride }) => {
-            check_elements("whitening", &[2, c, c, size, size, size, size])?;
-            let valid = Conv2d { stride, padding: Padding::Valid, ..Conv2d::default() };
-            conv_head::<T>([c, h, w], [2 * c * size * size, c, size, size], &valid)
-        }
         Some(Core::Affine { outputs: 0 }) => Err(Error::invalid("affine", "0 outputs", "give at least 1")),
         Some(Core::Affine { outputs }) => {
             check_elements("affine", &[c, h, w, outputs])?;
             Ok((Head::Affine { inputs: c * h * w, outputs }, [outputs, 1, 1]))
         }
+        _ => Ok((Head::None, input)),
     }
 }
 
-fn conv_head<T: Element>([c, h, w]: [usize; 3], filters: [usize; 4], conv: &Conv2d) -> Result<(Head, [usize; 3])> {
-    let shape = Conv2dShape::new([1, c, h, w], filters, conv)?;
+/// The convolution of a block over one image, if it has one.
+fn convolution(parts: &BlockParts, [c, h, w]: [usize; 3]) -> Result<Option<Conv2dShape>> {
+    match parts.core {
+        Some(Core::Conv { filters, kernel: (kh, kw), conv }) => {
+            Conv2dShape::new([1, c, h, w], [filters, c / conv.groups.max(1), kh, kw], &conv).map(Some)
+        }
+        Some(Core::Whiten { size, stride }) => {
+            check_elements("whitening", &[2, c, c, size, size, size, size])?;
+            let valid = Conv2d { stride, padding: Padding::Valid, ..Conv2d::default() };
+            Conv2dShape::new([1, c, h, w], [2 * c * size * size, c, size, size], &valid).map(Some)
+        }
+        Some(Core::Affine { .. }) | None => Ok(None),
+    }
+}
+
+/// A convolution without those outputs at the ends of its planes that no window of the pool behind it sees, nor batchnorm's
+/// statistics: windows of 2 leave the last row of 31 out.
+fn seen_by_pool(parts: &BlockParts, shape: Conv2dShape) -> Result<Conv2dShape> {
     let [_, channels, rows, cols] = shape.out();
-    Ok((Head::Conv(ConvPlan::new::<T>(&shape)?), [channels, rows, cols]))
+    let pool = match (parts.early_pool, parts.norm, parts.pool) {
+        (Some(pool), ..) => early_pool(&pool, [channels, rows, cols])?,
+        (None, None, Some(Pool::Max(pool) | Pool::Avg(pool))) => Pool2dShape::new([1, channels, rows, cols], &pool)?,
+        _ => return Ok(shape),
+    };
+    Ok(shape.trimmed(pool.rows.seen(), pool.cols.seen()))
 }
 
 fn early_pool(pool: &crate::shape::Pool2d, [c, h, w]: [usize; 3]) -> Result<Pool2dShape> {

@@ -9,7 +9,8 @@
 //! y = A^T M A   per tile and filter
 //! ```
 //!
-//! 36 multiplications do the work of 144. `U` is laid out in the panels that `blas::panels` takes, `V` is used as it lies:
+//! 36 multiplications do the work of 144. Where tiles do not divide the output, those at its end are shorter, and take part in fewer
+//! of the products: 25 do for a tile of 3x3 outputs, 16 for one of 2x2. `U` is laid out in the panels that `blas::panels` takes, `V` is used as it lies:
 //! these products copy no operand. Those of `dU`, whose operands are used once, are OpenBLAS'. Images go through in groups of
 //! about 64 tiles: enough rows for the products to be efficient, few enough for `V` and `M` to be in a core's share of the
 //! caches when they are used. An image with many tiles goes forward in bands; where there are fewer images than threads, bands
@@ -81,6 +82,12 @@ pub(super) fn tiles(shape: &Conv2dShape) -> (usize, usize) {
 pub(super) fn tiles_of(shape: &Conv2dShape) -> usize {
     let (rows, cols) = tiles(shape);
     rows * cols
+}
+
+/// Multiplications that an image takes for a channel and a filter.
+pub(super) fn products_of(shape: &Conv2dShape) -> usize {
+    let (rows, cols) = cuts(shape);
+    rows.points() * cols.points()
 }
 
 /// `U_q` `[C, F]`, as the forward pass needs it.

@@ -1,7 +1,6 @@
 //! Level 3. The gradients of a convolution: one driver for all algorithms.
 //!
-//! The images of a batch are cut into [`Slots`]. A piece goes through the images of one slot, or of several neighbours, by
-//! an algorithm's [`Steps`]: it asks the source for `dout`, sets `dx` of its images, and sums up `dw` and `db` over them.
+//! The images of a batch are cut into [`Slots`]. A piece goes through the images of one by an algorithm's [`Steps`]: it asks the source for `dout`, sets `dx` of its images, and sums up `dw` and `db` over them.
 //! The sums of all pieces are then added up by the slots' tree. What nobody asks for is not computed.
 
 use std::ops::Range;
@@ -31,11 +30,6 @@ pub(super) struct Wanted {
 /// One algorithm's part: what happens to the images of a piece. Gradients of the filters are summed as `dw_g^T`
 /// `[K, F/G]`, group by group.
 pub(super) trait Steps<T: Element>: Sync {
-    /// Slots of a piece: a power of two, at most all.
-    fn slots_per_piece(&self) -> usize {
-        1
-    }
-
     /// Elements of the filters as [`Steps::prepare`] lays them out for `dx`.
     fn filters_len(&self) -> usize;
 
@@ -49,47 +43,17 @@ pub(super) trait Steps<T: Element>: Sync {
     fn run(&self, piece: Piece<'_, T>, source: &(impl Fn(PlaneRows, &mut [T]) + Sync), scratch: &mut [T]);
 }
 
-/// Neighbouring slots: those of one piece.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Part {
-    slots: Slots,
-    first: usize,
-    count: usize,
-}
-
-impl Part {
-    /// Number of its slots.
-    pub(super) fn count(&self) -> usize {
-        self.count
-    }
-
-    /// Its images.
-    pub(super) fn images(&self) -> Range<usize> {
-        self.slots.images(self.first..self.first + self.count)
-    }
-
-    /// The images of its slot `index`.
-    pub(super) fn slot(&self, index: usize) -> Range<usize> {
-        self.slots.images(self.first + index..self.first + index + 1)
-    }
-
-    /// Which of its slots an image belongs to.
-    pub(super) fn slot_of(&self, image: usize) -> usize {
-        self.slots.of(image) - self.first
-    }
-}
-
-/// The images of some neighbouring slots, and their gradients.
+/// The images of a slot, and their gradients.
 pub(super) struct Piece<'a, T> {
-    pub(super) part: Part,
+    pub(super) images: Range<usize>,
     /// `x` of all images.
     x: &'a [T],
     /// The filters for `dx`.
     pub(super) filters: &'a [T],
     pub(super) dx: ImageGrads<'a, T>,
-    /// The sum of its slots as `dw_g^T` `[K, F/G]`, or empty.
+    /// The sum over its images as `dw_g^T` `[K, F/G]`, or empty.
     pub(super) dw: &'a mut [T],
-    /// The sum of its slots `[F]`, or empty.
+    /// The sum over its images `[F]`, or empty.
     pub(super) db: &'a mut [T],
 }
 
@@ -161,8 +125,7 @@ fn run<T: Element>(
     ws: &mut Workspace,
 ) {
     let ConvGradsMut { dx, dw, db } = grads;
-    let (slots_per_piece, image_len) = (steps.slots_per_piece(), plan.image_len());
-    let pieces = slots.count() / slots_per_piece;
+    let (pieces, image_len) = (slots.count(), plan.image_len());
     let dw_len = if dw.is_some() { input.w.len() } else { 0 };
     let db_len = if db.is_some() { plan.shape.filters } else { 0 };
     // whole cache lines
@@ -177,10 +140,10 @@ fn run<T: Element>(
     let dx_images = if dx.is_some() { input.images } else { 0 };
     let shares = (Even::new(sums, pieces, pieces), Even::new(dx.unwrap_or_default(), dx_images, pieces));
     for_each_share(shares, |piece, (sums, dx)| {
-        let part = Part { slots, first: piece * slots_per_piece, count: slots_per_piece };
+        let images = slots.images(piece);
         let (dw, db) = sums.split_at_mut(dw_len);
-        let dx = ImageGrads { data: dx, first: part.images().start, image_len };
-        let piece = Piece { part, x: input.x, filters, dx, dw, db: &mut db[..db_len] };
+        let dx = ImageGrads { data: dx, first: images.start, image_len };
+        let piece = Piece { images, x: input.x, filters, dx, dw, db: &mut db[..db_len] };
         scratch.with(|scratch| steps.run(piece, source, scratch));
     });
     let sums = add_up(sums, pieces);

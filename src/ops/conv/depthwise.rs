@@ -307,7 +307,7 @@ impl<T: Element> Steps<T> for Depthwise {
         let (dpadded, rows) = scratch.split_at_mut(dpadded_len);
         piece.dw.fill(T::zero());
         piece.db.fill(T::zero());
-        for (image, channel) in piece.part.images().flat_map(|image| (0..shape.channels).map(move |c| (image, c))) {
+        for (image, channel) in piece.images.clone().flat_map(|image| (0..shape.channels).map(move |c| (image, c))) {
             let x = &piece.x(image)[channel * in_plane..][..in_plane];
             let x = if wanted.dw { vectorized!(layout.source(x, padded, phases)) } else { &[] };
             dphases.fill(T::zero());

@@ -76,8 +76,8 @@ const SLOT_BYTES: usize = 32 << 20;
 /// took 2 to 4 times as long as 4 slots of 31.)
 const SLOT_TERMS: usize = 64;
 
-/// Pieces that the slots of a batch are at least dealt out to.
-const SLOT_PIECES: usize = 4;
+/// Slots that a batch has whatever their terms, if it has as many images: each is a piece of the work.
+const FEWEST_SLOTS: usize = 4;
 
 /// How a convolution runs: made once for a layer, used for any number of images.
 ///
@@ -363,16 +363,9 @@ impl ConvPlan {
         (1..).find(|rows| (rows * winograd::TILE).is_multiple_of(self.band)).expect("the band itself is one")
     }
 
-    /// Images of a group backward, for pieces of `images` images at most: all of them if they have few tiles.
+    /// Images of a group backward, for slots of `images` images at most: all of them if they have few tiles.
     pub(super) fn gradient_group_images(&self, images: usize) -> usize {
         if images * winograd::tiles_of(&self.shape) <= SLOT_TILES { images } else { self.group_images().min(images) }
-    }
-
-    /// Slots that one piece goes through, a power of two, so that its images are about one group.
-    pub(super) fn slots_per_group(&self, slots: Slots) -> usize {
-        let tiles = slots.largest() * winograd::tiles_of(&self.shape);
-        let most = (slots.count() / SLOT_PIECES).max(1);
-        1 << (GROUP_TILES / tiles).clamp(1, most).ilog2()
     }
 }
 
@@ -380,7 +373,7 @@ impl ConvPlan {
 /// alone.
 pub(super) fn slot_count<T>(images: usize, terms: usize, weights: usize) -> usize {
     let fitting = SLOT_BYTES / (weights * size_of::<T>()).max(1);
-    let long_enough = (images * terms / SLOT_TERMS).max(SLOT_PIECES);
+    let long_enough = (images * terms / SLOT_TERMS).max(FEWEST_SLOTS);
     let most = fitting.clamp(SLOTS, MOST_SLOTS).min(long_enough).min(images).max(1);
     1 << most.ilog2()
 }

@@ -10,7 +10,7 @@ use std::ops::Range;
 use crate::element::Element;
 use crate::ops::conv::plan::MOST_SLOTS;
 use crate::parallel::{Grid, StridedMut, for_each_share, piece_range};
-use crate::simd::{Aligned, LANES, add_assign, vectorized};
+use crate::simd::{Aligned, LANES, vectorized};
 
 /// How a batch is cut.
 #[derive(Clone, Copy, Debug)]
@@ -35,46 +35,10 @@ impl Slots {
         self.images.div_ceil(self.count)
     }
 
-    /// The images of these slots.
-    pub(super) fn images(&self, slots: Range<usize>) -> Range<usize> {
-        let [first, last] = [slots.start, slots.end - 1].map(|slot| piece_range(self.images, self.count, slot));
-        first.start..last.end
+    /// The images of a slot.
+    pub(super) fn images(&self, slot: usize) -> Range<usize> {
+        piece_range(self.images, self.count, slot)
     }
-
-    /// The slot of an image.
-    pub(super) fn of(&self, image: usize) -> usize {
-        ((image + 1) * self.count - 1) / self.images
-    }
-}
-
-/// Sets `sum` to the sum of `slots` neighbours, a power of two of them. `leaf(slot, add, sum)` sets `sum` to one of them, or
-/// adds it; `spare` has room for a sum at every level of the tree but the last.
-pub(super) fn sum_pairwise<T: Element>(
-    slots: Range<usize>,
-    leaf: &mut impl FnMut(usize, bool, &mut [T]),
-    sum: &mut [T],
-    spare: &mut [T],
-) {
-    match slots.len() {
-        0 => {}
-        1 => leaf(slots.start, false, sum),
-        2 => {
-            leaf(slots.start, false, sum);
-            leaf(slots.start + 1, true, sum);
-        }
-        len => {
-            let middle = slots.start + len / 2;
-            sum_pairwise(slots.start..middle, leaf, sum, spare);
-            let (right, spare) = spare.split_at_mut(sum.len());
-            sum_pairwise(middle..slots.end, leaf, right, spare);
-            vectorized!(add_assign(sum, right));
-        }
-    }
-}
-
-/// Elements of `spare` for [`sum_pairwise`] of sums of `len` elements.
-pub(super) fn spare_len(slots: usize, len: usize) -> usize {
-    (slots.ilog2().max(1) as usize - 1) * len
 }
 
 /// The sum of `count` neighbours, a power of two of them, which lie one after the other in `sums`; returned in the place of
@@ -135,15 +99,6 @@ mod tests {
                 (0..LEN).map(|i| tree(&Vec::from_iter((0..count).map(|slot| value(slot, i))))).collect();
             let mut sums: Vec<f32> = (0..count * LEN).map(|i| value(i / LEN, i % LEN)).collect();
             assert!(add_up(&mut sums, count) == want, "{count} slots");
-
-            let mut leaf = |slot, add, sum: &mut [f32]| {
-                for (i, sum) in sum.iter_mut().enumerate() {
-                    *sum = if add { *sum + value(slot, i) } else { value(slot, i) };
-                }
-            };
-            let (mut sum, mut spare) = (vec![f32::NAN; LEN], vec![f32::NAN; spare_len(count, LEN)]);
-            sum_pairwise(0..count, &mut leaf, &mut sum, &mut spare);
-            assert!(sum == want, "{count} slots, one after the other");
         }
     }
 
@@ -151,10 +106,12 @@ mod tests {
     fn every_image_has_its_slot() {
         for (images, count) in [(1, 1), (3, 2), (16, 16), (35, 32), (100, 16), (101, 8)] {
             let slots = Slots { images, count };
-            assert_eq!(slots.images(0..count), 0..images);
-            for slot in 0..count {
-                assert!(slots.images(slot..slot + 1).all(|image| slots.of(image) == slot), "{images} images: {slot}");
-            }
+            let all: Vec<usize> = (0..count).flat_map(|slot| slots.images(slot)).collect();
+            assert_eq!(all, Vec::from_iter(0..images));
+            assert!(
+                (0..count).all(|slot| (1..=slots.largest()).contains(&slots.images(slot).len())),
+                "{images} images"
+            );
         }
     }
 
@@ -164,10 +121,10 @@ mod tests {
             let (whole, half) =
                 (Slots { images, count: 16.min(images) }, Slots { images: images / 2, count: 8.min(images / 2) });
             for slot in 0..half.count() {
-                let own = half.images(slot..slot + 1);
-                assert_eq!(whole.images(slot..slot + 1), own);
+                let own = half.images(slot);
+                assert_eq!(whole.images(slot), own);
                 let second = half.count() + slot;
-                assert_eq!(whole.images(second..second + 1), own.start + images / 2..own.end + images / 2);
+                assert_eq!(whole.images(second), own.start + images / 2..own.end + images / 2);
             }
         }
     }

@@ -105,9 +105,12 @@ fn cases() -> Vec<(&'static str, Case<f32>)> {
         ("pointwise with a stride", [34, 11, 9], [21, 34, 1, 1], strided),
         ("depthwise", [7, 9, 9], [14, 1, 3, 3], Conv2d { groups: 7, ..conv(Algorithm::Depthwise) }),
         ("Winograd, one tile per image", [18, 4, 3], [35, 18, 3, 3], winograd),
-        ("Winograd, several slots to a group", [64, 8, 8], [48, 64, 3, 3], winograd),
+        ("Winograd, short tiles alone", [17, 3, 2], [18, 17, 3, 3], winograd),
+        ("Winograd, long and short tiles", [20, 7, 6], [18, 20, 3, 3], winograd),
+        ("Winograd, a group to a slot", [64, 8, 8], [48, 64, 3, 3], winograd),
         ("Winograd, sums longer than are cut", [530, 7, 5], [300, 530, 3, 3], winograd),
         ("Winograd, several groups to a slot", [16, 32, 30], [20, 16, 3, 3], winograd),
+        ("Winograd, several groups of short tiles to a slot", [34, 19, 21], [48, 34, 3, 3], winograd),
         ("Winograd, more tiles than a group has", [16, 36, 40], [16, 16, 3, 3], winograd),
     ]
     .into_iter()

@@ -298,7 +298,7 @@ impl<T: Element> Steps<T> for Tiles {
         let Parts { phases, dphases, columns, dout } = self.parts(scratch);
         let (mut accum, filters) = (Accum::Replace, piece.filters);
         piece.db.fill(T::zero());
-        for image in piece.part.images() {
+        for image in piece.images.clone() {
             let pixels =
                 if self.wanted.dw { self.pixels(piece.x(image), 0..self.shape.rows.output, phases) } else { &[] };
             let dpixels = if self.split { &mut *dphases } else { piece.dx.image(image) };

@@ -23,8 +23,7 @@
 //! ```
 //!
 //! `dU` has four times the elements of `dg`. It is made for a block of channels and filters at a time, and becomes `dg` before
-//! it leaves the L2 cache, slot by slot: a group's images may belong to several slots, and a slot of few tiles is one group.
-//! Where a slot has several groups, all of its `dU` is kept from one to the next.
+//! it leaves the L2 cache. A slot of few tiles is one group; where it has several, all of its `dU` is kept from one to the next.
 //!
 //! The smaller F(2x2, 3x3) is not here: for the same output it takes 64 multiplications where this takes 36, and its
 //! transforms load and store as much more. It could win where planes have no more than 2x2 pixels, or where a few tiles of many
@@ -50,17 +49,17 @@ use std::ops::Range;
 use crate::blas::Accum;
 use crate::blas::panels::PANEL;
 use crate::element::Element;
-use crate::ops::conv::backward::{Part, Piece, Steps, Wanted};
+use crate::ops::conv::backward::{Piece, Steps, Wanted};
 use crate::ops::conv::plan::{ConvPlan, Filters, GRADIENT_BLOCK, WinogradPart};
 use crate::ops::conv::rows::{Outputs, PlaneRows};
-use crate::ops::conv::slots::{Slots, spare_len, sum_pairwise};
+use crate::ops::conv::slots::Slots;
 use crate::parallel::{Grid, for_each_share, piece_range};
 use crate::shape::Conv2dShape;
 use crate::simd::{Aligned, LANES, Lanes, fetch, planes_to_lanes, sum, vectorized};
 use crate::workspace::Workspace;
 
 use group::{Group, Place};
-use order::{Cut, Order};
+use order::Cut;
 use pixels::{planes_to_rows, rows_to_planes};
 pub(super) use transforms::TILE;
 use transforms::{
@@ -155,14 +154,13 @@ fn transform_filter_rows<T: Element>(filters: &[[Lanes<T>; 9]], mut store: impl 
     }
 }
 
-/// `dg = G^T dU G` of the first `channels` channels and `filters` filters of dU, the adjoint of [`transform_filters`]: set
-/// or added to dw, nine rows for each channel, which are `dw_row` elements apart.
+/// `dg = G^T dU G` of the first `channels` channels and `filters` filters of dU, the adjoint of [`transform_filters`], into dw, nine
+/// rows for each channel, which are `dw_row` elements apart.
 #[inline(always)]
 fn filter_gradient<T: Element>(
     stack: &Stack,
     (channels, filters): (usize, usize),
     du: &[T],
-    add: bool,
     dw: &mut [T],
     dw_row: usize,
 ) {
@@ -188,21 +186,12 @@ fn filter_gradient<T: Element>(
             for (dg, (whole, rest)) in dg.iter().zip(&mut rows) {
                 // The next channel's row, if there is one: the processor does not fetch nine of them by itself in time.
                 fetch(whole.as_ptr().wrapping_add(at).cast::<T>().wrapping_add(9 * dw_row).cast());
-                store(whole.get_mut(at), rest, add, dg);
+                match whole.get_mut(at) {
+                    Some(whole) => *whole = *dg,
+                    None => rest.copy_from_slice(&dg[..rest.len()]),
+                }
             }
         }
-    }
-}
-
-/// Sets `to`, or where there is none `rest`, which is shorter, to `vector`, or adds it.
-#[inline(always)]
-fn store<T: Element>(to: Option<&mut Lanes<T>>, rest: &mut [T], add: bool, vector: &Lanes<T>) {
-    let Some(to) = to else {
-        rest.iter_mut().zip(vector).for_each(|(to, &value)| *to = if add { *to + value } else { value });
-        return;
-    };
-    for lane in 0..LANES {
-        to[lane] = if add { to[lane] + vector[lane] } else { vector[lane] };
     }
 }
 
@@ -235,10 +224,10 @@ pub(super) fn forward<T: Element>(
             let (pixels, _) = pixels.as_chunks_mut::<LANES>();
             // Where the filters are dealt out, every piece makes this for itself: it takes less time than to get it from another
             // core.
-            let order = || std::iter::once(group.order_of(&place));
-            group.transform_images(&place, order(), |image| plan.image(x, image), pixels, v);
+            let order = group.order(&place);
+            group.transform_images(&place, &order, |image| plan.image(x, image), pixels, v);
             // M_q[tiles, F] = V_q[tiles, C] . U_q[C, F]
-            multiply(order(), (&group.v, &*v), (&u_panels, u, filters.clone()), (&group.m, m));
+            multiply(&order, (&group.v, &*v), (&u_panels, u, filters.clone()), (&group.m, m));
             group.for_each_plane(&place, filters.len(), m, (pixels, planes), |(image, rows), filter, product| {
                 let (out, cells) = out.rows(image, filter, rows);
                 finish(filters.start + filter, product, out, cells);
@@ -251,7 +240,6 @@ pub(super) fn forward<T: Element>(
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Winograd {
     group: Group,
-    slots_per_piece: usize,
     /// `dU` of the channels and filters that become gradients together: all of them, if a slot has several groups.
     du: Stack,
     wanted: Wanted,
@@ -265,86 +253,62 @@ struct Parts<'a, T> {
     pixels: &'a mut [Lanes<T>],
     planes: &'a mut [T],
     du: &'a mut [T],
-    /// For sums over slots.
-    spare: &'a mut [T],
-    /// `db` of every slot of the piece.
-    db: &'a mut [T],
 }
 
 impl Winograd {
     pub(super) fn new(plan: &ConvPlan, slots: Slots, wanted: Wanted) -> Self {
-        let slots_per_piece = plan.slots_per_group(slots);
-        let piece_images = slots_per_piece * slots.largest();
-        let images = plan.gradient_group_images(piece_images);
+        let images = plan.gradient_group_images(slots.largest());
         let (channels, filters) = (plan.shape.channels, plan.shape.filters);
-        let du = if images == piece_images {
+        let du = if images == slots.largest() {
             Stack::new(channels.min(GRADIENT_BLOCK.0), filters.min(GRADIENT_BLOCK.1))
         } else {
             Stack::new(channels, filters)
         };
         let part = WinogradPart { images, filters, tile_rows: tiles(&plan.shape).0 };
-        Winograd { group: Group::new(plan, part), slots_per_piece, du, wanted }
+        Winograd { group: Group::new(plan, part), du, wanted }
     }
 
-    /// Elements of [`Parts::du`], [`Parts::spare`] and [`Parts::db`].
-    fn sums_lens(&self) -> [usize; 3] {
-        let (n, filters) = (self.slots_per_piece, self.group.shape.filters);
-        let gradient = if self.wanted.dw { self.du.rows * 9 * filters } else { 0 };
-        [if self.wanted.dw { self.du.len() } else { 0 }, spare_len(n, gradient.max(filters)), n * filters]
+    /// Elements of [`Parts::du`].
+    fn du_len(&self) -> usize {
+        if self.wanted.dw { self.du.len() } else { 0 }
     }
 
     fn parts<'a, T>(&self, scratch: &'a mut [T]) -> Parts<'a, T> {
-        let ([v, dm, pixels, planes], [du, spare, _]) = (self.group.lens(), self.sums_lens());
+        let [v, dm, pixels, planes] = self.group.lens();
         let (v, scratch) = scratch.split_at_mut(v);
         let (dm, scratch) = scratch.split_at_mut(dm);
         let (pixels, scratch) = scratch.split_at_mut(pixels);
-        let (planes, scratch) = scratch.split_at_mut(planes);
-        let (du, scratch) = scratch.split_at_mut(du);
-        let (spare, db) = scratch.split_at_mut(spare);
-        Parts { v, dm, pixels: pixels.as_chunks_mut().0, planes, du, spare, db }
+        let (planes, du) = scratch.split_at_mut(planes);
+        Parts { v, dm, pixels: pixels.as_chunks_mut().0, planes, du: &mut du[..self.du_len()] }
     }
 
     /// `dM = A dy A^T` of `images`, and the sums of `dy`.
     fn transform_output_gradient<T: Element>(
         &self,
-        piece: &Piece<'_, T>,
+        piece: &mut Piece<'_, T>,
         images: Range<usize>,
         source: &impl Fn(PlaneRows, &mut [T]),
         parts: &mut Parts<'_, T>,
     ) {
-        let Parts { dm, pixels, planes, db, .. } = parts;
+        let Parts { dm, pixels, planes, .. } = parts;
         let (filters, out_plane) = (self.group.shape.filters, self.group.shape.out_plane());
         let (whole, [_, size]) = (self.group.whole, self.group.sizes());
         // what tiles beyond the edge would see is zero
         pixels.fill([T::zero(); LANES]);
+        let order = self.group.order(&self.group.place(images.clone()));
         for filter in (0..filters).step_by(LANES) {
             let count = LANES.min(filters - filter);
             for (image, rows) in images.clone().zip(Group::runs(pixels, whole, (0, 0), size)) {
-                let db = &mut db[piece.part.slot_of(image) * filters + filter..][..count];
-                for ((f, plane), db) in planes.chunks_exact_mut(out_plane).enumerate().zip(db) {
+                for (f, plane) in planes.chunks_exact_mut(out_plane).enumerate().take(count) {
                     source(PlaneRows { image, filter: filter + f, row: 0 }, plane);
-                    if self.wanted.db {
+                    if let Some(db) = piece.db.get_mut(filter + f) {
                         *db += vectorized!(sum(plane));
                     }
                 }
                 planes_to_rows(planes, out_plane, count, size, rows);
             }
-            for order in self.orders(piece.part, images.clone()) {
-                vectorized!(self.group.output_adjoint(&order, filter, pixels, dm));
-            }
+            vectorized!(self.group.output_adjoint(&order, filter, pixels, dm));
         }
-    }
-
-    /// The order of the tiles of a group's images: slot after slot, so that those of a slot lie together.
-    fn orders(&self, part: Part, images: Range<usize>) -> impl Iterator<Item = Order> + Clone {
-        (0..part.count()).map(move |slot| self.order(part, slot, &images)).filter(|order| !order.images.is_empty())
-    }
-
-    /// The order of the tiles of those of a group's images that belong to a slot.
-    fn order(&self, part: Part, slot: usize, images: &Range<usize>) -> Order {
-        let own = part.slot(slot);
-        let [start, end] = [own.start, own.end].map(|image| image.clamp(images.start, images.end) - images.start);
-        self.group.order(start..end)
     }
 
     /// `dw` of `images`, added to that of the `first` group of a slot, and complete with the `last`.
@@ -356,34 +320,30 @@ impl Winograd {
         parts: &mut Parts<'_, T>,
     ) {
         let Winograd { group, du: stack, .. } = self;
-        let Parts { v, dm, pixels, du, spare, .. } = parts;
-        let (place, orders) = (group.place(images.clone()), self.orders(piece.part, images.clone()));
-        group.transform_images(&place, orders, |image| piece.x(image), pixels, v);
+        let Parts { v, dm, pixels, du, .. } = parts;
+        let place = group.place(images);
+        let order = group.order(&place);
+        group.transform_images(&place, &order, |image| piece.x(image), pixels, v);
         let accum = if first { Accum::Replace } else { Accum::Add };
-        let (channels, filters, part) = (group.shape.channels, group.shape.filters, piece.part);
+        let (channels, filters) = (group.shape.channels, group.shape.filters);
         for start in (0..channels).step_by(stack.rows) {
             let of_channels = start..(start + stack.rows).min(channels);
-            let mut slot_gradient = |slot: usize, add, dw: &mut [T]| {
-                let order = self.order(part, slot, &images);
-                for start in (0..filters).step_by(stack.cols) {
-                    let of_filters = start..(start + stack.cols).min(filters);
-                    let (v, dm) = ((&group.v, &**v, of_channels.clone()), (&group.m, &**dm, of_filters.clone()));
-                    // dU_q[C, F] = V_q^T[C, tiles] . dM_q[tiles, F]               because M_q = V_q . U_q
-                    multiply_transposed(accum, &order, v, dm, (stack, &mut **du));
-                    if last {
-                        let (size, dw) = ((of_channels.len(), of_filters.len()), &mut dw[of_filters.start..]);
-                        vectorized!(filter_gradient(stack, size, du, add, dw, filters));
-                    }
+            for start in (0..filters).step_by(stack.cols) {
+                let of_filters = start..(start + stack.cols).min(filters);
+                let (v, dm) = ((&group.v, &**v, of_channels.clone()), (&group.m, &**dm, of_filters.clone()));
+                // dU_q[C, F] = V_q^T[C, tiles] . dM_q[tiles, F]               because M_q = V_q . U_q
+                multiply_transposed(accum, &order, v, dm, (stack, &mut **du));
+                if last {
+                    let dw = &mut piece.dw[of_channels.start * 9 * filters + of_filters.start..];
+                    vectorized!(filter_gradient(stack, (of_channels.len(), of_filters.len()), du, dw, filters));
                 }
-            };
-            let dw = &mut piece.dw[of_channels.start * 9 * filters..of_channels.end * 9 * filters];
-            sum_pairwise(0..part.count(), &mut slot_gradient, dw, spare);
+            }
         }
     }
 
     /// Clears those matrices of `dU` that no tile has a product in.
     fn clear_unused<T: Element>(&self, du: &mut [T]) {
-        let order = self.group.order(0..1);
+        let order = self.group.order(&self.group.place(0..1));
         for q in (0..PRODUCTS).filter(|q| order.rows(q / SPAN, q % SPAN).is_empty()) {
             self.du.matrix_mut(du, q).fill(T::zero());
         }
@@ -395,14 +355,12 @@ impl Winograd {
         let Conv2dShape { channels, rows, cols, .. } = group.shape;
         let (plane, corner, [size, _]) = (group.shape.in_plane(), (rows.before, cols.before), group.sizes());
         let u = (&filters_transposed(&group.shape), piece.filters, 0..channels);
-        let orders = self.orders(piece.part, images.clone());
-        multiply(orders.clone(), (&group.m, &**dm), u, (&group.v, &mut **dv));
+        let order = group.order(&group.place(images.clone()));
+        multiply(&order, (&group.m, &**dm), u, (&group.v, &mut **dv));
         for channel in (0..channels).step_by(LANES) {
             let count = LANES.min(channels - channel);
             pixels.fill([T::zero(); LANES]);
-            for order in orders.clone() {
-                vectorized!(group.input_adjoint(&order, channel, dv, pixels));
-            }
+            vectorized!(group.input_adjoint(&order, channel, dv, pixels));
             for (image, rows) in images.clone().zip(Group::runs(pixels, group.padded, corner, size)) {
                 let dx = &mut piece.dx.image(image)[channel * plane..][..count * plane];
                 rows_to_planes(rows, size, count, dx, plane);
@@ -412,10 +370,6 @@ impl Winograd {
 }
 
 impl<T: Element> Steps<T> for Winograd {
-    fn slots_per_piece(&self) -> usize {
-        self.slots_per_piece
-    }
-
     fn filters_len(&self) -> usize {
         filters_transposed(&self.group.shape).len()
     }
@@ -427,21 +381,21 @@ impl<T: Element> Steps<T> for Winograd {
     }
 
     fn scratch_len(&self) -> usize {
-        self.group.lens().iter().chain(&self.sums_lens()).sum()
+        self.group.lens().iter().sum::<usize>() + self.du_len()
     }
 
     fn run(&self, mut piece: Piece<'_, T>, source: &(impl Fn(PlaneRows, &mut [T]) + Sync), scratch: &mut [T]) {
         let mut parts = self.parts(scratch);
-        parts.db.fill(T::zero());
+        piece.db.fill(T::zero());
         if self.wanted.dw {
             self.clear_unused(parts.du);
         }
-        let images = piece.part.images();
+        let images = piece.images.clone();
         let groups = images.len().div_ceil(self.group.images);
         for index in 0..groups {
             let within = piece_range(images.len(), groups, index);
             let own = images.start + within.start..images.start + within.end;
-            self.transform_output_gradient(&piece, own.clone(), source, &mut parts);
+            self.transform_output_gradient(&mut piece, own.clone(), source, &mut parts);
             if self.wanted.dw {
                 let place = (index == 0, index + 1 == groups);
                 self.add_filter_gradient(&mut piece, own.clone(), place, &mut parts);
@@ -450,13 +404,6 @@ impl<T: Element> Steps<T> for Winograd {
                 self.image_gradient(&mut piece, own, &mut parts);
             }
         }
-        let (filters, slots, Parts { db, spare, .. }) = (self.group.shape.filters, piece.part.count(), parts);
-        let mut slot_db = |slot: usize, add, sum: &mut [T]| {
-            for (sum, &db) in sum.iter_mut().zip(&db[slot * filters..]) {
-                *sum = if add { *sum + db } else { db };
-            }
-        };
-        sum_pairwise(0..slots, &mut slot_db, piece.db, spare);
     }
 }
 

@@ -84,14 +84,9 @@ impl Group {
         Place { images, rows: 0..self.tiles.0 }
     }
 
-    /// The order of the tiles at a place, which are all of a group.
-    pub(super) fn order_of(&self, place: &Place) -> Order {
-        Order::new(self.cuts, 0..place.images.len(), &place.rows)
-    }
-
-    /// The order of the tiles of some images of a group, counted from its first.
-    pub(super) fn order(&self, images: Range<usize>) -> Order {
-        Order::new(self.cuts, images, &(0..self.tiles.0))
+    /// The order of the tiles at a place, which all go through together.
+    pub(super) fn order(&self, place: &Place) -> Order {
+        Order::new(self.cuts, place.images.len(), &place.rows)
     }
 
     /// Rows and columns of an input image, and of the output.
@@ -113,20 +108,11 @@ impl Group {
         (tile.image * rows + tile.row * TILE) * cols + tile.col * TILE
     }
 
-    /// `V = B^T d B` of the channels from `channel` on, whose padded images `pixels` holds, of all tiles of `order`, with `rows`
-    /// rows of them.
+    /// `V = B^T d B` of the channels from `channel` on, whose padded images `pixels` holds, of all tiles of `order`.
     #[inline(always)]
-    fn input<T: Element>(
-        &self,
-        (order, rows): (&Order, usize),
-        channel: usize,
-        pixels: &[Lanes<T>],
-        v: &mut [Lanes<T>],
-    ) {
+    fn input<T: Element>(&self, order: &Order, channel: usize, pixels: &[Lanes<T>], v: &mut [Lanes<T>]) {
         let mut half = Half::new();
         order.for_each_tile(
-            order.images.clone(),
-            0..rows,
             #[inline(always)]
             |tile| {
                 let first = Self::first(self.padded, &tile);
@@ -154,8 +140,6 @@ impl Group {
         let mut half = Half::new();
         let Aligned(edge) = &mut Aligned([[[T::zero(); LANES]; SPAN]; SPAN]);
         order.for_each_tile(
-            order.images.clone(),
-            0..place.rows.len(),
             #[inline(always)]
             |tile| {
                 let (pixels, _) = x(place.images.start + tile.image)[channel * self.shape.in_plane()..].as_chunks();
@@ -217,8 +201,6 @@ impl Group {
         let (dv, _) = dv.as_chunks::<LANES>();
         let mut half = Half::new();
         order.for_each_tile(
-            order.images.clone(),
-            0..self.tiles.0,
             #[inline(always)]
             |tile| {
                 let first = Self::first(self.padded, &tile);
@@ -247,7 +229,7 @@ impl Group {
         let mut half = Half::new();
         let within = |part: &Range<usize>, of: &Range<usize>| part.start - of.start..part.end - of.start;
         let (images, rows) = (within(&chunk.images, &place.images), within(&chunk.rows, &place.rows));
-        self.order_of(place).for_each_tile(
+        self.order(place).for_each_tile_of(
             images.clone(),
             rows.clone(),
             #[inline(always)]
@@ -273,8 +255,6 @@ impl Group {
         let (dm, _) = dm.as_chunks_mut::<LANES>();
         let mut half = Half::new();
         order.for_each_tile(
-            order.images.clone(),
-            0..self.tiles.0,
             #[inline(always)]
             |tile| {
                 let first = Self::first(self.whole, &tile);
@@ -323,12 +303,11 @@ impl Group {
         }
     }
 
-    /// `V` of the tiles at `place`, in the order of `orders`, which are all of its images; `x(image)` holds all channels. `pixels`
-    /// is scratch.
+    /// `V` of the tiles at `place`, whose order is `order`; `x(image)` holds all channels. `pixels` is scratch.
     pub(super) fn transform_images<'a, T: Element>(
         &self,
         place: &Place,
-        orders: impl Iterator<Item = Order> + Clone,
+        order: &Order,
         x: impl Fn(usize) -> &'a [T],
         pixels: &mut [Lanes<T>],
         v: &mut [T],
@@ -339,14 +318,10 @@ impl Group {
         }
         for channel in (0..self.shape.channels).step_by(LANES) {
             if self.formats.input == MemoryFormat::Blocked {
-                for order in orders.clone() {
-                    vectorized!(self.input_of_blocks((&order, place), channel, &x, v));
-                }
+                vectorized!(self.input_of_blocks((order, place), channel, &x, v));
             } else {
                 self.load_pixels(place, channel, &x, pixels);
-                for order in orders.clone() {
-                    vectorized!(self.input((&order, place.rows.len()), channel, pixels, v));
-                }
+                vectorized!(self.input(order, channel, pixels, v));
             }
         }
     }

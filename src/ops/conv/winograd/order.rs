@@ -74,18 +74,17 @@ pub(super) struct Tile {
     pub(super) col: usize,
 }
 
-/// Some images of a group, all of whose tiles follow those of the images before.
-#[derive(Clone, Debug)]
+/// The tiles of a number of images, or of a band of each.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Order {
-    /// Counted from the group's first.
-    pub(super) images: Range<usize>,
+    images: usize,
     rows: Cut,
     cols: Cut,
 }
 
 impl Order {
     /// Of images with these rows of tiles of `rows`.
-    pub(super) fn new((rows, cols): (Cut, Cut), images: Range<usize>, tile_rows: &Range<usize>) -> Self {
+    pub(super) fn new((rows, cols): (Cut, Cut), images: usize, tile_rows: &Range<usize>) -> Self {
         Order { images, rows: rows.part(tile_rows), cols }
     }
 
@@ -97,13 +96,8 @@ impl Order {
 
     /// The row of `V` and `M` where the tiles of each kind begin, and where they end.
     fn starts(&self) -> [usize; 5] {
-        let mut at = self.images.start * self.rows.tiles() * self.cols.tiles();
-        let mut starts = [at; 5];
-        for (start, count) in starts[1..].iter_mut().zip(self.counts()) {
-            at += count * self.images.len();
-            *start = at;
-        }
-        starts
+        let [a, b, c, d] = self.counts().map(|count| count * self.images);
+        [0, a, a + b, a + b + c, a + b + c + d]
     }
 
     /// The rows of the matrices (i, j): the tiles that have a product there.
@@ -117,15 +111,21 @@ impl Order {
         }
     }
 
-    /// Calls `tile` for every tile of some of the images and some rows of tiles, counted from the first.
+    /// Calls `tile` for every tile.
     #[inline(always)]
-    pub(super) fn for_each_tile(&self, images: Range<usize>, tile_rows: Range<usize>, mut tile: impl FnMut(Tile)) {
+    pub(super) fn for_each_tile(&self, tile: impl FnMut(Tile)) {
+        self.for_each_tile_of(0..self.images, 0..self.rows.tiles(), tile);
+    }
+
+    /// The same for some of the images, and some rows of tiles.
+    #[inline(always)]
+    pub(super) fn for_each_tile_of(&self, images: Range<usize>, tile_rows: Range<usize>, mut tile: impl FnMut(Tile)) {
         let (rows, cols, starts) = (self.rows.kinds(), self.cols.kinds(), self.starts());
         for (kind, (down, across)) in KINDS.into_iter().enumerate() {
             let outputs = (self.rows.outputs()[down], self.cols.outputs()[across]);
             let (rows, cols) = (rows[down].clone(), cols[across].clone());
             for image in images.clone() {
-                let first = starts[kind] + (image - self.images.start) * rows.len() * cols.len();
+                let first = starts[kind] + image * rows.len() * cols.len();
                 for row in rows.start.max(tile_rows.start)..rows.end.min(tile_rows.end) {
                     for col in cols.clone() {
                         let index = first + (row - rows.start) * cols.len() + col - cols.start;
@@ -148,7 +148,7 @@ mod tests {
 
     fn tiles(order: &Order, images: Range<usize>, rows: Range<usize>) -> Vec<Tile> {
         let mut tiles = Vec::new();
-        order.for_each_tile(images, rows, |tile| tiles.push(tile));
+        order.for_each_tile_of(images, rows, |tile| tiles.push(tile));
         tiles
     }
 
@@ -157,13 +157,10 @@ mod tests {
         for (rows, cols) in [(8, 8), (7, 7), (3, 3), (2, 5), (15, 4), (9, 6)] {
             let cuts = (cut(rows), cut(cols));
             let all = 0..cuts.0.tiles();
-            let order = Order::new(cuts, 2..5, &all);
-            let tiles = tiles(&order, 2..5, all.clone());
+            let order = Order::new(cuts, 3, &all);
+            let tiles = tiles(&order, 0..3, all.clone());
             let of_image = cuts.0.tiles() * cuts.1.tiles();
-            assert_eq!(
-                tiles.iter().map(|tile| tile.index).collect::<Vec<_>>(),
-                Vec::from_iter(2 * of_image..5 * of_image)
-            );
+            assert_eq!(tiles.iter().map(|tile| tile.index).collect::<Vec<_>>(), Vec::from_iter(0..3 * of_image));
             let mut products = 0;
             for (i, j) in (0..SPAN * SPAN).map(|q| (q / SPAN, q % SPAN)) {
                 let has = |tile: &&Tile| Along::Points.has(tile.outputs.0, i) && Along::Points.has(tile.outputs.1, j);
@@ -180,7 +177,7 @@ mod tests {
         for (rows, cols) in [(8, 8), (15, 7), (9, 3)] {
             let cuts = (cut(rows), cut(cols));
             for band in [0..cuts.0.tiles(), 0..1, 1..cuts.0.tiles()] {
-                let order = Order::new(cuts, 0..4, &band);
+                let order = Order::new(cuts, 4, &band);
                 let all = tiles(&order, 0..4, 0..band.len());
                 for (images, rows) in [(0..4, 0..1), (1..3, 0..band.len()), (3..4, 1..band.len().max(1))] {
                     let of = |tile: &Tile| images.contains(&tile.image) && rows.contains(&tile.row);

@@ -402,10 +402,9 @@ impl FilterPanels {
     }
 }
 
-/// `C_q = A_q . B_q[:, cols]` for all `q` and the rows, the tiles, of `orders`, one after the other, that have a product there;
-/// `cols` begin with a panel.
+/// `C_q = A_q . B_q[:, cols]` for all `q` and those rows, the tiles, that have a product there; `cols` begin with a panel.
 pub(super) fn multiply<T: Element>(
-    orders: impl Iterator<Item = Order> + Clone,
+    order: &Order,
     (a_stack, a): (&Stack, &[T]),
     (b_panels, b, cols): (&FilterPanels, &[T], Range<usize>),
     (c_stack, c): (&Stack, &mut [T]),
@@ -413,21 +412,11 @@ pub(super) fn multiply<T: Element>(
     // Whole vectors: the columns beyond the last are there, and of no use.
     let width = cols.len().next_multiple_of(LANES);
     for q in 0..PRODUCTS {
-        let mut product = |rows: Range<usize>| {
-            if !rows.is_empty() {
-                let (a, b) = (a_stack.block(a, q, rows.clone(), 0..a_stack.cols), b_panels.matrix(b, q, cols.start));
-                panels::multiply(a, Right::Panels(b), c_stack.block_mut(c, q, rows, width), false, &mut []);
-            }
-        };
-        // Neighbours together.
-        let mut together = 0..0;
-        for rows in orders.clone().map(|order| order.rows(q / SPAN, q % SPAN)) {
-            if rows.start != together.end {
-                product(std::mem::replace(&mut together, rows.start..rows.start));
-            }
-            together.end = rows.end;
+        let rows = order.rows(q / SPAN, q % SPAN);
+        if !rows.is_empty() {
+            let (a, b) = (a_stack.block(a, q, rows.clone(), 0..a_stack.cols), b_panels.matrix(b, q, cols.start));
+            panels::multiply(a, Right::Panels(b), c_stack.block_mut(c, q, rows, width), false, &mut []);
         }
-        product(together);
     }
 }
 

@@ -683,6 +683,46 @@ fn special_shapes() {
     }
 }
 
+/// Rows and columns of a product that no window of the pool sees are not computed; those that batchnorm sees are.
+#[test]
+fn pools_leave_the_ends_of_planes_out() {
+    let passes = [(true, 3), (false, 2), (true, 17)];
+    let windows = [2, 3].map(Pool2d::square).into_iter();
+    let windows = windows.chain([pool((3, 2), (2, 2), Padding::Valid), pool((2, 2), (2, 2), Padding::All(1))]);
+    let parts = BlockParts { bias: true, activation: Some(Activation::Gelu), ..BlockParts::default() };
+    for window in windows {
+        // Winograd's algorithm, and im2col; padding by more than a filter reaches, and a stride.
+        for (filters, kernel, of) in [
+            (17, (3, 3), SAME),
+            (3, (3, 3), SAME),
+            (4, (2, 3), Conv2d { padding: Padding::All(3), ..SAME }),
+            (5, (3, 3), Conv2d { stride: (2, 2), ..SAME }),
+        ] {
+            for size in [[16, 7, 9], [18, 15, 14], [16, 5, 5]] {
+                let parts = BlockParts { core: conv(filters, kernel, of), ..parts };
+                let norm = Some(BatchNorm::default());
+                let tiles = window.window == window.stride && window.padding == Padding::Valid;
+                compare::<f32>(BlockParts { pool: Some(Pool::Max(window)), ..parts }, size, Values::Normal, &passes);
+                compare::<f32>(BlockParts { pool: Some(Pool::Avg(window)), ..parts }, size, Values::Normal, &passes);
+                compare::<f32>(
+                    BlockParts { pool: Some(Pool::Max(window)), norm, ..parts },
+                    size,
+                    Values::Normal,
+                    &passes,
+                );
+                if tiles {
+                    compare::<f32>(
+                        BlockParts { early_pool: Some(window), norm, ..parts },
+                        size,
+                        Values::Normal,
+                        &passes,
+                    );
+                }
+            }
+        }
+    }
+}
+
 /// A NaN shows in the output and in the gradients exactly where the chain's does: ReLU and pools do not swallow it.
 #[test]
 fn nan_passes_through() {

@@ -483,10 +483,8 @@ mod tests {
             assert_eq!(trimmed, Axis::new("t", "height", h, k, s, d, Some((p0, trimmed.after))).unwrap());
         }
         let seen = |h, k, s, p0, p1| Axis::new("t", "height", h, k, s, 1, Some((p0, p1))).unwrap().seen();
-        assert_eq!(
-            [seen(31, 2, 2, 0, 0), seen(32, 2, 2, 0, 0), seen(8, 3, 2, 1, 1), seen(7, 3, 2, 1, 1)],
-            [30, 32, 8, 7]
-        );
+        assert_eq!([seen(31, 2, 2, 0, 0), seen(32, 2, 2, 0, 0), seen(7, 3, 2, 1, 1)], [30, 32, 7]);
+        assert_eq!([seen(8, 3, 2, 1, 1), seen(15, 3, 3, 1, 1)], [8, 14], "padding");
     }
 
     #[test]

@@ -431,8 +431,8 @@ fn convolution(parts: &BlockParts, [c, h, w]: [usize; 3]) -> Result<Option<Conv2
     }
 }
 
-/// A convolution without those outputs at the ends of its planes that no window of the pool behind it sees, nor batchnorm's
-/// statistics: windows of 2 leave the last row of 31 out.
+/// A convolution without those outputs that are there for the padding at the end of its input, and that no window of the pool
+/// behind it sees, nor batchnorm's statistics: windows of 2 leave the last row of 31 out.
 fn seen_by_pool(parts: &BlockParts, shape: Conv2dShape) -> Result<Conv2dShape> {
     let [_, channels, rows, cols] = shape.out();
     let pool = match (parts.early_pool, parts.norm, parts.pool) {
@@ -469,4 +469,35 @@ fn check_constants(parts: &BlockParts) -> Result<()> {
         return Err(Error::invalid("dropout", format!("the probability is {p}"), "give 0 or more and less than 1"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::batchnorm::BatchNorm;
+    use crate::shape::Pool2d;
+
+    /// What the pool leaves out is not computed, but where batchnorm sees it; sizes that are told are those of the definition.
+    #[test]
+    fn outputs_that_nobody_sees_are_not_computed() {
+        let conv = Conv2d { padding: Padding::Same, ..Conv2d::default() };
+        let parts =
+            BlockParts { core: Some(Core::Conv { filters: 16, kernel: (3, 3), conv }), ..BlockParts::default() };
+        let (pool, norm) = (Pool2d::square(2), Some(BatchNorm::USUAL));
+        for (parts, want) in [
+            (parts, [31, 15]),
+            (BlockParts { pool: Some(Pool::Max(pool)), ..parts }, [30, 14]),
+            (BlockParts { pool: Some(Pool::Avg(Pool2d::square(3))), ..parts }, [30, 15]),
+            (BlockParts { pool: Some(Pool::GlobalAvg), ..parts }, [31, 15]),
+            (BlockParts { pool: Some(Pool::Max(pool)), norm, ..parts }, [31, 15]),
+            (BlockParts { early_pool: Some(pool), norm, ..parts }, [30, 14]),
+        ] {
+            let block = Block::new::<f32>(parts, [8, 31, 15]).unwrap();
+            let Head::Conv(plan) = block.head else { panic!("a convolution") };
+            let Conv2dShape { rows, cols, .. } = plan.shape();
+            assert_eq!([rows.output, cols.output], want, "{parts:?}");
+            assert_eq!(block.conv_shape().unwrap().out(), [1, 16, 31, 15]);
+            assert_eq!(block.multiply_adds(), 16 * 31 * 15 * 8 * 9);
+        }
+    }
 }

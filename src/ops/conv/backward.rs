@@ -1,7 +1,8 @@
 //! Level 3. The gradients of a convolution: one driver for all algorithms.
 //!
-//! The images of a batch are cut into [`Slots`]. A piece goes through the images of one by an algorithm's [`Steps`]: it asks the source for `dout`, sets `dx` of its images, and sums up `dw` and `db` over them.
-//! The sums of all pieces are then added up by the slots' tree. What nobody asks for is not computed.
+//! The images of a batch are cut into [`Slots`]. A piece goes through the images of one by an algorithm's [`Steps`]: it
+//! asks the source for `dout`, sets `dx` of its images, and sums up `dw` and `db` over them. The sums of all pieces are then
+//! added up by the slots' tree. What nobody asks for is not computed.
 
 use std::ops::Range;
 

@@ -1,6 +1,6 @@
 //! Level 3. Sums over all images of a batch, the same bits at any number of threads and processes.
 //!
-//! A gradient of weights adds up terms of every image. A *slot* is one partial sum, of a fixed range of images, in order.
+//! A gradient of weights adds up terms of every image. A *slot* is one partial sum, of a fixed range of images, in a fixed order.
 //! Slots are added up by a balanced binary tree: each with its neighbour, their sums with theirs, and so on. The number of
 //! slots is a power of two that follows from sizes alone. So a batch that is cut in halves, quarters, ... where slots
 //! meet has the same sums as a whole, however many run at once, if the parts are given the slots that they have in it.

@@ -109,8 +109,9 @@ fn cases() -> Vec<(&'static str, Case<f32>)> {
         ("Winograd, long and short tiles", [20, 7, 6], [18, 20, 3, 3], winograd),
         ("Winograd, a group to a slot", [64, 8, 8], [48, 64, 3, 3], winograd),
         ("Winograd, sums longer than are cut", [530, 7, 5], [300, 530, 3, 3], winograd),
-        ("Winograd, several groups to a slot", [16, 32, 30], [20, 16, 3, 3], winograd),
-        ("Winograd, several groups of short tiles to a slot", [34, 19, 21], [48, 34, 3, 3], winograd),
+        ("Winograd, several groups to a slot", [16, 36, 32], [20, 16, 3, 3], winograd),
+        ("Winograd, several groups of long and short tiles to a slot", [34, 27, 26], [48, 34, 3, 3], winograd),
+        ("Winograd, several groups of short tiles to a slot", [16, 3, 268], [16, 16, 3, 3], winograd),
         ("Winograd, more tiles than a group has", [16, 36, 40], [16, 16, 3, 3], winograd),
     ]
     .into_iter()

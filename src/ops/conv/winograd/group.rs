@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::order::{Cut, Order, Tile};
 use super::pixels::{planes_to_rows, rows_to_planes};
-use super::transforms::{Half, Input, InputAdjoint, Output, OutputAdjoint, SPAN, Stack, TILE, transform_2d};
+use super::products::Stack;
+use super::transforms::{Half, Input, InputAdjoint, Output, OutputAdjoint, SPAN, TILE, transform_2d};
 use super::{cuts, tiles};
 use crate::element::Element;
 use crate::ops::conv::plan::{ConvPlan, WinogradPart};
@@ -16,7 +17,7 @@ use crate::simd::{Aligned, LANES, Lanes, vectorized};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Group {
     pub(super) shape: Conv2dShape,
-    /// Rows and columns of tiles of an image.
+    /// How the output of an image is cut, down and across.
     cuts: (Cut, Cut),
     /// Rows and columns of tiles of an image, or of a band of it.
     tiles: (usize, usize),

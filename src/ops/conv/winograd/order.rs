@@ -11,7 +11,6 @@
 use std::ops::Range;
 
 use super::transforms::{Along, TILE};
-use crate::shape::Axis;
 
 /// The outputs along an axis, cut into tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,9 +22,9 @@ pub(super) struct Cut {
 }
 
 impl Cut {
-    pub(super) fn new(axis: &Axis) -> Self {
-        let rest = axis.output % TILE;
-        Cut { long: axis.output / TILE, short: if rest == 0 { 0 } else { rest.max(2) } }
+    pub(super) fn new(outputs: usize) -> Self {
+        let rest = outputs % TILE;
+        Cut { long: outputs / TILE, short: if rest == 0 { 0 } else { rest.max(2) } }
     }
 
     pub(super) fn tiles(self) -> usize {
@@ -48,10 +47,9 @@ impl Cut {
         [TILE, self.short]
     }
 
-    /// Products of an image of one column, or row.
-    pub(super) fn points(self) -> usize {
-        let points = |outputs: usize| if outputs > 0 { outputs + 2 } else { 0 };
-        self.long * points(TILE) + points(self.short)
+    /// Outputs of its longest tile, which has all points that there are.
+    pub(super) fn most(self) -> usize {
+        if self.long > 0 { TILE } else { self.short }
     }
 }
 
@@ -120,17 +118,15 @@ impl Order {
     /// The same for some of the images, and some rows of tiles.
     #[inline(always)]
     pub(super) fn for_each_tile_of(&self, images: Range<usize>, tile_rows: Range<usize>, mut tile: impl FnMut(Tile)) {
-        let (rows, cols, starts) = (self.rows.kinds(), self.cols.kinds(), self.starts());
-        for (kind, (down, across)) in KINDS.into_iter().enumerate() {
+        let (rows, cols) = (self.rows.kinds(), self.cols.kinds());
+        for (start, (down, across)) in self.starts().into_iter().zip(KINDS) {
             let outputs = (self.rows.outputs()[down], self.cols.outputs()[across]);
-            let (rows, cols) = (rows[down].clone(), cols[across].clone());
-            for image in images.clone() {
-                let first = starts[kind] + image * rows.len() * cols.len();
-                for row in rows.start.max(tile_rows.start)..rows.end.min(tile_rows.end) {
-                    for col in cols.clone() {
-                        let index = first + (row - rows.start) * cols.len() + col - cols.start;
-                        tile(Tile { index, outputs, image, row, col });
-                    }
+            let (rows, cols) = (&rows[down], &cols[across]);
+            let within = rows.start.max(tile_rows.start)..rows.end.min(tile_rows.end);
+            for (image, row) in images.clone().flat_map(|image| within.clone().map(move |row| (image, row))) {
+                let first = start + (image * rows.len() + row - rows.start) * cols.len();
+                for col in cols.clone() {
+                    tile(Tile { index: first + col - cols.start, outputs, image, row, col });
                 }
             }
         }
@@ -142,8 +138,14 @@ mod tests {
     use super::super::transforms::SPAN;
     use super::*;
 
-    fn cut(output: usize) -> Cut {
-        Cut { long: output / TILE, short: [0, 2, 2, 3][output % TILE] }
+    #[test]
+    fn what_is_left_over_makes_a_short_tile() {
+        let cuts = [1, 2, 3, 4, 5, 8, 31].map(|outputs| {
+            let cut = Cut::new(outputs);
+            (cut.long, cut.short, cut.tiles(), cut.most())
+        });
+        let want = [(0, 2, 1, 2), (0, 2, 1, 2), (0, 3, 1, 3), (1, 0, 1, 4), (1, 2, 2, 4), (2, 0, 2, 4), (7, 3, 8, 4)];
+        assert_eq!(cuts, want);
     }
 
     fn tiles(order: &Order, images: Range<usize>, rows: Range<usize>) -> Vec<Tile> {
@@ -155,30 +157,31 @@ mod tests {
     #[test]
     fn the_tiles_of_a_product_follow_one_another() {
         for (rows, cols) in [(8, 8), (7, 7), (3, 3), (2, 5), (15, 4), (9, 6)] {
-            let cuts = (cut(rows), cut(cols));
+            let cuts = (Cut::new(rows), Cut::new(cols));
             let all = 0..cuts.0.tiles();
             let order = Order::new(cuts, 3, &all);
             let tiles = tiles(&order, 0..3, all.clone());
             let of_image = cuts.0.tiles() * cuts.1.tiles();
             assert_eq!(tiles.iter().map(|tile| tile.index).collect::<Vec<_>>(), Vec::from_iter(0..3 * of_image));
-            let mut products = 0;
             for (i, j) in (0..SPAN * SPAN).map(|q| (q / SPAN, q % SPAN)) {
                 let has = |tile: &&Tile| Along::Points.has(tile.outputs.0, i) && Along::Points.has(tile.outputs.1, j);
                 let want: Vec<_> = tiles.iter().filter(has).map(|tile| tile.index).collect();
                 assert_eq!(Vec::from_iter(order.rows(i, j)), want, "{rows} x {cols}: {i}, {j}");
-                products += want.len();
             }
-            assert_eq!(products, 3 * cuts.0.points() * cuts.1.points());
         }
     }
 
     #[test]
     fn a_part_of_the_images_and_rows_has_its_tiles_where_the_whole_has_them() {
         for (rows, cols) in [(8, 8), (15, 7), (9, 3)] {
-            let cuts = (cut(rows), cut(cols));
+            let cuts = (Cut::new(rows), Cut::new(cols));
             for band in [0..cuts.0.tiles(), 0..1, 1..cuts.0.tiles()] {
                 let order = Order::new(cuts, 4, &band);
                 let all = tiles(&order, 0..4, 0..band.len());
+                assert!(all.iter().all(|tile| {
+                    let rest = rows - (band.start + tile.row) * TILE;
+                    tile.outputs.0 == if rest >= TILE { TILE } else { rest.max(2) }
+                }));
                 for (images, rows) in [(0..4, 0..1), (1..3, 0..band.len()), (3..4, 1..band.len().max(1))] {
                     let of = |tile: &Tile| images.contains(&tile.image) && rows.contains(&tile.row);
                     let want: Vec<_> = all.iter().copied().filter(of).collect();

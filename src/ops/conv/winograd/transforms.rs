@@ -1,24 +1,16 @@
-//! Level 3. The small linear maps of Winograd's F(4x4, 3x3), and the matrices that they fill.
+//! Level 3. The small linear maps of Winograd's F(4x4, 3x3).
 //!
 //! `B`, `A` and `G` are those of Lavin & Gray 2015 (arXiv 1509.09308), section 4.2; each map has its adjoint beside it. `G`
 //! takes the values of a filter, as a polynomial, at the points 0, 1, -1, 2, -2 and infinity. At the end of an axis a tile may
 //! have fewer outputs, 3 or 2 of them, for which the first 4 or 3 points and infinity are enough: its `B` and `A` are those of
 //! Toom and Cook for these points, `B` scaled by what `G` divides by for the points left out, so that filters stay as they are.
 
-use std::ops::Range;
-
-use crate::blas::panels::{self, PANEL, Panels, Right, panel_len};
-use crate::blas::{Accum, Mat, MatMut, gemm};
 use crate::element::Element;
 use crate::simd::{Aligned, LANES, Lanes};
-
-use super::order::Order;
 
 /// Side of an output tile, and of the pixels it sees.
 pub(in crate::ops::conv) const TILE: usize = 4;
 pub(super) const SPAN: usize = 6;
-/// Elements of a transformed tile: the number of products.
-pub(in crate::ops::conv) const PRODUCTS: usize = SPAN * SPAN;
 
 /// What lies along an axis of a tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,7 +166,7 @@ impl Map for OutputAdjoint {
     }
 }
 
-/// `G g`, for tiles of 4 outputs, whose points include those of all others.
+/// `G g`: for tiles of 4 outputs, whose points include those of all others.
 pub(super) struct Filter;
 
 impl Map for Filter {
@@ -321,122 +313,6 @@ fn transform_lanes<M: Map, T: Element, const OUTPUTS: usize>(from: &[Lanes<T>; S
         }
     }
     to
-}
-
-/// [`PRODUCTS`] matrices of the same shape, one after the other.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Stack {
-    pub(super) rows: usize,
-    pub(super) cols: usize,
-    /// Elements from one row to the next: an odd number of vectors, lest the rows of a matrix, a power of two apart,
-    /// share a few sets of the L1 cache.
-    ld: usize,
-    /// Rows of a matrix, as they lie in memory: an odd number, lest matrices are a multiple of 4 KiB apart.
-    rows_in_memory: usize,
-}
-
-impl Stack {
-    pub(super) fn new(rows: usize, cols: usize) -> Self {
-        let ld = (cols.div_ceil(LANES) | 1) * LANES;
-        Stack { rows, cols, ld, rows_in_memory: rows | 1 }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        PRODUCTS * self.rows_in_memory * self.ld
-    }
-
-    /// A block of matrix `q`.
-    fn block<'a, T>(&self, data: &'a [T], q: usize, rows: Range<usize>, cols: Range<usize>) -> Mat<'a, T> {
-        let data = &data[(q * self.rows_in_memory + rows.start) * self.ld + cols.start..];
-        Mat::new(data, rows.len(), cols.len(), self.ld)
-    }
-
-    /// The first `cols` columns of some rows of matrix `q`.
-    fn block_mut<'a, T>(&self, data: &'a mut [T], q: usize, rows: Range<usize>, cols: usize) -> MatMut<'a, T> {
-        MatMut::new(&mut data[(q * self.rows_in_memory + rows.start) * self.ld..], rows.len(), cols, self.ld)
-    }
-
-    /// Matrix `q` as it lies in memory.
-    pub(super) fn matrix_mut<'a, T>(&self, data: &'a mut [T], q: usize) -> &'a mut [T] {
-        let len = self.rows_in_memory * self.ld;
-        &mut data[q * len..][..len]
-    }
-
-    /// Which of the data's vectors begins at column `col`, a multiple of [`LANES`], of row `row` in matrix (i, j).
-    #[inline(always)]
-    pub(super) fn at(&self, i: usize, j: usize, row: usize, col: usize) -> usize {
-        ((i * SPAN + j) * self.rows_in_memory + row) * (self.ld / LANES) + col / LANES
-    }
-}
-
-/// [`PRODUCTS`] matrices of transformed filters, in the panels that the products take: what stays the same over many of them.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct FilterPanels {
-    pub(super) rows: usize,
-    pub(super) cols: usize,
-}
-
-impl FilterPanels {
-    /// Panels of a matrix, as they lie in memory: an odd number of them, for the reason that [`Stack`] has.
-    pub(super) fn panels(&self) -> usize {
-        self.cols.div_ceil(PANEL) | 1
-    }
-
-    /// Elements from one panel to the next.
-    pub(super) fn panel(&self) -> usize {
-        panel_len(self.rows)
-    }
-
-    pub(super) fn len(&self) -> usize {
-        PRODUCTS * self.panels() * self.panel()
-    }
-
-    /// Matrix `q` from a column on, the first of a panel.
-    fn matrix<'a, T>(&self, data: &'a [T], q: usize, col: usize) -> Panels<'a, T> {
-        debug_assert!(col.is_multiple_of(PANEL), "column {col} is the first of a panel");
-        let panel = self.panel();
-        let data = &data[(q * self.panels() + col / PANEL) * panel..];
-        // the same panels of the matrix after it
-        let next = data.get(self.panels() * panel..).unwrap_or(&[]);
-        Panels { next, ..Panels::new(data, self.rows) }
-    }
-}
-
-/// `C_q = A_q . B_q[:, cols]` for all `q` and those rows, the tiles, that have a product there; `cols` begin with a panel.
-pub(super) fn multiply<T: Element>(
-    order: &Order,
-    (a_stack, a): (&Stack, &[T]),
-    (b_panels, b, cols): (&FilterPanels, &[T], Range<usize>),
-    (c_stack, c): (&Stack, &mut [T]),
-) {
-    // Whole vectors: the columns beyond the last are there, and of no use.
-    let width = cols.len().next_multiple_of(LANES);
-    for q in 0..PRODUCTS {
-        let rows = order.rows(q / SPAN, q % SPAN);
-        if !rows.is_empty() {
-            let (a, b) = (a_stack.block(a, q, rows.clone(), 0..a_stack.cols), b_panels.matrix(b, q, cols.start));
-            panels::multiply(a, Right::Panels(b), c_stack.block_mut(c, q, rows, width), false, &mut []);
-        }
-    }
-}
-
-/// `C_q = A_q[rows, a_cols]^T . B_q[rows, b_cols]`, or added to it, for all `q`: sums over the tiles of `order` that have a product
-/// there, and where none has, nothing. Neither operand is used again, so there is nothing to prepare.
-pub(super) fn multiply_transposed<T: Element>(
-    accum: Accum,
-    order: &Order,
-    (a_stack, a, a_cols): (&Stack, &[T], Range<usize>),
-    (b_stack, b, b_cols): (&Stack, &[T], Range<usize>),
-    (c_stack, c): (&Stack, &mut [T]),
-) {
-    for q in 0..PRODUCTS {
-        let rows = order.rows(q / SPAN, q % SPAN);
-        if !rows.is_empty() {
-            let a = a_stack.block(a, q, rows.clone(), a_cols.clone());
-            let b = b_stack.block(b, q, rows, b_cols.clone());
-            gemm(accum, T::one(), a.t(), b, c_stack.block_mut(c, q, 0..a_cols.len(), b_cols.len()));
-        }
-    }
 }
 
 #[cfg(test)]

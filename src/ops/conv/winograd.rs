@@ -10,12 +10,12 @@
 //! ```
 //!
 //! 36 multiplications do the work of 144. Where tiles do not divide the output, those at its end are shorter, and take part
-//! in fewer of the products: 25 do for a tile of 3x3 outputs, 16 for one of 2x2. `U` is laid out in the panels that `blas::panels` takes, `V` is used as it lies:
-//! these products copy no operand. Those of `dU`, whose operands are used once, are OpenBLAS'. Images go through in groups of
-//! about 64 tiles: enough rows for the products to be efficient, few enough for `V` and `M` to be in a core's share of the
-//! caches when they are used. An image with many tiles goes forward in bands; where there are fewer images than threads, bands
-//! are as high as is even, or panels of filters are dealt out, each with a `V` of its own. Backward is the adjoint, step by step,
-//! and shares the transform of `dy` between both gradients:
+//! in fewer of the products: 25 do for a tile of 3x3 outputs, 16 for one of 2x2. `U` is laid out in the panels that
+//! `blas::panels` takes, `V` is used as it lies: these products copy no operand. Those of `dU`, whose operands are used once,
+//! are OpenBLAS'. Images go through in groups of about 64 tiles: enough rows for the products to be efficient, few enough for
+//! `V` and `M` to be in a core's share of the caches when they are used. An image with many tiles goes forward in bands; where
+//! there are fewer images than threads, bands are as high as is even, or panels of filters are dealt out, each with a `V` of
+//! its own. Backward is the adjoint, step by step, and shares the transform of `dy` between both gradients:
 //!
 //! ```text
 //! dM = A dy A^T       dU_q[C, F] = V_q^T[C, tiles] . dM_q[tiles, F]        dg = G^T dU G

@@ -109,7 +109,7 @@ impl Axis {
                 "use a smaller filter or window, or more padding",
             ));
         }
-        Ok(Axis { input, window, stride, dilation, before, after, output: (padded - span) / stride + 1 })
+        Ok(Axis { input, window, stride, dilation, before, after, output: 0 }.counted())
     }
 
     sizes! {
@@ -161,8 +161,13 @@ impl Axis {
     /// where the input alone has them.
     fn trimmed(self, outputs: usize) -> Self {
         let after = self.after.min(self.reach(outputs).saturating_sub(self.before + self.input));
-        let padded = self.before + self.input + after;
-        Axis { after, output: (padded - self.reach(1)) / self.stride + 1, ..self }
+        Axis { after, ..self }.counted()
+    }
+
+    /// With as many outputs as there are windows in the padded input, which has one.
+    fn counted(self) -> Self {
+        let padded = self.before + self.input + self.after;
+        Axis { output: (padded - self.reach(1)) / self.stride + 1, ..self }
     }
 
     /// Whether windows neither overlap nor leave gaps nor touch padding: they tile the input, but for a rest at its end that is

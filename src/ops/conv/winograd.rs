@@ -45,8 +45,6 @@ mod pixels;
 mod products;
 mod transforms;
 
-use std::ops::Range;
-
 use crate::blas::Accum;
 use crate::blas::panels::PANEL;
 use crate::element::Element;
@@ -227,12 +225,11 @@ pub(super) fn forward<T: Element>(
             let (m, scratch) = scratch.split_at_mut(m_len);
             let (pixels, planes) = scratch.split_at_mut(pixels_len);
             let (pixels, _) = pixels.as_chunks_mut::<LANES>();
-            let order = group.order(&place);
             // Where the filters are dealt out, every piece makes this for itself: it takes less time than to get it from another
             // core.
-            group.transform_images(&place, &order, |image| plan.image(x, image), pixels, v);
+            group.transform_images(&place, |image| plan.image(x, image), pixels, v);
             // M_q[tiles, F] = V_q[tiles, C] . U_q[C, F]
-            multiply(&order, (&group.v, &*v), (&u_panels, u, filters.clone()), (&group.m, m));
+            multiply(&group.order(&place), (&group.v, &*v), (&u_panels, u, filters.clone()), (&group.m, m));
             group.for_each_plane(&place, filters.len(), m, (pixels, planes), |(image, rows), filter, product| {
                 let (out, cells) = out.rows(image, filter, rows);
                 finish(filters.start + filter, product, out, cells);
@@ -287,11 +284,11 @@ impl Winograd {
         Parts { v, dm, pixels: pixels.as_chunks_mut().0, planes, du: &mut du[..self.du_len()] }
     }
 
-    /// `dM = A dy A^T` of `images`, and the sums of `dy`.
+    /// `dM = A dy A^T` of the images at `place`, and the sums of `dy`.
     fn transform_output_gradient<T: Element>(
         &self,
         piece: &mut Piece<'_, T>,
-        images: Range<usize>,
+        place: &Place,
         source: &impl Fn(PlaneRows, &mut [T]),
         parts: &mut Parts<'_, T>,
     ) {
@@ -300,10 +297,10 @@ impl Winograd {
         let (whole, [_, size]) = (self.group.whole, self.group.sizes());
         // what lies beyond the edge, where a single output left over is taken for two, is zero
         pixels.fill([T::zero(); LANES]);
-        let order = self.group.order(&self.group.place(images.clone()));
+        let order = self.group.order(place);
         for filter in (0..filters).step_by(LANES) {
             let count = LANES.min(filters - filter);
-            for (image, rows) in images.clone().zip(Group::runs(pixels, whole, (0, 0), size)) {
+            for (image, rows) in place.images.clone().zip(Group::runs(pixels, whole, (0, 0), size)) {
                 for (f, plane) in planes.chunks_exact_mut(out_plane).enumerate().take(count) {
                     source(PlaneRows { image, filter: filter + f, row: 0 }, plane);
                     if let Some(db) = piece.db.get_mut(filter + f) {
@@ -316,19 +313,18 @@ impl Winograd {
         }
     }
 
-    /// `dw` of `images`, added to that of the `first` group of a slot, and complete with the `last`.
+    /// `dw` of the images at `place`, added to that of the `first` group of a slot, and complete with the `last`.
     fn add_filter_gradient<T: Element>(
         &self,
         piece: &mut Piece<'_, T>,
-        images: Range<usize>,
+        place: &Place,
         (first, last): (bool, bool),
         parts: &mut Parts<'_, T>,
     ) {
         let Winograd { group, du: stack, .. } = self;
         let Parts { v, dm, pixels, du, .. } = parts;
-        let place = group.place(images);
-        let order = group.order(&place);
-        group.transform_images(&place, &order, |image| piece.x(image), pixels, v);
+        group.transform_images(place, |image| piece.x(image), pixels, v);
+        let (order, outputs) = (group.order(place), longest(&group.shape));
         let accum = if first { Accum::Replace } else { Accum::Add };
         let (channels, filters) = (group.shape.channels, group.shape.filters);
         for start in (0..channels).step_by(stack.rows) {
@@ -340,26 +336,26 @@ impl Winograd {
                 multiply_transposed(accum, &order, v, dm, (stack, &mut **du));
                 if last {
                     let dw = &mut piece.dw[of_channels.start * 9 * filters + of_filters.start..];
-                    let (stack, size) = ((stack, longest(&group.shape)), (of_channels.len(), of_filters.len()));
-                    vectorized!(filter_gradient(stack, size, du, dw, filters));
+                    let size = (of_channels.len(), of_filters.len());
+                    vectorized!(filter_gradient((stack, outputs), size, du, dw, filters));
                 }
             }
         }
     }
 
-    /// `dV_q[tiles, C] = dM_q[tiles, F] . U_q^T[F, C]`, and `dx` of `images`.
-    fn image_gradient<T: Element>(&self, piece: &mut Piece<'_, T>, images: Range<usize>, parts: &mut Parts<'_, T>) {
+    /// `dV_q[tiles, C] = dM_q[tiles, F] . U_q^T[F, C]`, and `dx` of the images at `place`.
+    fn image_gradient<T: Element>(&self, piece: &mut Piece<'_, T>, place: &Place, parts: &mut Parts<'_, T>) {
         let (group, Parts { v: dv, dm, pixels, .. }) = (&self.group, parts);
         let Conv2dShape { channels, rows, cols, .. } = group.shape;
         let (plane, corner, [size, _]) = (group.shape.in_plane(), (rows.before, cols.before), group.sizes());
         let u = (&filters_transposed(&group.shape), piece.filters, 0..channels);
-        let order = group.order(&group.place(images.clone()));
+        let order = group.order(place);
         multiply(&order, (&group.m, &**dm), u, (&group.v, &mut **dv));
         for channel in (0..channels).step_by(LANES) {
             let count = LANES.min(channels - channel);
             pixels.fill([T::zero(); LANES]);
             vectorized!(group.input_adjoint(&order, channel, dv, pixels));
-            for (image, rows) in images.clone().zip(Group::runs(pixels, group.padded, corner, size)) {
+            for (image, rows) in place.images.clone().zip(Group::runs(pixels, group.padded, corner, size)) {
                 let dx = &mut piece.dx.image(image)[channel * plane..][..count * plane];
                 rows_to_planes(rows, size, count, dx, plane);
             }
@@ -389,14 +385,13 @@ impl<T: Element> Steps<T> for Winograd {
         let groups = images.len().div_ceil(self.group.images);
         for index in 0..groups {
             let within = piece_range(images.len(), groups, index);
-            let own = images.start + within.start..images.start + within.end;
-            self.transform_output_gradient(&mut piece, own.clone(), source, &mut parts);
+            let place = self.group.place(images.start + within.start..images.start + within.end);
+            self.transform_output_gradient(&mut piece, &place, source, &mut parts);
             if self.wanted.dw {
-                let place = (index == 0, index + 1 == groups);
-                self.add_filter_gradient(&mut piece, own.clone(), place, &mut parts);
+                self.add_filter_gradient(&mut piece, &place, (index == 0, index + 1 == groups), &mut parts);
             }
             if self.wanted.dx {
-                self.image_gradient(&mut piece, own, &mut parts);
+                self.image_gradient(&mut piece, &place, &mut parts);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::order::{Cut, Order, Tile};
+use super::order::{Order, Tile};
 use super::pixels::{planes_to_rows, rows_to_planes};
 use super::products::Stack;
 use super::transforms::{Half, Input, InputAdjoint, Output, OutputAdjoint, SPAN, TILE, transform_2d};
@@ -17,8 +17,6 @@ use crate::simd::{Aligned, LANES, Lanes, vectorized};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Group {
     pub(super) shape: Conv2dShape,
-    /// How the output of an image is cut, down and across.
-    cuts: (Cut, Cut),
     /// Rows and columns of tiles of an image, or of a band of it.
     tiles: (usize, usize),
     /// Images, at most.
@@ -68,7 +66,6 @@ impl Group {
         let rows = part.images * tiles.0 * tiles.1;
         Group {
             shape: *shape,
-            cuts: cuts(shape),
             tiles,
             images: part.images,
             v: Stack::new(rows, shape.channels),
@@ -87,7 +84,7 @@ impl Group {
 
     /// The order of the tiles at a place, which all go through together.
     pub(super) fn order(&self, place: &Place) -> Order {
-        Order::new(self.cuts, place.images.len(), &place.rows)
+        Order::new(cuts(&self.shape), place.images.len(), &place.rows)
     }
 
     /// Rows and columns of an input image, and of the output.
@@ -304,25 +301,24 @@ impl Group {
         }
     }
 
-    /// `V` of the tiles at `place`, whose order is `order`; `x(image)` holds all channels. `pixels` is scratch.
+    /// `V` of the tiles at `place`; `x(image)` holds all channels. `pixels` is scratch.
     pub(super) fn transform_images<'a, T: Element>(
         &self,
         place: &Place,
-        order: &Order,
         x: impl Fn(usize) -> &'a [T],
         pixels: &mut [Lanes<T>],
         v: &mut [T],
     ) {
-        let (v, _) = v.as_chunks_mut::<LANES>();
+        let (order, (v, _)) = (self.order(place), v.as_chunks_mut::<LANES>());
         if self.formats.input == MemoryFormat::Planar {
             pixels.fill([T::zero(); LANES]);
         }
         for channel in (0..self.shape.channels).step_by(LANES) {
             if self.formats.input == MemoryFormat::Blocked {
-                vectorized!(self.input_of_blocks((order, place), channel, &x, v));
+                vectorized!(self.input_of_blocks((&order, place), channel, &x, v));
             } else {
                 self.load_pixels(place, channel, &x, pixels);
-                vectorized!(self.input(order, channel, pixels, v));
+                vectorized!(self.input(&order, channel, pixels, v));
             }
         }
     }

@@ -248,14 +248,10 @@ impl Block {
         }
     }
 
-    /// Its parts with the algorithm that is fastest where its weights are used for no more than `images` images at a time.
-    pub(crate) fn parts_for(&self, images: usize) -> BlockParts {
-        match (self.parts.core, self.head) {
-            (Some(Core::Conv { filters, kernel, conv }), Head::Conv(plan)) => {
-                let conv = Conv2d { algorithm: plan.algorithm_for(images), ..conv };
-                BlockParts { core: Some(Core::Conv { filters, kernel, conv }), ..self.parts }
-            }
-            _ => self.parts,
+    /// Has it run as is fastest where its weights are used for no more than `images` images at a time.
+    pub(crate) fn set_images(&mut self, images: usize) {
+        if let Head::Conv(plan) = &mut self.head {
+            *plan = plan.for_images(images);
         }
     }
 

@@ -74,12 +74,17 @@ impl<T: Element> Session<T> {
         check_elements("session", &[batch, largest])?;
         let fold = |(gathered, step): (&Gathered, &Step<T>)| match &step.kernel {
             Kernel::Block { block, .. } => {
-                Gathered { fused: Fused::Block(Box::new(fold(&block.parts_for(batch)))), ..gathered.clone() }
+                Gathered { fused: Fused::Block(Box::new(fold(block.parts()))), ..gathered.clone() }
             }
             Kernel::Sum(_) | Kernel::Layer { .. } => gathered.clone(),
         };
         let gathered = network.gathered().iter().zip(network.steps()).map(fold).collect();
         let mut folded = Network::zeros(network.spec(), gathered, network.input())?;
+        for step in folded.steps_mut() {
+            if let Kernel::Block { block, .. } = &mut step.kernel {
+                block.set_images(batch);
+            }
+        }
         block_channels(folded.steps_mut());
         let steps = folded.steps().to_vec();
         for (from, to) in network.steps().iter().zip(&steps) {

@@ -4,8 +4,8 @@
 //! # What may depend on the number of images and of threads
 //! How the work is dealt out to threads may; a bit of the result may not. An image has the same output alone and in any batch:
 //! the algorithm follows from the sizes of one image, and no sum runs over more than one. (A session may choose another
-//! algorithm for the largest batch that it takes: [`ConvPlan::algorithm_for`].) Gradients of weights are sums over the images;
-//! their order is that of [`Slots`].
+//! algorithm, or other tiles, for the largest batch that it takes: [`ConvPlan::for_images`].) Gradients of weights are sums over
+//! the images; their order is that of [`Slots`].
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -36,6 +36,10 @@ const DIRECT_PIXELS: usize = PANEL;
 /// Channels and filters from which on Winograd's algorithm is faster than im2col.
 const WINOGRAD_CHANNELS: usize = 16;
 
+/// Output pixels that transformed filters are used for in a call, from which on those of the larger tiles, which save
+/// multiplications, are worth their reading.
+const MANY_PIXELS: usize = 1536;
+
 /// Tiles that transformed filters are used for in a call, up to which it takes longer to read them from memory than im2col
 /// takes in all; and from which size on they come from memory.
 const FEW_TILES: usize = 4;
@@ -45,12 +49,15 @@ const UNCACHED: usize = 16 << 20;
 /// cache.
 const GROUP_TILES: usize = 64;
 
+/// Output pixels whose transforms take as long, where every piece makes them, as to read a filter's.
+const READ_PIXELS: usize = 16;
+
 /// Tiles up to which a slot is one group: larger groups than [`GROUP_TILES`] cost less than to keep the products of a slot
 /// from one group to the next.
-const SLOT_TILES: usize = 128;
+const SLOT_TILES: usize = 72;
 
-/// Channels and filters whose 36 products become a gradient of filters before the next ones begin: 432 KiB, which stay in
-/// the L2 cache. Few channels and many filters, because the rows of products and gradients are filters.
+/// Channels and filters whose products, 36 to 64, become a gradient of filters before the next ones begin: 432 to 768 KiB, which
+/// stay in the L2 cache. Few channels and many filters, because the rows of products and gradients are filters.
 pub(super) const GRADIENT_BLOCK: (usize, usize) = (24, 128);
 
 /// Images from which on there are enough of them for all threads: below, each is cut into several pieces.
@@ -74,7 +81,7 @@ const SLOT_BYTES: usize = 32 << 20;
 /// Terms that the sums of a slot's products should have: with fewer, products and their transforms cost more by what they
 /// write than by what they add up. (3x3 pixels of 128 channels, a single tile in each of 125 images, as 32 slots of 4 terms
 /// took 2 to 4 times as long as 4 slots of 31.)
-const SLOT_TERMS: usize = 64;
+const SLOT_TERMS: usize = 48;
 
 /// Slots that a batch has whatever their terms, if it has as many images: each is a piece of the work.
 const FEWEST_SLOTS: usize = 4;
@@ -97,6 +104,8 @@ pub struct ConvPlan {
     /// The elements it is for.
     pub(super) kind: Kind,
     pub(super) tiling: Tiling,
+    /// Outputs of a tile of Winograd's algorithm, down and across.
+    pub(super) tile: (usize, usize),
     /// Rows of the output at whose multiples its parts begin.
     pub(super) band: usize,
     /// How x and the output of the forward pass lie.
@@ -113,8 +122,8 @@ impl ConvPlan {
     pub fn new<T: Element>(shape: &Conv2dShape) -> Result<Self> {
         let shape = shape.with_images(1);
         let tiling = Tiling::new::<T>(&shape, 1);
-        let (algorithm, formats) = (resolve::<T>(&shape)?, Formats::default());
-        Ok(ConvPlan { shape, algorithm, kind: T::KIND, tiling, band: 1, formats })
+        let (algorithm, tile) = (resolve::<T>(&shape)?, winograd::best_tile(&shape, winograd::MOST));
+        Ok(ConvPlan { shape, algorithm, kind: T::KIND, tiling, tile, band: 1, formats: Formats::default() })
     }
 
     /// The same with tiles, or bands of Winograd's tiles, that begin at multiples of `rows` output rows: the height of a pooling
@@ -154,19 +163,22 @@ impl ConvPlan {
         self.algorithm
     }
 
-    /// The algorithm that is fastest where the filters are used for no more than `images` images at a time, as in a session:
-    /// Winograd's filters are four times as many, and many of them take longer to read than to use for a few tiles.
-    pub(crate) fn algorithm_for(&self, images: usize) -> Algorithm {
-        let takes_memory = self.algorithm == Algorithm::Winograd
-            && self.shape.wish == Algorithm::Auto
-            && images.saturating_mul(winograd::tiles_of(&self.shape)) <= FEW_TILES
-            && self.winograd_filters_are_uncached();
-        if takes_memory { Algorithm::Im2col } else { self.shape.wish }
+    /// The plan that is fastest where the filters are used for no more than `images` images at a time, as in a session: those of
+    /// Winograd's algorithm are four times as many, or seven times for larger tiles, and take longer to read than to use for a few.
+    pub(crate) fn for_images(self, images: usize) -> Self {
+        if self.algorithm != Algorithm::Winograd || images.saturating_mul(self.shape.out_plane()) >= MANY_PIXELS {
+            return self;
+        }
+        let plan = ConvPlan { tile: winograd::best_tile(&self.shape, winograd::SHORTER), ..self };
+        let takes_memory = plan.shape.wish == Algorithm::Auto
+            && images.saturating_mul(winograd::tiles_of(&plan)) <= FEW_TILES
+            && plan.winograd_filters_are_uncached();
+        if takes_memory { ConvPlan { algorithm: Algorithm::Im2col, ..plan } } else { plan }
     }
 
     /// Whether Winograd's filters are so many that they come from memory.
     fn winograd_filters_are_uncached(&self) -> bool {
-        winograd::filters_len(&self.shape) * size_of::<f32>() >= UNCACHED
+        winograd::filters_len(self) * size_of::<f32>() >= UNCACHED
     }
 
     /// Whether the products of im2col's forward pass run without columns.
@@ -188,13 +200,13 @@ impl ConvPlan {
         self.check_filters(w);
         let mut filters = Buffer::zeroed(self.prepared_len());
         self.prepare_into(w, &mut filters);
-        Prepared { shape: self.shape, algorithm: self.algorithm, filters }
+        Prepared { shape: self.shape, algorithm: self.algorithm, tile: self.tile, filters }
     }
 
     /// Elements of prepared filters.
     fn prepared_len(&self) -> usize {
         match self.algorithm {
-            Algorithm::Winograd => winograd::filters_len(&self.shape),
+            Algorithm::Winograd => winograd::filters_len(self),
             _ if self.is_direct() => direct::filters_len(&self.shape),
             _ => self.shape.w().iter().product(),
         }
@@ -202,7 +214,7 @@ impl ConvPlan {
 
     fn prepare_into<T: Element>(&self, w: &[T], filters: &mut [T]) {
         match self.algorithm {
-            Algorithm::Winograd => winograd::prepare_filters(&self.shape, w, filters),
+            Algorithm::Winograd => winograd::prepare_filters(self, w, filters),
             _ if self.is_direct() => direct::prepare_filters(&self.shape, w, filters),
             _ => filters.copy_from_slice(w),
         }
@@ -225,7 +237,7 @@ impl ConvPlan {
 
     /// Terms that an image adds to an element of the filters' gradient, in the products that make it.
     fn gradient_terms(&self) -> usize {
-        if self.algorithm == Algorithm::Winograd { winograd::tiles_of(&self.shape) } else { self.shape.out_plane() }
+        if self.algorithm == Algorithm::Winograd { winograd::tiles_of(self) } else { self.shape.out_plane() }
     }
 
     /// Elements of scratch that a piece of the forward pass takes for so many images; 0 where that is the same for any number.
@@ -323,7 +335,7 @@ pub(super) struct WinogradPart {
 impl ConvPlan {
     /// Images of about [`GROUP_TILES`] tiles.
     fn group_images(&self) -> usize {
-        (GROUP_TILES / winograd::tiles_of(&self.shape)).max(1)
+        (GROUP_TILES / winograd::tiles_of(self)).max(1)
     }
 
     /// What a piece of the forward pass is, for so many images: some images, or where one has many tiles, a band of it. Where
@@ -331,10 +343,11 @@ impl ConvPlan {
     /// first, whichever reads less memory again; filters that come from memory are dealt out, too, if all images are one group.
     /// No bit of the output depends on it.
     pub(super) fn winograd_part(&self, images: usize) -> WinogradPart {
-        let (shape, (rows, cols)) = (&self.shape, winograd::tiles(&self.shape));
+        let (shape, (rows, cols)) = (&self.shape, winograd::tiles(self));
         let threads = current_threads();
         let one_group = threads > 1 && images <= self.group_images() && self.winograd_filters_are_uncached();
-        if (images < threads || one_group) && shape.filters > (images * rows * cols).max(PANEL) {
+        let read = (images * shape.out_plane()).div_ceil(READ_PIXELS);
+        if (images < threads || one_group) && shape.filters > read.max(PANEL) {
             let filters = shape.filters.div_ceil(threads).next_multiple_of(PANEL).min(shape.filters);
             return WinogradPart { images, filters, tile_rows: rows };
         }
@@ -360,12 +373,12 @@ impl ConvPlan {
 
     /// Rows of tiles at whose multiples bands of the output begin: where a window of the pool begins.
     pub(super) fn winograd_step(&self) -> usize {
-        (1..).find(|rows| (rows * winograd::TILE).is_multiple_of(self.band)).expect("the band itself is one")
+        (1..).find(|rows| (rows * self.tile.0).is_multiple_of(self.band)).expect("the band itself is one")
     }
 
     /// Images of a group backward, for slots of `images` images at most: all of them if they have few tiles.
     pub(super) fn gradient_group_images(&self, images: usize) -> usize {
-        if images * winograd::tiles_of(&self.shape) <= SLOT_TILES { images } else { self.group_images().min(images) }
+        if images * winograd::tiles_of(self) <= SLOT_TILES { images } else { self.group_images().min(images) }
     }
 }
 
@@ -413,7 +426,7 @@ fn fits_depthwise(shape: &Conv2dShape) -> bool {
     padded <= MOST_PADDED.max(16 * (shape.in_plane() + shape.out_plane()))
 }
 
-/// Whether Winograd's F(4x4, 3x3) can compute it.
+/// Whether Winograd's algorithm can compute it.
 fn fits_winograd(shape: &Conv2dShape) -> bool {
     let fits = |axis: Axis| axis.window == 3 && axis.stride == 1 && axis.dilation == 1;
     fits(shape.rows) && fits(shape.cols) && shape.groups == 1
@@ -468,6 +481,7 @@ impl Tiling {
 pub struct Prepared<T> {
     shape: Conv2dShape,
     algorithm: Algorithm,
+    tile: (usize, usize),
     filters: Buffer<T>,
 }
 
@@ -494,7 +508,8 @@ impl<'a, T: Element> Filters<'a, T> {
             }
             Filters::Prepared(prepared) => {
                 assert_eq!(plan.kind, T::KIND, "the elements that the plan is for");
-                let own = (prepared.shape, prepared.algorithm) == (plan.shape, plan.algorithm);
+                let own =
+                    (prepared.shape, prepared.algorithm, prepared.tile) == (plan.shape, plan.algorithm, plan.tile);
                 assert!(own, "filters prepared for {:?} in {:?}", prepared.algorithm, prepared.shape);
                 &prepared.filters
             }

@@ -1,16 +1,17 @@
-//! Level 3. Convolution with fewer multiplications: Winograd's F(4x4, 3x3) as 36 matrix products.
+//! Level 3. Convolution with fewer multiplications: Winograd's F(6x6, 3x3), or of smaller tiles, as matrix products.
 //!
-//! For 3x3 filters with stride 1 (Lavin & Gray 2015, arXiv 1509.09308). The output is cut into 4x4 tiles, each of which
-//! sees 6x6 pixels `d`; with the constant matrices `A`, `B`, `G`,
+//! For 3x3 filters with stride 1 (Lavin & Gray 2015, arXiv 1509.09308). The output is cut into tiles of 6x6, each of which
+//! sees 8x8 pixels `d`; with the constant matrices `A`, `B`, `G`,
 //!
 //! ```text
 //! V = B^T d B   per tile and channel          U = G g G^T   per filter and channel
-//! M_q[tiles, F] = V_q[tiles, C] . U_q[C, F]   for each of the 36 elements q
+//! M_q[tiles, F] = V_q[tiles, C] . U_q[C, F]   for each of the 64 elements q
 //! y = A^T M A   per tile and filter
 //! ```
 //!
-//! 36 multiplications do the work of 144. Where tiles do not divide the output, those at its end are shorter, and take part
-//! in fewer of the products: 25 do for a tile of 3x3 outputs, 16 for one of 2x2. `U` is laid out in the panels that
+//! 64 multiplications do the work of 324; a tile of m x m outputs takes (m + 2)^2. An axis is cut into tiles of the length with
+//! which the fewest are left, 30 outputs into five of 6, 8 into two of 4; where tiles do not divide the output, those at its end
+//! are shorter, and take part in fewer of the products. `U` is laid out in the panels that
 //! `blas::panels` takes, `V` is used as it lies: these products copy no operand. Those of `dU`, whose operands are used once,
 //! are OpenBLAS'. Images go through in groups of about 64 tiles: enough rows for the products to be efficient, few enough for
 //! `V` and `M` to be in a core's share of the caches when they are used. An image with many tiles goes forward in bands; where
@@ -22,12 +23,11 @@
 //!                     dV_q[tiles, C] = dM_q[tiles, F] . U_q^T[F, C]        dx += B dV B^T, tiles overlapping by 2
 //! ```
 //!
-//! `dU` has four times the elements of `dg`. It is made for a block of channels and filters at a time, and becomes `dg` before
+//! `dU` has four to seven times the elements of `dg`. It is made for a block of channels and filters at a time, and becomes `dg` before
 //! it leaves the L2 cache. A slot of few tiles is one group; where it has several, all of its `dU` is kept from one to the next.
 //!
-//! Nothing but what is left over is cut into tiles of 2x2: for the same output they take 64 multiplications where those of 4x4
-//! take 36, and their transforms load and store as much more. They could win where a few tiles of many filters wait for `U`, of
-//! which they need less than half.
+//! The larger a tile, the more elements has `U`: 64 where tiles of 4x4 take 36. Where it is used for a few tiles, as in a session
+//! for single images, its reading takes longer than the products, and tiles are of 4x4 at most ([`ConvPlan::for_images`]).
 //!
 //! # Channels side by side
 //! A transform takes the same sums of differently placed pixels. `LANES` channels are transformed at once: their planes
@@ -37,9 +37,10 @@
 //! before. Products are finished a few tiles at a time, which stay in the L1 cache.
 //!
 //! The error in `f32` is about 1e-6 to 1e-5 relative (im2col: 2e-7), because the transforms add and subtract numbers of
-//! different size; in `f64` nobody wants that, so [`crate::ops::conv::ConvPlan`] refuses it there.
+//! different size, twice that of tiles of 4x4 for those of 6x6; in `f64` nobody wants that, so [`crate::ops::conv::ConvPlan`] refuses it there.
 
 mod group;
+mod maps;
 mod order;
 mod pixels;
 mod products;
@@ -58,53 +59,55 @@ use crate::simd::{Aligned, LANES, Lanes, fetch, planes_to_lanes, sum, vectorized
 use crate::workspace::Workspace;
 
 use group::{Group, Place};
+use maps::{Filter, FilterAdjoint, outputs_of};
+pub(super) use maps::{MOST, SHORTER};
 use order::Cut;
 use pixels::{planes_to_rows, rows_to_planes};
-use products::{FilterPanels, PRODUCTS, Stack, multiply, multiply_transposed};
-pub(super) use transforms::TILE;
-use transforms::{Filter, FilterAdjoint, Half, SPAN, transform_2d};
+use products::{FilterPanels, Stack, multiply, multiply_transposed};
+use transforms::{Half, transform_2d};
+
+/// Outputs of a tile down and across, `most` at most, with which the fewest multiplications are left.
+pub(super) fn best_tile(shape: &Conv2dShape, most: usize) -> (usize, usize) {
+    (Cut::best(shape.rows.output, most), Cut::best(shape.cols.output, most))
+}
 
 /// How the output of an image is cut into tiles, down and across.
-fn cuts(shape: &Conv2dShape) -> (Cut, Cut) {
-    (Cut::new(shape.rows.output), Cut::new(shape.cols.output))
+fn cuts(plan: &ConvPlan) -> (Cut, Cut) {
+    let ConvPlan { shape, tile, .. } = plan;
+    (Cut::new(shape.rows.output, tile.0), Cut::new(shape.cols.output, tile.1))
 }
 
 /// Rows and columns of tiles of an image.
-pub(super) fn tiles(shape: &Conv2dShape) -> (usize, usize) {
-    let (rows, cols) = cuts(shape);
+pub(super) fn tiles(plan: &ConvPlan) -> (usize, usize) {
+    let (rows, cols) = cuts(plan);
     (rows.tiles(), cols.tiles())
 }
 
 /// Tiles of an image.
-pub(super) fn tiles_of(shape: &Conv2dShape) -> usize {
-    let (rows, cols) = tiles(shape);
+pub(super) fn tiles_of(plan: &ConvPlan) -> usize {
+    let (rows, cols) = tiles(plan);
     rows * cols
 }
 
-/// Outputs of the longest tile, down and across, which has all points that any has.
-fn longest(shape: &Conv2dShape) -> (usize, usize) {
-    let (rows, cols) = cuts(shape);
-    (rows.most(), cols.most())
+/// Points of the longest tile, down and across.
+fn span(plan: &ConvPlan) -> (usize, usize) {
+    let (rows, cols) = cuts(plan);
+    (rows.span(), cols.span())
 }
 
 /// `U_q` `[C, F]`, as the forward pass needs it.
-fn filters(shape: &Conv2dShape) -> FilterPanels {
-    FilterPanels { rows: shape.channels, cols: shape.filters, outputs: longest(shape) }
-}
-
-/// `U_q^T` `[F, C]`, as the backward pass needs it.
-fn filters_transposed(shape: &Conv2dShape) -> FilterPanels {
-    FilterPanels { rows: shape.filters, cols: shape.channels, outputs: longest(shape) }
+fn filters(plan: &ConvPlan) -> FilterPanels {
+    FilterPanels { rows: plan.shape.channels, cols: plan.shape.filters, span: span(plan) }
 }
 
 /// Elements of [`prepare_filters`].
-pub(super) fn filters_len(shape: &Conv2dShape) -> usize {
-    filters(shape).len()
+pub(super) fn filters_len(plan: &ConvPlan) -> usize {
+    filters(plan).len()
 }
 
 /// `U` of the filters w `[F, C, 3, 3]`.
-pub(super) fn prepare_filters<T: Element>(shape: &Conv2dShape, w: &[T], u: &mut [T]) {
-    transform_filters(&filters(shape), (9, shape.channels * 9), w, u);
+pub(super) fn prepare_filters<T: Element>(plan: &ConvPlan, w: &[T], u: &mut [T]) {
+    transform_filters(&filters(plan), (9, plan.shape.channels * 9), w, u);
 }
 
 /// Rows of transformed filters that a piece makes.
@@ -113,7 +116,7 @@ const FILTER_ROWS: usize = 16;
 /// Transforms the filters whose elements begin at `row * steps.0 + col * steps.1` in `w`.
 fn transform_filters<T: Element>(to: &FilterPanels, steps: (usize, usize), w: &[T], u: &mut [T]) {
     // a piece has the same rows of each of the panels
-    let (panels, panel) = (PRODUCTS * to.panels(), to.panel());
+    let (panels, panel) = (to.count() * to.panels(), to.panel());
     let rows = Grid::new(&mut u[..to.len()], (panels, panel), (panels, FILTER_ROWS * PANEL));
     for_each_share(rows, |piece, mut u| {
         let first = piece * FILTER_ROWS;
@@ -126,10 +129,10 @@ fn transform_filters<T: Element>(to: &FilterPanels, steps: (usize, usize), w: &[
             }
             vectorized!(transform_filter_rows(
                 &filters[..count],
-                to.outputs,
+                to.span,
                 #[inline(always)]
                 |i, j, row, vector| {
-                    let panel = u.get((i * SPAN + j) * to.panels() + col / PANEL);
+                    let panel = u.get((i * to.span.1 + j) * to.panels() + col / PANEL);
                     panel[row * PANEL..].as_chunks_mut().0[col % PANEL / LANES] = vector;
                 },
             ));
@@ -137,18 +140,18 @@ fn transform_filters<T: Element>(to: &FilterPanels, steps: (usize, usize), w: &[
     });
 }
 
-/// `U = G g G^T` of several vectors of filters, at the points of tiles with `outputs`: calls `store(i, j, row, vector)`.
+/// `U = G g G^T` of several vectors of filters, at the points of a tile that has `span` of them: calls `store(i, j, row, vector)`.
 #[inline(always)]
 fn transform_filter_rows<T: Element>(
     filters: &[[Lanes<T>; 9]],
-    outputs: (usize, usize),
+    span: (usize, usize),
     mut store: impl FnMut(usize, usize, usize, Lanes<T>),
 ) {
     let mut half = Half::new();
     for (row, g) in filters.iter().enumerate() {
         transform_2d::<Filter, T>(
             &mut half,
-            outputs,
+            outputs_of(span),
             #[inline(always)]
             |i, j| g[i * 3 + j],
             #[inline(always)]
@@ -157,11 +160,10 @@ fn transform_filter_rows<T: Element>(
     }
 }
 
-/// `dg = G^T dU G` of the first `channels` channels and `filters` filters of dU, at the points of tiles with `outputs`: the adjoint
-/// of [`transform_filters`]. Into dw, nine rows for each channel, which are `dw_row` elements apart.
+/// `dg = G^T dU G` of the first `channels` channels and `filters` filters of dU: the adjoint of [`transform_filters`]. Into dw, nine rows for each channel, which are `dw_row` elements apart.
 #[inline(always)]
 fn filter_gradient<T: Element>(
-    (stack, outputs): (&Stack, (usize, usize)),
+    stack: &Stack,
     (channels, filters): (usize, usize),
     du: &[T],
     dw: &mut [T],
@@ -180,7 +182,7 @@ fn filter_gradient<T: Element>(
         for at in 0..filters.div_ceil(LANES) {
             transform_2d::<FilterAdjoint, T>(
                 &mut half,
-                outputs,
+                outputs_of(stack.span),
                 #[inline(always)]
                 |i, j| du[stack.at(i, j, c, at * LANES)],
                 #[inline(always)]
@@ -214,12 +216,12 @@ pub(super) fn forward<T: Element>(
     ws: &mut Workspace,
 ) {
     let (shape, part) = (&plan.shape, plan.winograd_part(images));
-    let (group, u_panels) = (Group::new(plan, part), filters(shape));
+    let (group, u_panels) = (Group::new(plan, part), filters(plan));
     let [v_len, m_len, pixels_len, planes_len] = group.lens();
     let (u, scratch) = ws.lend(w.memory_len(plan), v_len + m_len + pixels_len + planes_len);
     let u = w.prepared(plan, u);
-    outputs.for_each_part(shape, (part.images, part.filters, part.tile_rows * TILE), |at, mut out| {
-        let (place, filters) = Place::of(shape, part, images, at);
+    outputs.for_each_part(shape, (part.images, part.filters, part.tile_rows * plan.tile.0), |at, mut out| {
+        let (place, filters) = Place::of(plan, part, images, at);
         scratch.with(|scratch: &mut [T]| {
             let (v, scratch) = scratch.split_at_mut(v_len);
             let (m, scratch) = scratch.split_at_mut(m_len);
@@ -244,6 +246,8 @@ pub(super) struct Winograd {
     group: Group,
     /// `dU` of the channels and filters that become gradients together: all of them, if a slot has several groups.
     du: Stack,
+    /// `U_q^T` `[F, C]`.
+    filters: FilterPanels,
     wanted: Wanted,
 }
 
@@ -261,13 +265,15 @@ impl Winograd {
     pub(super) fn new(plan: &ConvPlan, slots: Slots, wanted: Wanted) -> Self {
         let images = plan.gradient_group_images(slots.largest());
         let (channels, filters) = (plan.shape.channels, plan.shape.filters);
+        let span = span(plan);
         let du = if images == slots.largest() {
-            Stack::new(channels.min(GRADIENT_BLOCK.0), filters.min(GRADIENT_BLOCK.1))
+            Stack::new(span, channels.min(GRADIENT_BLOCK.0), filters.min(GRADIENT_BLOCK.1))
         } else {
-            Stack::new(channels, filters)
+            Stack::new(span, channels, filters)
         };
-        let part = WinogradPart { images, filters, tile_rows: tiles(&plan.shape).0 };
-        Winograd { group: Group::new(plan, part), du, wanted }
+        let part = WinogradPart { images, filters, tile_rows: tiles(plan).0 };
+        let filters = FilterPanels { rows: filters, cols: channels, span };
+        Winograd { group: Group::new(plan, part), du, filters, wanted }
     }
 
     /// Elements of [`Parts::du`].
@@ -324,7 +330,7 @@ impl Winograd {
         let Winograd { group, du: stack, .. } = self;
         let Parts { v, dm, pixels, du, .. } = parts;
         group.transform_images(place, |image| piece.x(image), pixels, v);
-        let (order, outputs) = (group.order(place), longest(&group.shape));
+        let order = group.order(place);
         let accum = if first { Accum::Replace } else { Accum::Add };
         let (channels, filters) = (group.shape.channels, group.shape.filters);
         for start in (0..channels).step_by(stack.rows) {
@@ -337,7 +343,7 @@ impl Winograd {
                 if last {
                     let dw = &mut piece.dw[of_channels.start * 9 * filters + of_filters.start..];
                     let size = (of_channels.len(), of_filters.len());
-                    vectorized!(filter_gradient((stack, outputs), size, du, dw, filters));
+                    vectorized!(filter_gradient(stack, size, du, dw, filters));
                 }
             }
         }
@@ -348,7 +354,7 @@ impl Winograd {
         let (group, Parts { v: dv, dm, pixels, .. }) = (&self.group, parts);
         let Conv2dShape { channels, rows, cols, .. } = group.shape;
         let (plane, corner, [size, _]) = (group.shape.in_plane(), (rows.before, cols.before), group.sizes());
-        let u = (&filters_transposed(&group.shape), piece.filters, 0..channels);
+        let u = (&self.filters, piece.filters, 0..channels);
         let order = group.order(place);
         multiply(&order, (&group.m, &**dm), u, (&group.v, &mut **dv));
         for channel in (0..channels).step_by(LANES) {
@@ -365,13 +371,12 @@ impl Winograd {
 
 impl<T: Element> Steps<T> for Winograd {
     fn filters_len(&self) -> usize {
-        filters_transposed(&self.group.shape).len()
+        self.filters.len()
     }
 
     /// `U^T`, so that no product has to transpose it.
     fn prepare(&self, w: &[T], filters: &mut [T]) {
-        let shape = &self.group.shape;
-        transform_filters(&filters_transposed(shape), (shape.channels * 9, 9), w, filters);
+        transform_filters(&self.filters, (self.group.shape.channels * 9, 9), w, filters);
     }
 
     fn scratch_len(&self) -> usize {
@@ -433,9 +438,11 @@ mod tests {
     fn it_is_the_convolution_and_its_gradient() {
         let sides = |top, bottom, left, right| Padding::Sides { top, bottom, left, right };
         for (x, filters, padding) in [
-            ([2, 3, 8, 8], 4, Padding::Same),       // whole tiles
+            ([2, 3, 12, 8], 4, Padding::Same),      // whole tiles, of six outputs and of four
             ([1, 1, 4, 4], 1, Padding::All(1)),     // one of everything
-            ([3, 2, 7, 9], 5, Padding::Same),       // short tiles, of three outputs and of one
+            ([3, 2, 7, 9], 5, Padding::Same),       // short tiles
+            ([2, 2, 16, 14], 3, Padding::Same),     // tiles of six, five and four outputs
+            ([2, 2, 31, 32], 2, Padding::Same),     // a single output left over, and two
             ([2, 2, 6, 5], 3, Padding::Valid),      // the output smaller than the input
             ([2, 2, 3, 3], 2, Padding::All(2)),     // the output larger than the input
             ([5, 17, 5, 6], 18, sides(0, 2, 1, 0)), // more channels and filters than lanes; asymmetric
@@ -463,7 +470,7 @@ mod tests {
     #[test]
     fn in_single_precision_it_errs_by_less_than_1e_5() {
         for (channels, filters, side) in
-            [(64, 64, 16), (256, 256, 8), (64, 64, 15), (256, 256, 7), (256, 256, 3), (256, 256, 2)]
+            [(64, 64, 30), (256, 256, 6), (64, 64, 15), (256, 256, 8), (256, 256, 7), (256, 256, 3), (256, 256, 2)]
         {
             let conv = Conv2d { padding: Padding::Same, algorithm: Algorithm::Winograd, ..Conv2d::default() };
             let x = random::<f32>([4, channels, side, side], 0);

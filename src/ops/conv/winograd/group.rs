@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use super::order::{Order, Tile};
+use super::maps::{Along, Input, InputAdjoint, Output, OutputAdjoint, SPAN};
+use super::order::{Cut, Order, Tile};
 use super::pixels::{planes_to_rows, rows_to_planes};
 use super::products::Stack;
-use super::transforms::{Half, Input, InputAdjoint, Output, OutputAdjoint, SPAN, TILE, transform_2d};
-use super::{cuts, tiles};
+use super::transforms::{Half, transform_2d};
+use super::{cuts, span, tiles};
 use crate::element::Element;
 use crate::ops::conv::plan::{ConvPlan, WinogradPart};
 use crate::ops::layout::{Formats, MemoryFormat};
@@ -17,6 +18,8 @@ use crate::simd::{Aligned, LANES, Lanes, vectorized};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Group {
     pub(super) shape: Conv2dShape,
+    /// How the output of an image is cut, down and across.
+    cuts: (Cut, Cut),
     /// Rows and columns of tiles of an image, or of a band of it.
     tiles: (usize, usize),
     /// Images, at most.
@@ -25,9 +28,9 @@ pub(super) struct Group {
     pub(super) v: Stack,
     /// `M` and `dM`: tiles x filters, all of them or some.
     pub(super) m: Stack,
-    /// Rows and columns of an image with its padding, filled up to whole tiles.
+    /// Rows and columns of an image with its padding, filled up to long tiles.
     pub(super) padded: (usize, usize),
-    /// Rows and columns of the output, filled up to whole tiles.
+    /// Rows and columns of the output, filled up to long tiles.
     pub(super) whole: (usize, usize),
     /// How x and the output of the forward pass lie.
     formats: Formats,
@@ -45,32 +48,34 @@ pub(super) struct Place {
 impl Place {
     /// That of part (i, j), and its filters, where `images` images are cut into parts.
     pub(super) fn of(
-        shape: &Conv2dShape,
+        plan: &ConvPlan,
         part: WinogradPart,
         images: usize,
         (i, j): (usize, usize),
     ) -> (Self, Range<usize>) {
-        let tile_rows = tiles(shape).0;
+        let tile_rows = tiles(plan).0;
         let (band, filters) = if part.tile_rows < tile_rows { (j, 0) } else { (0, j) };
         let range = |index: usize, len: usize, all: usize| index * len..((index + 1) * len).min(all);
         let place = Place { images: range(i, part.images, images), rows: range(band, part.tile_rows, tile_rows) };
-        (place, range(filters, part.filters, shape.filters))
+        (place, range(filters, part.filters, plan.shape.filters))
     }
 }
 
 impl Group {
     pub(super) fn new(plan: &ConvPlan, part: WinogradPart) -> Self {
-        let shape = &plan.shape;
-        let tiles = (part.tile_rows, tiles(shape).1);
-        let whole = (tiles.0 * TILE, tiles.1 * TILE);
+        let (shape, cuts, span) = (&plan.shape, cuts(plan), span(plan));
+        let tiles = (part.tile_rows, cuts.1.tiles());
+        let whole = (tiles.0 * cuts.0.length, tiles.1 * cuts.1.length);
         let rows = part.images * tiles.0 * tiles.1;
+        let seen = |outputs: usize| Along::Pixels.count(outputs);
         Group {
             shape: *shape,
+            cuts,
             tiles,
             images: part.images,
-            v: Stack::new(rows, shape.channels),
-            m: Stack::new(rows, part.filters),
-            padded: (whole.0 + SPAN - TILE, whole.1 + SPAN - TILE),
+            v: Stack::new(span, rows, shape.channels),
+            m: Stack::new(span, rows, part.filters),
+            padded: (seen(whole.0), seen(whole.1)),
             whole,
             formats: plan.formats,
             step: plan.winograd_step(),
@@ -84,7 +89,7 @@ impl Group {
 
     /// The order of the tiles at a place, which all go through together.
     pub(super) fn order(&self, place: &Place) -> Order {
-        Order::new(cuts(&self.shape), place.images.len(), &place.rows)
+        Order::new(self.cuts, place.images.len(), &place.rows)
     }
 
     /// Rows and columns of an input image, and of the output.
@@ -102,8 +107,8 @@ impl Group {
 
     /// The index of a tile's first pixel where images have `size` rows and columns.
     #[inline(always)]
-    fn first((rows, cols): (usize, usize), tile: &Tile) -> usize {
-        (tile.image * rows + tile.row * TILE) * cols + tile.col * TILE
+    fn first(&self, (rows, cols): (usize, usize), tile: &Tile) -> usize {
+        (tile.image * rows + tile.row * self.cuts.0.length) * cols + tile.col * self.cuts.1.length
     }
 
     /// `V = B^T d B` of the channels from `channel` on, whose padded images `pixels` holds, of all tiles of `order`.
@@ -113,7 +118,7 @@ impl Group {
         order.for_each_tile(
             #[inline(always)]
             |tile| {
-                let first = Self::first(self.padded, &tile);
+                let first = self.first(self.padded, &tile);
                 transform_2d::<Input, T>(
                     &mut half,
                     tile.outputs,
@@ -141,7 +146,8 @@ impl Group {
             #[inline(always)]
             |tile| {
                 let (pixels, _) = x(place.images.start + tile.image)[channel * self.shape.in_plane()..].as_chunks();
-                let d = self.patch(pixels, (place.rows.start + tile.row, tile.col), edge);
+                let at = ((place.rows.start + tile.row) * self.cuts.0.length, tile.col * self.cuts.1.length);
+                let d = self.patch(pixels, at, tile.outputs, edge);
                 transform_2d::<Input, T>(
                     &mut half,
                     tile.outputs,
@@ -154,42 +160,53 @@ impl Group {
         );
     }
 
-    /// The pixels that a tile sees: where they lie, or in `edge`, where there is padding among them.
+    /// The pixels that a tile with `outputs` from `first` on sees: where they lie, or in `edge`, where there is padding among them.
     #[inline(always)]
     fn patch<'p, T: Element>(
         &self,
         pixels: &'p [Lanes<T>],
-        (row, col): (usize, usize),
+        first: (usize, usize),
+        outputs: (usize, usize),
         edge: &'p mut [[Lanes<T>; SPAN]; SPAN],
     ) -> [&'p [Lanes<T>; SPAN]; SPAN] {
         let Conv2dShape { rows, cols, .. } = self.shape;
-        let within = |tile: usize, axis: &Axis| {
-            let first = tile * TILE;
-            axis.before.saturating_sub(first).min(SPAN)..(axis.input + axis.before).saturating_sub(first).min(SPAN)
+        let (down, across) = (Along::Pixels.count(outputs.0), Along::Pixels.count(outputs.1));
+        let within = |first: usize, seen: usize, axis: &Axis| {
+            axis.before.saturating_sub(first).min(seen)..(axis.input + axis.before).saturating_sub(first).min(seen)
         };
-        let (down, across) = (within(row, &rows), within(col, &cols));
+        let (rows_within, cols_within) = (within(first.0, down, &rows), within(first.1, across, &cols));
         // where the tile's corner is, which may be in the padding above
-        let corner = (row * TILE).wrapping_sub(rows.before).wrapping_mul(cols.input);
-        let corner = corner.wrapping_add(col * TILE).wrapping_sub(cols.before);
-        if (down.len(), across.len()) == (SPAN, SPAN) {
+        let corner = first.0.wrapping_sub(rows.before).wrapping_mul(cols.input);
+        let corner = corner.wrapping_add(first.1).wrapping_sub(cols.before);
+        // A line of the array goes on beyond what the tile sees: the last one's end must lie within the plane, too.
+        let end = corner.wrapping_add((SPAN - 1) * cols.input + SPAN);
+        if (rows_within.len(), cols_within.len()) == (down, across) && end <= pixels.len() {
             let mut lines = [&edge[0]; SPAN];
             for (i, line) in lines.iter_mut().enumerate() {
                 *line = pixels[corner + i * cols.input..].first_chunk().expect("the tile lies within the plane");
             }
             return lines;
         }
-        edge.as_flattened_mut().fill([T::zero(); LANES]);
-        for i in down.filter(|_| !across.is_empty()) {
-            let first = corner.wrapping_add(i * cols.input + across.start);
-            let (from, to) = (&pixels[first..first + across.len()], &mut edge[i][across.clone()]);
-            match across.len() {
+        let zero = [T::zero(); LANES];
+        for (i, line) in edge.iter_mut().enumerate().take(down) {
+            if cols_within.is_empty() || !rows_within.contains(&i) {
+                line.fill(zero);
+                continue;
+            }
+            let first = corner.wrapping_add(i * cols.input + cols_within.start);
+            let (from, to) = (&pixels[first..first + cols_within.len()], &mut line[cols_within.clone()]);
+            match cols_within.len() {
                 4 => copy::<T, 4>(from, to),
                 5 => copy::<T, 5>(from, to),
                 6 => copy::<T, 6>(from, to),
+                7 => copy::<T, 7>(from, to),
+                8 => copy::<T, 8>(from, to),
                 _ => to.copy_from_slice(from),
             }
+            line[..cols_within.start].fill(zero);
+            line[cols_within.end..].fill(zero);
         }
-        [&edge[0], &edge[1], &edge[2], &edge[3], &edge[4], &edge[5]]
+        edge.each_ref()
     }
 
     /// `d = B dV B^T` of the channels from `channel` on, of all tiles of `order`, added to their padded images: the adjoint of
@@ -201,7 +218,7 @@ impl Group {
         order.for_each_tile(
             #[inline(always)]
             |tile| {
-                let first = Self::first(self.padded, &tile);
+                let first = self.first(self.padded, &tile);
                 transform_2d::<InputAdjoint, T>(
                     &mut half,
                     tile.outputs,
@@ -233,7 +250,7 @@ impl Group {
             #[inline(always)]
             |tile| {
                 let of_chunk = Tile { image: tile.image - images.start, row: tile.row - rows.start, ..tile };
-                let first = Self::first((rows.len() * TILE, self.whole.1), &of_chunk);
+                let first = self.first((rows.len() * self.cuts.0.length, self.whole.1), &of_chunk);
                 transform_2d::<Output, T>(
                     &mut half,
                     tile.outputs,
@@ -255,7 +272,7 @@ impl Group {
         order.for_each_tile(
             #[inline(always)]
             |tile| {
-                let first = Self::first(self.whole, &tile);
+                let first = self.first(self.whole, &tile);
                 transform_2d::<OutputAdjoint, T>(
                     &mut half,
                     tile.outputs,
@@ -292,7 +309,8 @@ impl Group {
         let Conv2dShape { channels, rows, cols, .. } = self.shape;
         let (plane, count) = (self.shape.in_plane(), LANES.min(channels - channel));
         // The first row that the tiles see, and the one after the last, counted from the first row of padding.
-        let [top, bottom] = [place.rows.start * TILE, place.rows.end * TILE + SPAN - TILE];
+        let [top, bottom] =
+            [place.rows.start * self.cuts.0.length, Along::Pixels.count(place.rows.end * self.cuts.0.length)];
         let [first, end] = [top, bottom].map(|row| row.clamp(rows.before, rows.before + rows.input));
         let (corner, size) = ((first.saturating_sub(top), cols.before), (end - first, cols.input));
         for (image, runs) in place.images.clone().zip(Self::runs(pixels, self.padded, corner, size)) {
@@ -326,8 +344,9 @@ impl Group {
     /// Cuts a place into chunks of few tiles, whose pixels stay in the L1 cache: rows of them of one image, or some images.
     fn chunks(&self, place: &Place) -> impl Iterator<Item = Place> + use<> {
         let (place, image_tiles) = (place.clone(), place.rows.len() * self.tiles.1);
-        let images = (CHUNK_TILES / image_tiles).max(1);
-        let rows = if images > 1 { place.rows.len() } else { CHUNK_TILES.div_ceil(self.tiles.1) };
+        let chunk = CHUNK_PIXELS.div_ceil(self.cuts.0.length * self.cuts.1.length);
+        let images = (chunk / image_tiles).max(1);
+        let rows = if images > 1 { place.rows.len() } else { chunk.div_ceil(self.tiles.1) };
         let rows = rows.next_multiple_of(self.step);
         place.images.clone().step_by(images).flat_map(move |image| {
             let (images, all) = (image..(image + images).min(place.images.end), place.rows.clone());
@@ -349,11 +368,12 @@ impl Group {
         mut plane: impl FnMut((usize, Range<usize>), usize, &mut [T]),
     ) {
         let Conv2dShape { rows, cols, .. } = self.shape;
-        let first_row = |place: &Place| place.rows.start * TILE;
+        let length = self.cuts.0.length;
+        let first_row = |place: &Place| place.rows.start * length;
         for chunk in self.chunks(place) {
-            let size = ((chunk.rows.end * TILE).min(rows.output) - first_row(&chunk), cols.output);
+            let size = ((chunk.rows.end * length).min(rows.output) - first_row(&chunk), cols.output);
             let first = first_row(&chunk) - first_row(place);
-            let whole = chunk.rows.len() * TILE * self.whole.1;
+            let whole = chunk.rows.len() * length * self.whole.1;
             for filter in (0..filters).step_by(LANES) {
                 let count = LANES.min(filters - filter);
                 vectorized!(self.output(place, &chunk, filter, m, pixels));
@@ -396,6 +416,5 @@ fn copy<T: Element, const N: usize>(from: &[Lanes<T>], to: &mut [Lanes<T>]) {
     to[..N].copy_from_slice(&from[..N]);
 }
 
-/// Tiles whose pixels are between their transforms and what follows them: of a block of filters 8 KiB, or as much as a row of tiles
-/// has.
-const CHUNK_TILES: usize = 8;
+/// Pixels between their transforms and what follows them: of a block of filters 8 KiB, or as much as a row of tiles has.
+const CHUNK_PIXELS: usize = 128;

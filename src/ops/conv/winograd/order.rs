@@ -10,21 +10,37 @@
 
 use std::ops::Range;
 
-use super::transforms::{Along, TILE};
+use super::maps::Along;
 
 /// The outputs along an axis, cut into tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cut {
-    /// Tiles of [`TILE`] outputs.
+    /// Outputs of a long tile.
+    pub(super) length: usize,
+    /// Long tiles.
     long: usize,
-    /// Outputs of the tile behind them, 2 or 3; 0 where there is none. A single output left over is taken for two.
+    /// Outputs of the tile behind them, fewer than a long one has; 0 where there is none. A single output left over is taken for
+    /// two.
     short: usize,
 }
 
 impl Cut {
-    pub(super) fn new(outputs: usize) -> Self {
-        let rest = outputs % TILE;
-        Cut { long: outputs / TILE, short: if rest == 0 { 0 } else { rest.max(2) } }
+    pub(super) fn new(outputs: usize, length: usize) -> Self {
+        let rest = outputs % length;
+        Cut { length, long: outputs / length, short: if rest == 0 { 0 } else { rest.max(2) } }
+    }
+
+    /// The length of tiles, 2 to `most`, that have the fewest points in all, and of these the shortest, since filters are
+    /// transformed at the points of one.
+    pub(super) fn best(outputs: usize, most: usize) -> usize {
+        let points = |&length: &usize| Cut::new(outputs, length).points();
+        (2..=most).min_by_key(points).expect("a tile has two outputs and more")
+    }
+
+    /// Points of all tiles.
+    fn points(&self) -> usize {
+        let short = if self.short > 0 { Along::Points.count(self.short) } else { 0 };
+        self.long * Along::Points.count(self.length) + short
     }
 
     pub(super) fn tiles(self) -> usize {
@@ -34,7 +50,7 @@ impl Cut {
     /// These of its tiles.
     fn part(self, tiles: &Range<usize>) -> Self {
         let short = if tiles.end > self.long { self.short } else { 0 };
-        Cut { long: tiles.end.min(self.long).saturating_sub(tiles.start), short }
+        Cut { long: tiles.end.min(self.long).saturating_sub(tiles.start), short, ..self }
     }
 
     /// Its long tiles, and the short one.
@@ -44,12 +60,12 @@ impl Cut {
 
     /// Outputs of the tiles of each kind.
     fn outputs(self) -> [usize; 2] {
-        [TILE, self.short]
+        [self.length, self.short]
     }
 
-    /// Outputs of its longest tile, which has all points that there are.
-    pub(super) fn most(self) -> usize {
-        if self.long > 0 { TILE } else { self.short }
+    /// Points of a long tile, which has all that there are.
+    pub(super) fn span(self) -> usize {
+        Along::Points.count(self.length)
     }
 }
 
@@ -86,6 +102,11 @@ impl Order {
         Order { images, rows: rows.part(tile_rows), cols }
     }
 
+    /// Points of a long tile, down and across.
+    pub(super) fn span(&self) -> (usize, usize) {
+        (self.rows.span(), self.cols.span())
+    }
+
     /// Tiles of one image of each kind.
     fn counts(&self) -> [usize; 4] {
         let (rows, cols) = (self.rows.kinds(), self.cols.kinds());
@@ -101,7 +122,7 @@ impl Order {
     /// The rows of the matrices (i, j): the tiles that have a product there.
     pub(super) fn rows(&self, i: usize, j: usize) -> Range<usize> {
         let [long_down, long_both, short_down, short_both, end] = self.starts();
-        match (Along::Points.has(self.rows.short, i), Along::Points.has(self.cols.short, j)) {
+        match (i < Along::Points.count(self.rows.short), j < Along::Points.count(self.cols.short)) {
             (true, true) => long_down..end,
             (false, true) => long_down..short_down,
             (true, false) => long_both..short_both,
@@ -135,17 +156,43 @@ impl Order {
 
 #[cfg(test)]
 mod tests {
-    use super::super::transforms::SPAN;
     use super::*;
 
     #[test]
     fn what_is_left_over_makes_a_short_tile() {
-        let cuts = [1, 2, 3, 4, 5, 8, 31].map(|outputs| {
-            let cut = Cut::new(outputs);
-            (cut.long, cut.short, cut.tiles(), cut.most())
-        });
-        let want = [(0, 2, 1, 2), (0, 2, 1, 2), (0, 3, 1, 3), (1, 0, 1, 4), (1, 2, 2, 4), (2, 0, 2, 4), (7, 3, 8, 4)];
-        assert_eq!(cuts, want);
+        let cuts = |outputs: [usize; 10], most| {
+            outputs.map(|outputs| {
+                let cut = Cut::new(outputs, Cut::best(outputs, most));
+                (cut.long, cut.length, cut.short)
+            })
+        };
+        let outputs = [1, 2, 3, 5, 7, 8, 14, 16, 31, 32];
+        let want = [
+            (0, 2, 2),
+            (1, 2, 0),
+            (1, 3, 0),
+            (1, 5, 0),
+            (1, 4, 3),
+            (2, 4, 0),
+            (2, 5, 4),
+            (2, 6, 4),
+            (5, 6, 2),
+            (5, 6, 2),
+        ];
+        assert_eq!(cuts(outputs, 6), want);
+        let want = [
+            (0, 2, 2),
+            (1, 2, 0),
+            (1, 3, 0),
+            (1, 3, 2),
+            (1, 4, 3),
+            (2, 4, 0),
+            (3, 4, 2),
+            (4, 4, 0),
+            (7, 4, 3),
+            (8, 4, 0),
+        ];
+        assert_eq!(cuts(outputs, 4), want);
     }
 
     fn tiles(order: &Order, images: Range<usize>, rows: Range<usize>) -> Vec<Tile> {
@@ -157,14 +204,17 @@ mod tests {
     #[test]
     fn the_tiles_of_a_product_follow_one_another() {
         for (rows, cols) in [(8, 8), (7, 7), (3, 3), (2, 5), (15, 4), (9, 6)] {
-            let cuts = (Cut::new(rows), Cut::new(cols));
+            let cut = |outputs| Cut::new(outputs, Cut::best(outputs, 6));
+            let cuts = (cut(rows), cut(cols));
             let all = 0..cuts.0.tiles();
             let order = Order::new(cuts, 3, &all);
             let tiles = tiles(&order, 0..3, all.clone());
             let of_image = cuts.0.tiles() * cuts.1.tiles();
             assert_eq!(tiles.iter().map(|tile| tile.index).collect::<Vec<_>>(), Vec::from_iter(0..3 * of_image));
-            for (i, j) in (0..SPAN * SPAN).map(|q| (q / SPAN, q % SPAN)) {
-                let has = |tile: &&Tile| Along::Points.has(tile.outputs.0, i) && Along::Points.has(tile.outputs.1, j);
+            let (down, across) = order.span();
+            for (i, j) in (0..down * across).map(|q| (q / across, q % across)) {
+                let points = |outputs| Along::Points.count(outputs);
+                let has = |tile: &&Tile| i < points(tile.outputs.0) && j < points(tile.outputs.1);
                 let want: Vec<_> = tiles.iter().filter(has).map(|tile| tile.index).collect();
                 assert_eq!(Vec::from_iter(order.rows(i, j)), want, "{rows} x {cols}: {i}, {j}");
             }
@@ -174,13 +224,13 @@ mod tests {
     #[test]
     fn a_part_of_the_images_and_rows_has_its_tiles_where_the_whole_has_them() {
         for (rows, cols) in [(8, 8), (15, 7), (9, 3)] {
-            let cuts = (Cut::new(rows), Cut::new(cols));
+            let cuts = (Cut::new(rows, 4), Cut::new(cols, 4));
             for band in [0..cuts.0.tiles(), 0..1, 1..cuts.0.tiles()] {
                 let order = Order::new(cuts, 4, &band);
                 let all = tiles(&order, 0..4, 0..band.len());
                 assert!(all.iter().all(|tile| {
-                    let rest = rows - (band.start + tile.row) * TILE;
-                    tile.outputs.0 == if rest >= TILE { TILE } else { rest.max(2) }
+                    let (length, rest) = (cuts.0.length, rows - (band.start + tile.row) * cuts.0.length);
+                    tile.outputs.0 == if rest >= length { length } else { rest.max(2) }
                 }));
                 for (images, rows) in [(0..4, 0..1), (1..3, 0..band.len()), (3..4, 1..band.len().max(1))] {
                     let of = |tile: &Tile| images.contains(&tile.image) && rows.contains(&tile.row);

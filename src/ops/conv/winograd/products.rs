@@ -3,62 +3,64 @@
 use std::ops::Range;
 
 use super::order::Order;
-use super::transforms::SPAN;
 use crate::blas::panels::{self, PANEL, Panels, Right, panel_len};
 use crate::blas::{Accum, Mat, MatMut, gemm};
 use crate::element::Element;
 use crate::simd::LANES;
 
-/// Elements of a transformed tile: the number of products.
-pub(super) const PRODUCTS: usize = SPAN * SPAN;
-
-/// [`PRODUCTS`] matrices of the same shape, one after the other.
+/// Matrices of the same shape, one after the other: one for each element of a transformed tile. Lengths are in vectors, and so
+/// that an element's place takes no product of what is not known beforehand.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stack {
     pub(super) rows: usize,
     pub(super) cols: usize,
-    /// Elements from one row to the next: an odd number of vectors, lest the rows of a matrix, a power of two apart,
-    /// share a few sets of the L1 cache.
-    ld: usize,
-    /// Rows of a matrix, as they lie in memory: an odd number, lest matrices are a multiple of 4 KiB apart.
-    rows_in_memory: usize,
+    /// Points of a tile, down and across.
+    pub(super) span: (usize, usize),
+    /// From one row to the next: an odd number, lest the rows of a matrix, a power of two apart, share a few sets of the L1 cache.
+    row: usize,
+    /// From one matrix to the next, of an odd number of rows, lest matrices are a multiple of 4 KiB apart; and from (i, j) to
+    /// (i + 1, j).
+    matrix: usize,
+    line: usize,
 }
 
 impl Stack {
-    pub(super) fn new(rows: usize, cols: usize) -> Self {
-        let ld = (cols.div_ceil(LANES) | 1) * LANES;
-        Stack { rows, cols, ld, rows_in_memory: rows | 1 }
+    pub(super) fn new(span: (usize, usize), rows: usize, cols: usize) -> Self {
+        let row = cols.div_ceil(LANES) | 1;
+        let matrix = (rows | 1) * row;
+        Stack { rows, cols, span, row, matrix, line: span.1 * matrix }
     }
 
     pub(super) fn len(&self) -> usize {
-        PRODUCTS * self.rows_in_memory * self.ld
+        self.span.0 * self.line * LANES
     }
 
     /// A block of matrix `q`.
     fn block<'a, T>(&self, data: &'a [T], q: usize, rows: Range<usize>, cols: Range<usize>) -> Mat<'a, T> {
-        let data = &data[(q * self.rows_in_memory + rows.start) * self.ld + cols.start..];
-        Mat::new(data, rows.len(), cols.len(), self.ld)
+        let data = &data[(q * self.matrix + rows.start * self.row) * LANES + cols.start..];
+        Mat::new(data, rows.len(), cols.len(), self.row * LANES)
     }
 
     /// The first `cols` columns of some rows of matrix `q`.
     fn block_mut<'a, T>(&self, data: &'a mut [T], q: usize, rows: Range<usize>, cols: usize) -> MatMut<'a, T> {
-        MatMut::new(&mut data[(q * self.rows_in_memory + rows.start) * self.ld..], rows.len(), cols, self.ld)
+        let data = &mut data[(q * self.matrix + rows.start * self.row) * LANES..];
+        MatMut::new(data, rows.len(), cols, self.row * LANES)
     }
 
     /// Which of the data's vectors begins at column `col`, a multiple of [`LANES`], of row `row` in matrix (i, j).
     #[inline(always)]
     pub(super) fn at(&self, i: usize, j: usize, row: usize, col: usize) -> usize {
-        ((i * SPAN + j) * self.rows_in_memory + row) * (self.ld / LANES) + col / LANES
+        i * self.line + j * self.matrix + row * self.row + col / LANES
     }
 }
 
-/// [`PRODUCTS`] matrices of transformed filters, in the panels that the products take: what stays the same over many of them.
+/// The matrices of transformed filters, in the panels that the products take: what stays the same over many of them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FilterPanels {
     pub(super) rows: usize,
     pub(super) cols: usize,
-    /// Of the longest tile, down and across: matrices of points that it does not have are left as they are, and not read.
-    pub(super) outputs: (usize, usize),
+    /// Points of the longest tile, down and across.
+    pub(super) span: (usize, usize),
 }
 
 impl FilterPanels {
@@ -72,8 +74,13 @@ impl FilterPanels {
         panel_len(self.rows)
     }
 
+    /// Matrices.
+    pub(super) fn count(&self) -> usize {
+        self.span.0 * self.span.1
+    }
+
     pub(super) fn len(&self) -> usize {
-        PRODUCTS * self.panels() * self.panel()
+        self.count() * self.panels() * self.panel()
     }
 
     /// Matrix `q` from a column on, the first of a panel; the same panels of matrix `next` are wanted next.
@@ -86,8 +93,9 @@ impl FilterPanels {
 
 /// The products that tiles have, each with their rows.
 fn products(order: &Order) -> impl Iterator<Item = (usize, Range<usize>)> {
-    let rows = |q: usize| (q, order.rows(q / SPAN, q % SPAN));
-    (0..PRODUCTS).map(rows).filter(|(_, rows)| !rows.is_empty())
+    let (down, across) = order.span();
+    let rows = move |q: usize| (q, order.rows(q / across, q % across));
+    (0..down * across).map(rows).filter(|(_, rows)| !rows.is_empty())
 }
 
 /// `C_q = A_q . B_q[:, cols]` for all `q` and those rows, the tiles, that have a product there; `cols` begin with a panel.

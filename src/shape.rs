@@ -199,7 +199,7 @@ pub enum Algorithm {
     Auto,
     /// im2col and one product per tile. Works for everything.
     Im2col,
-    /// Winograd's F(6x6, 3x3), or of smaller tiles, with a fifth to a quarter of the multiplications; 3x3 filters, stride 1, no
+    /// Winograd's F(6x6, 3x3), or of smaller tiles, with a fifth to half of the multiplications; 3x3 filters, stride 1, no
     /// dilation, one group, `f32`. See [`crate::ops::conv::winograd`].
     Winograd,
     /// Channel by channel, without any product; one channel per group. See [`crate::ops::conv::depthwise`].

@@ -9,7 +9,7 @@
 //! # Which path runs
 //! | operation | path | when |
 //! | --- | --- | --- |
-//! | convolution | [`conv::winograd`]: products with a fifth to a quarter of the multiplications | `f32`, 3x3, stride 1, 16 channels and filters or more: [`conv::ConvPlan`] says it in full |
+//! | convolution | [`conv::winograd`]: products with a fifth to half of the multiplications | `f32`, 3x3, stride 1, 16 channels and filters or more: [`conv::ConvPlan`] says it in full |
 //! | | [`conv::depthwise`]: plane by plane, no product | every channel a group of its own |
 //! | | [`conv::im2col`] tiles and one product each, of our own kernel or of BLAS; of 1x1 filters the image itself is the columns | everything else; always with `Algorithm::Im2col` |
 //! | max pooling | whole rows against whole rows | windows that tile the input |

@@ -45,20 +45,22 @@ fn a_session_scores_as_its_network_does() {
     }
 }
 
-/// In `f32`, where sessions have ways of their own: products on prepared panels, and another algorithm where Winograd's filters
-/// would come from memory for few tiles.
+/// In `f32`, where sessions have ways of their own: products on prepared panels, smaller tiles of Winograd's algorithm for few
+/// images, and another algorithm where its filters would come from memory for few tiles.
 #[test]
 fn a_session_of_f32_scores_as_its_network_does() {
     let deep = "conv512k5s3-relu-conv512-bn-relu-conv512-relu-gap-affine70-relu-affine4";
-    for notation in NETWORKS.into_iter().chain([deep]) {
+    let wide = "conv16-relu-conv32-bn-relu-conv24-relu-pool-affine4";
+    for notation in NETWORKS.into_iter().chain([deep, wide]) {
         let mut network = Network::<f32>::new(&notation.parse().unwrap(), [3, 12, 12], Init::He, 5).unwrap();
-        let x: Array4<f32> = random_array((8, 3, 12, 12), 9);
-        network.regularized_loss(x.view(), &[0, 1, 2, 3, 0, 1, 2, 3], 0.0).unwrap();
+        let x: Array4<f32> = random_array((16, 3, 12, 12), 9);
+        let labels: Vec<usize> = (0..16).map(|image| image % 4).collect();
+        network.regularized_loss(x.view(), &labels, 0.0).unwrap();
         let want = network.predict(x.view()).unwrap();
-        for batch in [1, 8] {
+        for batch in [1, 16] {
             let session = Session::new(&network, batch).unwrap();
             for threads in [1, 2, 5] {
-                let mut got = Array2::zeros((8, network.classes()));
+                let mut got = Array2::zeros((16, network.classes()));
                 let images = x.as_slice().unwrap().chunks_exact(batch * 3 * 12 * 12);
                 with_threads(threads, || {
                     let mut scratch = session.scratch();

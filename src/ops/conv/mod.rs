@@ -11,7 +11,7 @@
 //! | --- | --- | --- |
 //! | im2col | `tiles`: products of columns and filters | [`im2col`]: the columns |
 //! | the same, forward in `f32` | `direct`: products without columns | `direct/padded`: pixels; `direct/product`: the kernel |
-//! | Winograd | [`winograd`]: groups of images | `winograd/group`: tiles; `winograd/order`: which take part in which product; `winograd/pixels`: planes as vectors of channels; `winograd/transforms`: the maps; `winograd/products` |
+//! | Winograd | [`winograd`]: groups of images | `winograd/group`: tiles; `winograd/order`: which take part in which product; `winograd/pixels`: planes as vectors of channels; `winograd/maps`: the maps along an axis; `winograd/transforms`: both axes of a tile; `winograd/products` |
 //! | depthwise | [`depthwise`]: plane by plane | [`im2col`]: strides undone |
 //!
 //! `rows` is where products come out and `dout` comes in, so that blocks can fuse what follows; `slots` adds up the

@@ -36,8 +36,8 @@ const DIRECT_PIXELS: usize = PANEL;
 /// Channels and filters from which on Winograd's algorithm is faster than im2col.
 const WINOGRAD_CHANNELS: usize = 16;
 
-/// Output pixels that transformed filters are used for in a call, from which on those of the larger tiles, which save
-/// multiplications, are worth their reading.
+/// Output pixels that transformed filters are used for in a call, from which on larger tiles save more than the reading of their
+/// filters takes.
 const MANY_PIXELS: usize = 1536;
 
 /// Tiles that transformed filters are used for in a call, up to which it takes longer to read them from memory than im2col
@@ -49,14 +49,14 @@ const UNCACHED: usize = 16 << 20;
 /// cache.
 const GROUP_TILES: usize = 64;
 
-/// Output pixels whose transforms take as long, where every piece makes them, as to read a filter's.
+/// Output pixels whose transforms, which every piece makes for itself, take as long as the reading of one filter.
 const READ_PIXELS: usize = 16;
 
 /// Tiles up to which a slot is one group: larger groups than [`GROUP_TILES`] cost less than to keep the products of a slot
 /// from one group to the next.
 const SLOT_TILES: usize = 72;
 
-/// Channels and filters whose products, 36 to 64, become a gradient of filters before the next ones begin: 432 to 768 KiB, which
+/// Channels and filters whose products, up to 64, become a gradient of filters before the next ones begin: up to 768 KiB, which
 /// stay in the L2 cache. Few channels and many filters, because the rows of products and gradients are filters.
 pub(super) const GRADIENT_BLOCK: (usize, usize) = (24, 128);
 
@@ -163,8 +163,9 @@ impl ConvPlan {
         self.algorithm
     }
 
-    /// The plan that is fastest where the filters are used for no more than `images` images at a time, as in a session: those of
-    /// Winograd's algorithm are four times as many, or seven times for larger tiles, and take longer to read than to use for a few.
+    /// A plan as it was made, for filters that are used for no more than `images` images at a time, as in a session. Winograd's
+    /// are up to seven times as many as w has. For few images they have smaller tiles, which have fewer; and im2col in their place
+    /// where they take longer to read from memory than im2col in all.
     pub(crate) fn for_images(self, images: usize) -> Self {
         if self.algorithm != Algorithm::Winograd || images.saturating_mul(self.shape.out_plane()) >= MANY_PIXELS {
             return self;
@@ -510,7 +511,8 @@ impl<'a, T: Element> Filters<'a, T> {
                 assert_eq!(plan.kind, T::KIND, "the elements that the plan is for");
                 let own =
                     (prepared.shape, prepared.algorithm, prepared.tile) == (plan.shape, plan.algorithm, plan.tile);
-                assert!(own, "filters prepared for {:?} in {:?}", prepared.algorithm, prepared.shape);
+                let Prepared { shape, algorithm, tile, .. } = prepared;
+                assert!(own, "filters prepared for {algorithm:?} in {shape:?}, tiles of {tile:?}");
                 &prepared.filters
             }
         }
@@ -597,6 +599,21 @@ mod tests {
         let fits = shape([1, 4, 8, 8], [8, 4, 3, 3], winograd);
         assert_eq!(ConvPlan::new::<f32>(&fits).unwrap().algorithm(), Algorithm::Winograd);
         assert!(ConvPlan::new::<f64>(&fits).unwrap_err().to_string().contains("cost f64 its digits"));
+    }
+
+    #[test]
+    fn few_images_have_small_tiles_or_none() {
+        let same = Conv2d { padding: Padding::Same, ..Conv2d::default() };
+        let plan = |channels, side| {
+            let shape = shape([1, channels, side, side], [channels, channels, 3, 3], same);
+            ConvPlan::new::<f32>(&shape).unwrap().with_bands(2)
+        };
+        let (large, small) = (plan(32, 12), plan(512, 4));
+        assert_eq!(large.tile, (6, 6));
+        assert_eq!(large.for_images(1), ConvPlan { tile: (4, 4), ..large });
+        assert_eq!(large.for_images(100), large);
+        assert_eq!(small.for_images(1), ConvPlan { algorithm: Algorithm::Im2col, ..small });
+        assert_eq!(small.for_images(5), small, "of 4x4 outputs there is no smaller tile");
     }
 
     #[test]

@@ -23,11 +23,12 @@
 //!                     dV_q[tiles, C] = dM_q[tiles, F] . U_q^T[F, C]        dx += B dV B^T, tiles overlapping by 2
 //! ```
 //!
-//! `dU` has four to seven times the elements of `dg`. It is made for a block of channels and filters at a time, and becomes `dg` before
+//! `dU` has two to seven times the elements of `dg`. It is made for a block of channels and filters at a time, and becomes `dg` before
 //! it leaves the L2 cache. A slot of few tiles is one group; where it has several, all of its `dU` is kept from one to the next.
 //!
 //! The larger a tile, the more elements has `U`: 64 where tiles of 4x4 take 36. Where it is used for a few tiles, as in a session
-//! for single images, its reading takes longer than the products, and tiles are of 4x4 at most ([`ConvPlan::for_images`]).
+//! for single images, larger tiles save less than the reading of their `U` takes, and tiles are of 4x4 at most
+//! (`ConvPlan::for_images`).
 //!
 //! # Channels side by side
 //! A transform takes the same sums of differently placed pixels. `LANES` channels are transformed at once: their planes
@@ -36,8 +37,8 @@
 //! (`MemoryFormat::Blocked`): then pixels are transformed from where they lie, and only tiles at the edge are put together
 //! before. Products are finished a few tiles at a time, which stay in the L1 cache.
 //!
-//! The error in `f32` is about 1e-6 to 1e-5 relative (im2col: 2e-7), because the transforms add and subtract numbers of
-//! different size, twice that of tiles of 4x4 for those of 6x6; in `f64` nobody wants that, so [`crate::ops::conv::ConvPlan`] refuses it there.
+//! The transforms add and subtract numbers of different size. So the error in `f32` is about 1e-6 to 1e-5 relative for up to 512
+//! channels and filters, and grows with the root of their number (im2col: 2e-7); with tiles of 6x6 it is twice that of 4x4. In `f64` nobody wants that, so [`crate::ops::conv::ConvPlan`] refuses it there.
 
 mod group;
 mod maps;
@@ -59,7 +60,7 @@ use crate::simd::{Aligned, LANES, Lanes, fetch, planes_to_lanes, sum, vectorized
 use crate::workspace::Workspace;
 
 use group::{Group, Place};
-use maps::{Filter, FilterAdjoint, outputs_of};
+use maps::{Filter, FilterAdjoint};
 pub(super) use maps::{MOST, SHORTER};
 use order::Cut;
 use pixels::{planes_to_rows, rows_to_planes};
@@ -89,15 +90,9 @@ pub(super) fn tiles_of(plan: &ConvPlan) -> usize {
     rows * cols
 }
 
-/// Points of the longest tile, down and across.
-fn span(plan: &ConvPlan) -> (usize, usize) {
-    let (rows, cols) = cuts(plan);
-    (rows.span(), cols.span())
-}
-
 /// `U_q` `[C, F]`, as the forward pass needs it.
 fn filters(plan: &ConvPlan) -> FilterPanels {
-    FilterPanels { rows: plan.shape.channels, cols: plan.shape.filters, span: span(plan) }
+    FilterPanels { rows: plan.shape.channels, cols: plan.shape.filters, tile: plan.tile }
 }
 
 /// Elements of [`prepare_filters`].
@@ -129,10 +124,10 @@ fn transform_filters<T: Element>(to: &FilterPanels, steps: (usize, usize), w: &[
             }
             vectorized!(transform_filter_rows(
                 &filters[..count],
-                to.span,
+                to.tile,
                 #[inline(always)]
                 |i, j, row, vector| {
-                    let panel = u.get((i * to.span.1 + j) * to.panels() + col / PANEL);
+                    let panel = u.get(to.index(i, j) * to.panels() + col / PANEL);
                     panel[row * PANEL..].as_chunks_mut().0[col % PANEL / LANES] = vector;
                 },
             ));
@@ -140,18 +135,18 @@ fn transform_filters<T: Element>(to: &FilterPanels, steps: (usize, usize), w: &[
     });
 }
 
-/// `U = G g G^T` of several vectors of filters, at the points of a tile that has `span` of them: calls `store(i, j, row, vector)`.
+/// `U = G g G^T` of several vectors of filters, at the points of a tile with `outputs`: calls `store(i, j, row, vector)`.
 #[inline(always)]
 fn transform_filter_rows<T: Element>(
     filters: &[[Lanes<T>; 9]],
-    span: (usize, usize),
+    outputs: (usize, usize),
     mut store: impl FnMut(usize, usize, usize, Lanes<T>),
 ) {
     let mut half = Half::new();
     for (row, g) in filters.iter().enumerate() {
         transform_2d::<Filter, T>(
             &mut half,
-            outputs_of(span),
+            outputs,
             #[inline(always)]
             |i, j| g[i * 3 + j],
             #[inline(always)]
@@ -182,7 +177,7 @@ fn filter_gradient<T: Element>(
         for at in 0..filters.div_ceil(LANES) {
             transform_2d::<FilterAdjoint, T>(
                 &mut half,
-                outputs_of(stack.span),
+                stack.tile,
                 #[inline(always)]
                 |i, j| du[stack.at(i, j, c, at * LANES)],
                 #[inline(always)]
@@ -265,14 +260,14 @@ impl Winograd {
     pub(super) fn new(plan: &ConvPlan, slots: Slots, wanted: Wanted) -> Self {
         let images = plan.gradient_group_images(slots.largest());
         let (channels, filters) = (plan.shape.channels, plan.shape.filters);
-        let span = span(plan);
+        let tile = plan.tile;
         let du = if images == slots.largest() {
-            Stack::new(span, channels.min(GRADIENT_BLOCK.0), filters.min(GRADIENT_BLOCK.1))
+            Stack::new(tile, channels.min(GRADIENT_BLOCK.0), filters.min(GRADIENT_BLOCK.1))
         } else {
-            Stack::new(span, channels, filters)
+            Stack::new(tile, channels, filters)
         };
         let part = WinogradPart { images, filters, tile_rows: tiles(plan).0 };
-        let filters = FilterPanels { rows: filters, cols: channels, span };
+        let filters = FilterPanels { rows: filters, cols: channels, tile };
         Winograd { group: Group::new(plan, part), du, filters, wanted }
     }
 
@@ -446,7 +441,8 @@ mod tests {
             ([2, 2, 6, 5], 3, Padding::Valid),      // the output smaller than the input
             ([2, 2, 3, 3], 2, Padding::All(2)),     // the output larger than the input
             ([5, 17, 5, 6], 18, sides(0, 2, 1, 0)), // more channels and filters than lanes; asymmetric
-            ([70, 2, 9, 4], 3, Padding::Same),      // several groups and slots
+            ([70, 2, 9, 4], 3, Padding::Same),      // several slots
+            ([7, 2, 36, 40], 2, Padding::Same),     // several groups to a slot
             ([1, 2, 3, 30], 2, Padding::Valid),     // a single row of output
         ] {
             let conv = Conv2d { padding, algorithm: Algorithm::Winograd, ..Conv2d::default() };
@@ -469,9 +465,16 @@ mod tests {
     /// The bound that is promised above, on data of unit variance.
     #[test]
     fn in_single_precision_it_errs_by_less_than_1e_5() {
-        for (channels, filters, side) in
-            [(64, 64, 30), (256, 256, 6), (64, 64, 15), (256, 256, 8), (256, 256, 7), (256, 256, 3), (256, 256, 2)]
-        {
+        for (channels, filters, side) in [
+            (64, 64, 30),
+            (512, 512, 12),
+            (256, 256, 6),
+            (64, 64, 15),
+            (256, 256, 8),
+            (256, 256, 7),
+            (256, 256, 3),
+            (256, 256, 2),
+        ] {
             let conv = Conv2d { padding: Padding::Same, algorithm: Algorithm::Winograd, ..Conv2d::default() };
             let x = random::<f32>([4, channels, side, side], 0);
             let w = random::<f32>([filters, channels, 3, 3], 1);

@@ -7,7 +7,7 @@ use super::order::{Cut, Order, Tile};
 use super::pixels::{planes_to_rows, rows_to_planes};
 use super::products::Stack;
 use super::transforms::{Half, transform_2d};
-use super::{cuts, span, tiles};
+use super::{cuts, tiles};
 use crate::element::Element;
 use crate::ops::conv::plan::{ConvPlan, WinogradPart};
 use crate::ops::layout::{Formats, MemoryFormat};
@@ -63,7 +63,7 @@ impl Place {
 
 impl Group {
     pub(super) fn new(plan: &ConvPlan, part: WinogradPart) -> Self {
-        let (shape, cuts, span) = (&plan.shape, cuts(plan), span(plan));
+        let (shape, cuts) = (&plan.shape, cuts(plan));
         let tiles = (part.tile_rows, cuts.1.tiles());
         let whole = (tiles.0 * cuts.0.length, tiles.1 * cuts.1.length);
         let rows = part.images * tiles.0 * tiles.1;
@@ -73,8 +73,8 @@ impl Group {
             cuts,
             tiles,
             images: part.images,
-            v: Stack::new(span, rows, shape.channels),
-            m: Stack::new(span, rows, part.filters),
+            v: Stack::new(plan.tile, rows, shape.channels),
+            m: Stack::new(plan.tile, rows, part.filters),
             padded: (seen(whole.0), seen(whole.1)),
             whole,
             formats: plan.formats,
@@ -160,7 +160,8 @@ impl Group {
         );
     }
 
-    /// The pixels that a tile with `outputs` from `first` on sees: where they lie, or in `edge`, where there is padding among them.
+    /// The pixels that a tile with `outputs` from `first` on sees: where they lie, or in `edge`, where there is padding among them or
+    /// the image ends soon after them.
     #[inline(always)]
     fn patch<'p, T: Element>(
         &self,
@@ -178,12 +179,12 @@ impl Group {
         // where the tile's corner is, which may be in the padding above
         let corner = first.0.wrapping_sub(rows.before).wrapping_mul(cols.input);
         let corner = corner.wrapping_add(first.1).wrapping_sub(cols.before);
-        // A line of the array goes on beyond what the tile sees: the last one's end must lie within the plane, too.
+        // The array's lines go on beyond what the tile sees: the end of the last must lie within the image, too.
         let end = corner.wrapping_add((SPAN - 1) * cols.input + SPAN);
         if (rows_within.len(), cols_within.len()) == (down, across) && end <= pixels.len() {
             let mut lines = [&edge[0]; SPAN];
             for (i, line) in lines.iter_mut().enumerate() {
-                *line = pixels[corner + i * cols.input..].first_chunk().expect("the tile lies within the plane");
+                *line = pixels[corner + i * cols.input..].first_chunk().expect("the lines lie within the image");
             }
             return lines;
         }
@@ -196,6 +197,8 @@ impl Group {
             let first = corner.wrapping_add(i * cols.input + cols_within.start);
             let (from, to) = (&pixels[first..first + cols_within.len()], &mut line[cols_within.clone()]);
             match cols_within.len() {
+                2 => copy::<T, 2>(from, to),
+                3 => copy::<T, 3>(from, to),
                 4 => copy::<T, 4>(from, to),
                 5 => copy::<T, 5>(from, to),
                 6 => copy::<T, 6>(from, to),
@@ -416,5 +419,6 @@ fn copy<T: Element, const N: usize>(from: &[Lanes<T>], to: &mut [Lanes<T>]) {
     to[..N].copy_from_slice(&from[..N]);
 }
 
-/// Pixels between their transforms and what follows them: of a block of filters 8 KiB, or as much as a row of tiles has.
+/// Pixels between their transforms and what follows them, filled up to whole tiles: 8 to 9 KiB of a block of filters, or as much as
+/// the least rows of tiles have.
 const CHUNK_PIXELS: usize = 128;

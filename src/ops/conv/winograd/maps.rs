@@ -40,14 +40,8 @@ impl Along {
     }
 }
 
-/// Outputs of the tile that has so many points, down and across.
-#[inline(always)]
-pub(super) fn outputs_of(span: (usize, usize)) -> (usize, usize) {
-    (span.0 - 2, span.1 - 2)
-}
-
 /// A linear map along one axis of a tile with 2 to [`MOST`] outputs. What the tile does not have of [`SPAN`] elements is
-/// neither read nor of any meaning.
+/// zero in what is mapped, and has no meaning in what comes of it.
 pub(super) trait Map {
     const FROM: Along;
     const TO: Along;

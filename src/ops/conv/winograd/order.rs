@@ -19,8 +19,7 @@ pub(super) struct Cut {
     pub(super) length: usize,
     /// Long tiles.
     long: usize,
-    /// Outputs of the tile behind them, fewer than a long one has; 0 where there is none. A single output left over is taken for
-    /// two.
+    /// Outputs of the tile behind them, what is left over; 0 where that is nothing. A single output is taken for two.
     short: usize,
 }
 
@@ -30,8 +29,8 @@ impl Cut {
         Cut { length, long: outputs / length, short: if rest == 0 { 0 } else { rest.max(2) } }
     }
 
-    /// The length of tiles, 2 to `most`, that have the fewest points in all, and of these the shortest, since filters are
-    /// transformed at the points of one.
+    /// The length of tiles, 2 to `most`, that have the fewest points in all, and of these the shortest, for which filters have the
+    /// fewest.
     pub(super) fn best(outputs: usize, most: usize) -> usize {
         let points = |&length: &usize| Cut::new(outputs, length).points();
         (2..=most).min_by_key(points).expect("a tile has two outputs and more")
@@ -195,6 +194,18 @@ mod tests {
         assert_eq!(cuts(outputs, 4), want);
     }
 
+    /// As [`super::super::best_tile`] has them, each of whose points some tile has.
+    #[test]
+    fn the_best_cut_covers_the_outputs_with_the_fewest_points() {
+        for (outputs, most) in (1..=300).flat_map(|outputs| [4, 6].map(|most| (outputs, most))) {
+            let cut = Cut::new(outputs, Cut::best(outputs, most));
+            assert!(cut.long > 0 || outputs == 1, "{outputs}: {cut:?}");
+            assert_eq!(cut.long * cut.length + cut.short, outputs + usize::from(outputs % cut.length == 1), "{cut:?}");
+            let fewest = (2..=most).map(|length| Cut::new(outputs, length).points()).min().unwrap();
+            assert_eq!(cut.points(), fewest, "{outputs}: {cut:?}");
+        }
+    }
+
     fn tiles(order: &Order, images: Range<usize>, rows: Range<usize>) -> Vec<Tile> {
         let mut tiles = Vec::new();
         order.for_each_tile_of(images, rows, |tile| tiles.push(tile));
@@ -223,8 +234,9 @@ mod tests {
 
     #[test]
     fn a_part_of_the_images_and_rows_has_its_tiles_where_the_whole_has_them() {
-        for (rows, cols) in [(8, 8), (15, 7), (9, 3)] {
-            let cuts = (Cut::new(rows, 4), Cut::new(cols, 4));
+        for (rows, cols) in [(8, 8), (14, 7), (32, 3), (13, 1)] {
+            let cut = |outputs| Cut::new(outputs, Cut::best(outputs, 6));
+            let cuts = (cut(rows), cut(cols));
             for band in [0..cuts.0.tiles(), 0..1, 1..cuts.0.tiles()] {
                 let order = Order::new(cuts, 4, &band);
                 let all = tiles(&order, 0..4, 0..band.len());

@@ -2,55 +2,56 @@
 
 use std::ops::Range;
 
+use super::maps::Along;
 use super::order::Order;
 use crate::blas::panels::{self, PANEL, Panels, Right, panel_len};
 use crate::blas::{Accum, Mat, MatMut, gemm};
 use crate::element::Element;
 use crate::simd::LANES;
 
-/// Matrices of the same shape, one after the other: one for each element of a transformed tile. Lengths are in vectors, and so
-/// that an element's place takes no product of what is not known beforehand.
+/// Matrices of the same shape, one after the other: one for each element of a transformed tile. Lengths are in vectors, and those
+/// that an element's place takes no product for but that with its row.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stack {
     pub(super) rows: usize,
     pub(super) cols: usize,
-    /// Points of a tile, down and across.
-    pub(super) span: (usize, usize),
+    /// Outputs of the longest tile, down and across.
+    pub(super) tile: (usize, usize),
     /// From one row to the next: an odd number, lest the rows of a matrix, a power of two apart, share a few sets of the L1 cache.
-    row: usize,
-    /// From one matrix to the next, of an odd number of rows, lest matrices are a multiple of 4 KiB apart; and from (i, j) to
-    /// (i + 1, j).
-    matrix: usize,
-    line: usize,
+    row_len: usize,
+    /// From one matrix to the next, of an odd number of rows, lest matrices are a multiple of 4 KiB apart.
+    matrix_len: usize,
+    /// From matrix (i, j) to (i + 1, j).
+    line_len: usize,
 }
 
 impl Stack {
-    pub(super) fn new(span: (usize, usize), rows: usize, cols: usize) -> Self {
-        let row = cols.div_ceil(LANES) | 1;
-        let matrix = (rows | 1) * row;
-        Stack { rows, cols, span, row, matrix, line: span.1 * matrix }
+    pub(super) fn new(tile: (usize, usize), rows: usize, cols: usize) -> Self {
+        let row_len = cols.div_ceil(LANES) | 1;
+        let matrix_len = (rows | 1) * row_len;
+        Stack { rows, cols, tile, row_len, matrix_len, line_len: Along::Points.count(tile.1) * matrix_len }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.span.0 * self.line * LANES
+        Along::Points.count(self.tile.0) * self.line_len * LANES
     }
 
     /// A block of matrix `q`.
     fn block<'a, T>(&self, data: &'a [T], q: usize, rows: Range<usize>, cols: Range<usize>) -> Mat<'a, T> {
-        let data = &data[(q * self.matrix + rows.start * self.row) * LANES + cols.start..];
-        Mat::new(data, rows.len(), cols.len(), self.row * LANES)
+        let data = &data[(q * self.matrix_len + rows.start * self.row_len) * LANES + cols.start..];
+        Mat::new(data, rows.len(), cols.len(), self.row_len * LANES)
     }
 
     /// The first `cols` columns of some rows of matrix `q`.
     fn block_mut<'a, T>(&self, data: &'a mut [T], q: usize, rows: Range<usize>, cols: usize) -> MatMut<'a, T> {
-        let data = &mut data[(q * self.matrix + rows.start * self.row) * LANES..];
-        MatMut::new(data, rows.len(), cols, self.row * LANES)
+        let data = &mut data[(q * self.matrix_len + rows.start * self.row_len) * LANES..];
+        MatMut::new(data, rows.len(), cols, self.row_len * LANES)
     }
 
     /// Which of the data's vectors begins at column `col`, a multiple of [`LANES`], of row `row` in matrix (i, j).
     #[inline(always)]
     pub(super) fn at(&self, i: usize, j: usize, row: usize, col: usize) -> usize {
-        i * self.line + j * self.matrix + row * self.row + col / LANES
+        i * self.line_len + j * self.matrix_len + row * self.row_len + col / LANES
     }
 }
 
@@ -59,8 +60,8 @@ impl Stack {
 pub(super) struct FilterPanels {
     pub(super) rows: usize,
     pub(super) cols: usize,
-    /// Points of the longest tile, down and across.
-    pub(super) span: (usize, usize),
+    /// Outputs of the longest tile, down and across.
+    pub(super) tile: (usize, usize),
 }
 
 impl FilterPanels {
@@ -76,7 +77,12 @@ impl FilterPanels {
 
     /// Matrices.
     pub(super) fn count(&self) -> usize {
-        self.span.0 * self.span.1
+        Along::Points.count(self.tile.0) * Along::Points.count(self.tile.1)
+    }
+
+    /// The number of matrix (i, j).
+    pub(super) fn index(&self, i: usize, j: usize) -> usize {
+        i * Along::Points.count(self.tile.1) + j
     }
 
     pub(super) fn len(&self) -> usize {

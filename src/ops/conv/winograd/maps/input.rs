@@ -44,20 +44,22 @@ impl Map for InputAdjoint {
     }
 }
 
+/// Elements of `B` for 6 and 5 outputs, beside powers of two.
+const OF_6: [f64; 8] = [4.0 / 3.0, 17.0 / 3.0, 21.0, 4.0 / 15.0, 2.0 / 15.0, 21.0 / 4.0, 1.0 / 3.0, 1.0 / 15.0];
+const OF_5: [f64; 2] = [2.0 / 3.0, 2.0 / 5.0];
+
 /// `B^T` for 6 outputs.
 #[inline(always)]
 fn input_of_6<T: Element>(d: [T; SPAN]) -> [T; SPAN] {
     let [half, four, five] = [0.5, 4.0, 5.0].map(T::of);
-    let [a, b, c] = [4.0 / 3.0, 17.0 / 3.0, 21.0].map(T::of);
-    let [e, f] = [4.0 / 15.0, 2.0 / 15.0].map(T::of);
-    let [third, fifteenth] = [1.0 / 3.0, 1.0 / 15.0].map(T::of);
+    let [a, b, c, e, f, g, third, fifteenth] = OF_6.map(T::of);
     let (even1, odd1) = (a * (d[2] + d[6]) - b * d[4], a * (d[1] + d[5]) - b * d[3]);
     let even2 = (fifteenth * d[2] - third * d[4]) + e * d[6];
     let odd2 = f * ((d[1] - five * d[3]) + four * d[5]);
     let even_half = (four * d[2] - five * d[4]) + d[6];
     let odd_half = half * ((four * d[1] - five * d[3]) + d[5]);
     [
-        (d[7] - d[1]) + T::of(5.25) * (d[3] - d[5]),
+        (d[7] - d[1]) + g * (d[3] - d[5]),
         four * (d[0] - d[6]) + c * (d[4] - d[2]),
         even1 + odd1,
         even1 - odd1,
@@ -81,7 +83,7 @@ fn input_of_5<T: Element>(d: [T; SPAN]) -> [T; SPAN] {
         d[5] - half * d[4],
         d[6] - half * d[5],
     ];
-    let [a, b] = [2.0 / 3.0, 2.0 / 5.0].map(T::of);
+    let [a, b] = OF_5.map(T::of);
     let (even1, odd1) = (e[4] - four * e[2], e[3] - four * e[1]);
     let (even2, odd2) = (e[4] - e[2], two * (e[3] - e[1]));
     [
@@ -142,21 +144,19 @@ fn input_of_2<T: Element>(d: [T; SPAN]) -> [T; SPAN] {
 #[inline(always)]
 fn adjoint_of_6<T: Element>(v: [T; SPAN]) -> [T; SPAN] {
     let [half, four, five] = [0.5, 4.0, 5.0].map(T::of);
-    let (infinite, none) = (v[0], v[1]);
-    let [a, b, c] = [4.0 / 3.0, 17.0 / 3.0, 21.0].map(T::of);
-    let [e, f] = [4.0 / 15.0, 2.0 / 15.0].map(T::of);
-    let [third, fifteenth] = [1.0 / 3.0, 1.0 / 15.0].map(T::of);
+    let (infinite, at_0) = (v[0], v[1]);
+    let [a, b, c, e, f, g, third, fifteenth] = OF_6.map(T::of);
     let (s1, d1, s2, d2) = (v[2] + v[3], v[2] - v[3], v[4] + v[5], f * (v[4] - v[5]));
     let (s_half, d_half) = (v[6] + v[7], half * (v[6] - v[7]));
-    let (sa, da, g) = (a * s1, a * d1, T::of(5.25) * infinite);
+    let (sa, da, gi) = (a * s1, a * d1, g * infinite);
     [
-        four * none,
+        four * at_0,
         (da - infinite) + (d2 + four * d_half),
-        (sa - c * none) + (fifteenth * s2 + four * s_half),
-        (g - b * d1) - five * (d2 + d_half),
-        (c * none - b * s1) - (third * s2 + five * s_half),
-        (da - g) + (four * d2 + d_half),
-        (sa - four * none) + (e * s2 + s_half),
+        (sa - c * at_0) + (fifteenth * s2 + four * s_half),
+        (gi - b * d1) - five * (d2 + d_half),
+        (c * at_0 - b * s1) - (third * s2 + five * s_half),
+        (da - gi) + (four * d2 + d_half),
+        (sa - four * at_0) + (e * s2 + s_half),
         infinite,
     ]
 }
@@ -165,11 +165,11 @@ fn adjoint_of_6<T: Element>(v: [T; SPAN]) -> [T; SPAN] {
 #[inline(always)]
 fn adjoint_of_5<T: Element>(v: [T; SPAN]) -> [T; SPAN] {
     let [zero, half, two, four, five] = [0.0, 0.5, 2.0, 4.0, 5.0].map(T::of);
-    let (infinite, none) = (v[0], v[1]);
-    let [a, b] = [2.0 / 3.0, 2.0 / 5.0].map(T::of);
+    let (infinite, at_0) = (v[0], v[1]);
+    let [a, b] = OF_5.map(T::of);
     let (plus1, minus1, plus2, minus2) = (two * v[2], a * v[3], a * v[4], b * v[5]);
     let (s1, d1, s2, d2) = (plus1 - minus1, plus1 + minus1, plus2 - minus2, plus2 + minus2);
-    let origin = two * none;
+    let origin = two * at_0;
     let e = [
         -(four * origin),
         four * (infinite - d1) - two * d2,
@@ -194,14 +194,14 @@ fn adjoint_of_5<T: Element>(v: [T; SPAN]) -> [T; SPAN] {
 #[inline(always)]
 fn adjoint_of_4<T: Element>(v: [T; SPAN]) -> [T; SPAN] {
     let [zero, two, four, five] = [0.0, 2.0, 4.0, 5.0].map(T::of);
-    let (infinite, none) = (v[0], v[1]);
+    let (infinite, at_0) = (v[0], v[1]);
     let (s1, d1, s2, d2) = (v[2] + v[3], v[2] - v[3], v[4] + v[5], v[4] - v[5]);
     [
-        four * none,
+        four * at_0,
         four * infinite - four * d1 - two * d2,
-        -five * none - four * s1 - s2,
+        -five * at_0 - four * s1 - s2,
         d1 + two * d2 - five * infinite,
-        none + s1 + s2,
+        at_0 + s1 + s2,
         infinite,
         zero,
         zero,
@@ -212,12 +212,12 @@ fn adjoint_of_4<T: Element>(v: [T; SPAN]) -> [T; SPAN] {
 #[inline(always)]
 fn adjoint_of_3<T: Element>(v: [T; SPAN]) -> [T; SPAN] {
     let [zero, two, three, four] = [0.0, 2.0, 3.0, 4.0].map(T::of);
-    let (infinite, none) = (v[0], v[1]);
-    let (plus1, odd) = (three * v[2], two * (infinite - none));
+    let (infinite, at_0) = (v[0], v[1]);
+    let (plus1, odd) = (three * v[2], two * (infinite - at_0));
     [
-        four * none,
+        four * at_0,
         (odd - four * v[4]) + two * (v[3] - plus1),
-        -(four * none) - (plus1 + three * v[3]) - infinite,
+        -(four * at_0) - (plus1 + three * v[3]) - infinite,
         (four * v[4] - odd) + (plus1 + v[3]),
         infinite,
         zero,
@@ -230,11 +230,11 @@ fn adjoint_of_3<T: Element>(v: [T; SPAN]) -> [T; SPAN] {
 #[inline(always)]
 fn adjoint_of_2<T: Element>(v: [T; SPAN]) -> [T; SPAN] {
     let [zero, three, four] = [0.0, 3.0, 4.0].map(T::of);
-    let (infinite, none) = (v[0], v[1]);
+    let (infinite, at_0) = (v[0], v[1]);
     [
-        four * none,
+        four * at_0,
         three * (v[3] - v[2]) - infinite,
-        -(four * none) - three * (v[2] + v[3]),
+        -(four * at_0) - three * (v[2] + v[3]),
         infinite,
         zero,
         zero,

@@ -23,8 +23,9 @@
 //!                     dV_q[tiles, C] = dM_q[tiles, F] . U_q^T[F, C]        dx += B dV B^T, tiles overlapping by 2
 //! ```
 //!
-//! `dU` has two to seven times the elements of `dg`. It is made for a block of channels and filters at a time, and becomes `dg` before
-//! it leaves the L2 cache. A slot of few tiles is one group; where it has several, all of its `dU` is kept from one to the next.
+//! `dU` has two to seven times the elements of `dg`. It is made for a block of channels and filters at a time, and becomes `dg`
+//! before it leaves the L2 cache. A slot of few tiles is one group; where it has several, all of its `dU` is kept from one to the
+//! next.
 //!
 //! The larger a tile, the more elements has `U`: 64 where tiles of 4x4 take 36. Where it is used for a few tiles, as in a session
 //! for single images, larger tiles save less than the reading of their `U` takes, and tiles are of 4x4 at most
@@ -38,7 +39,8 @@
 //! before. Products are finished a few tiles at a time, which stay in the L1 cache.
 //!
 //! The transforms add and subtract numbers of different size. So the error in `f32` is about 1e-6 to 1e-5 relative for up to 512
-//! channels and filters, and grows with the root of their number (im2col: 2e-7); with tiles of 6x6 it is twice that of 4x4. In `f64` nobody wants that, so [`crate::ops::conv::ConvPlan`] refuses it there.
+//! channels and filters, and grows with the root of their number (im2col: 2e-7); with tiles of 6x6 it is twice that of 4x4. In
+//! `f64` nobody wants that, so [`crate::ops::conv::ConvPlan`] refuses it there.
 
 mod group;
 mod maps;
@@ -155,7 +157,8 @@ fn transform_filter_rows<T: Element>(
     }
 }
 
-/// `dg = G^T dU G` of the first `channels` channels and `filters` filters of dU: the adjoint of [`transform_filters`]. Into dw, nine rows for each channel, which are `dw_row` elements apart.
+/// `dg = G^T dU G` of the first `channels` channels and `filters` filters of dU: the adjoint of [`transform_filters`].
+/// Into dw, nine rows for each channel, which are `dw_row` elements apart.
 #[inline(always)]
 fn filter_gradient<T: Element>(
     stack: &Stack,

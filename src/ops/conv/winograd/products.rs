@@ -9,8 +9,8 @@ use crate::blas::{Accum, Mat, MatMut, gemm};
 use crate::element::Element;
 use crate::simd::LANES;
 
-/// Matrices of the same shape, one after the other: one for each element of a transformed tile. Lengths are in vectors, and those
-/// that an element's place takes no product for but that with its row.
+/// Matrices of the same shape, one after the other: one for each element of a transformed tile. Lengths are in vectors, and so
+/// that transforms, which know i and j beforehand, find their places by sums.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stack {
     pub(super) rows: usize,

@@ -49,6 +49,12 @@ pub(super) trait Map {
     fn apply<T: Element, const OUTPUTS: usize>(from: [T; SPAN]) -> [T; SPAN];
 }
 
+/// Values at the points: at 1, 2 and 1/2 the sum of an even and an odd part, at their negatives the difference.
+#[inline(always)]
+fn at_points<T: Element>(infinite: T, at_0: T, [one, two, half]: [(T, T); 3]) -> [T; SPAN] {
+    [infinite, at_0, one.0 + one.1, one.0 - one.1, two.0 + two.1, two.0 - two.1, half.0 + half.1, half.0 - half.1]
+}
+
 /// `A^T m`
 pub(super) struct Output;
 
@@ -113,16 +119,7 @@ impl Map for OutputAdjoint {
                 let odd2 = (two * y[1] + eight * y[3]) + T::of(32.0) * y[5];
                 let even_half = (y[0] + quarter * y[2]) + sixteenth * y[4];
                 let odd_half = (half * y[1] + eighth * y[3]) + T::of(0.03125) * y[5];
-                [
-                    y[5],
-                    y[0],
-                    even1 + odd1,
-                    even1 - odd1,
-                    even2 + odd2,
-                    even2 - odd2,
-                    even_half + odd_half,
-                    even_half - odd_half,
-                ]
+                at_points(y[5], y[0], [(even1, odd1), (even2, odd2), (even_half, odd_half)])
             }
             5 => {
                 let (even1, odd1) = ((y[0] + y[2]) + y[4], y[1] + y[3]);
@@ -134,7 +131,7 @@ impl Map for OutputAdjoint {
             4 => {
                 let (even1, odd1) = (y[0] + y[2], y[1] + y[3]);
                 let (even2, odd2) = (y[0] + four * y[2], two * y[1] + eight * y[3]);
-                [y[3], y[0], even1 + odd1, even1 - odd1, even2 + odd2, even2 - odd2, zero, zero]
+                at_points(y[3], y[0], [(even1, odd1), (even2, odd2), (zero, zero)])
             }
             3 => {
                 let even1 = y[0] + y[2];
@@ -157,19 +154,10 @@ impl Map for Filter {
     fn apply<T: Element, const OUTPUTS: usize>(g: [T; SPAN]) -> [T; SPAN] {
         let [sixth, twelfth, twenty_fourth] = [1.0 / 6.0, 1.0 / 12.0, 1.0 / 24.0].map(T::of);
         let [a, b, c] = [32.0 / 45.0, 16.0 / 45.0, 8.0 / 45.0].map(T::of);
-        let (even1, odd1) = (sixth * (g[0] + g[2]), sixth * g[1]);
-        let (even2, odd2) = (twenty_fourth * g[0] + sixth * g[2], twelfth * g[1]);
-        let (even_half, odd_half) = (a * g[0] + c * g[2], b * g[1]);
-        [
-            g[2],
-            T::of(0.25) * g[0],
-            -even1 - odd1,
-            odd1 - even1,
-            even2 + odd2,
-            even2 - odd2,
-            even_half + odd_half,
-            even_half - odd_half,
-        ]
+        let one = (-(sixth * (g[0] + g[2])), -(sixth * g[1]));
+        let two = (twenty_fourth * g[0] + sixth * g[2], twelfth * g[1]);
+        let half = (a * g[0] + c * g[2], b * g[1]);
+        at_points(g[2], T::of(0.25) * g[0], [one, two, half])
     }
 }
 

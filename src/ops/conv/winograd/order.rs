@@ -37,9 +37,9 @@ impl Cut {
     }
 
     /// Points of all tiles.
-    fn points(&self) -> usize {
+    fn points(self) -> usize {
         let short = if self.short > 0 { Along::Points.count(self.short) } else { 0 };
-        self.long * Along::Points.count(self.length) + short
+        self.long * self.span() + short
     }
 
     pub(super) fn tiles(self) -> usize {

@@ -3,7 +3,7 @@
 //! Row q of `B^T` are the coefficients of the product of `x - p` over all other finite points p of the tile; of infinity, over
 //! all. It is scaled by what `G` divides by at that point, and divided by what that product is there.
 
-use super::{Along, MOST, Map, SPAN};
+use super::{Along, MOST, Map, SPAN, at_points};
 use crate::element::Element;
 
 /// `B^T d`
@@ -58,16 +58,8 @@ fn input_of_6<T: Element>(d: [T; SPAN]) -> [T; SPAN] {
     let odd2 = f * ((d[1] - five * d[3]) + four * d[5]);
     let even_half = (four * d[2] - five * d[4]) + d[6];
     let odd_half = half * ((four * d[1] - five * d[3]) + d[5]);
-    [
-        (d[7] - d[1]) + g * (d[3] - d[5]),
-        four * (d[0] - d[6]) + c * (d[4] - d[2]),
-        even1 + odd1,
-        even1 - odd1,
-        even2 + odd2,
-        even2 - odd2,
-        even_half + odd_half,
-        even_half - odd_half,
-    ]
+    let (infinite, at_0) = ((d[7] - d[1]) + g * (d[3] - d[5]), four * (d[0] - d[6]) + c * (d[4] - d[2]));
+    at_points(infinite, at_0, [(even1, odd1), (even2, odd2), (even_half, odd_half)])
 }
 
 /// `B^T` for 5 outputs.
@@ -104,16 +96,8 @@ fn input_of_4<T: Element>(d: [T; SPAN]) -> [T; SPAN] {
     let [zero, two, four, five] = [0.0, 2.0, 4.0, 5.0].map(T::of);
     let (even1, odd1) = (d[4] - four * d[2], d[3] - four * d[1]);
     let (even2, odd2) = (d[4] - d[2], two * (d[3] - d[1]));
-    [
-        four * d[1] - five * d[3] + d[5],
-        four * d[0] - five * d[2] + d[4],
-        even1 + odd1,
-        even1 - odd1,
-        even2 + odd2,
-        even2 - odd2,
-        zero,
-        zero,
-    ]
+    let (infinite, at_0) = (four * d[1] - five * d[3] + d[5], four * d[0] - five * d[2] + d[4]);
+    at_points(infinite, at_0, [(even1, odd1), (even2, odd2), (zero, zero)])
 }
 
 /// `B^T` for 3 outputs.

@@ -52,7 +52,9 @@ impl Block {
         if let Some(p) = self.parts().dropout {
             apply_mask(&state.mask[..out.len()], p, grads.dout);
         }
-        if self.fuses_backward() {
+        if let Some(formats) = self.training {
+            self.backward_in_blocks(formats, input, grads, state, ws);
+        } else if self.fuses_backward() {
             self.fused_backward(input, out, grads, state, ws);
         } else if self.is_flat() {
             self.flat_gradient(input, out, &mut grads, state);

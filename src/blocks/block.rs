@@ -10,7 +10,7 @@ use crate::ops::batchnorm::{ChannelGradient, Channels, update_running};
 use crate::ops::conv::{ConvPlan, Filters};
 use crate::ops::layout::{Formats, MemoryFormat};
 use crate::shape::{Conv2d, Conv2dShape, Padding, Pool2dShape, check_elements};
-use crate::simd::LANES;
+use crate::simd::{LANES, Lanes};
 use crate::workspace::Buffer;
 
 /// A block for images of one size.
@@ -29,6 +29,8 @@ pub struct Block {
     pub(super) output: [usize; 3],
     /// How input and output lie in test mode.
     pub(super) formats: Formats,
+    /// How they lie in training, if the product then lies in blocks of channels.
+    pub(super) training: Option<Formats>,
 }
 
 /// The product with its sizes.
@@ -45,7 +47,7 @@ pub struct BlockState<T> {
     /// The product (without its bias, after the early pool), where backward or a second pass needs it; then its gradient, unless
     /// that is made on the way into the products.
     pub(super) y: Buffer<T>,
-    /// Gradient of the product, where it cannot take the place of `y`.
+    /// Gradient of the product, or of what batchnorm made of it, where it cannot take the place of `y`.
     pub(super) dy: Buffer<T>,
     /// Where the maxima of the pool, and of the early pool, were.
     pub(super) cell: Buffer<u8>,
@@ -57,6 +59,8 @@ pub struct BlockState<T> {
     pub(super) maps: Vec<ChannelMap<T>>,
     /// What batchnorm's gradient is made from, per channel; empty without batchnorm.
     pub(super) norms: Vec<ChannelGradient<T>>,
+    /// Sums over the pixels of some images, where the product lies in blocks of channels.
+    pub(super) sums: Vec<[Lanes<f64>; 2]>,
 }
 
 impl<T: Element> BlockState<T> {
@@ -72,6 +76,7 @@ impl<T: Element> BlockState<T> {
             var: Vec::new(),
             maps: Vec::new(),
             norms: Vec::new(),
+            sums: Vec::new(),
         }
     }
 }
@@ -120,10 +125,11 @@ impl Block {
         let tail = Tail::new(parts.activation, pool, rows, cols);
         let (out_rows, out_cols) = tail.out_size();
         let (output, formats) = ([channels, out_rows, out_cols], Formats::default());
-        let mut block = Block { parts, head, early, tail, input, product, output, formats };
+        let mut block = Block { parts, head, early, tail, input, product, output, formats, training: None };
         if let (Head::Conv(plan), Some(rows)) = (head, block.band()) {
             block.head = Head::Conv(plan.with_bands(rows));
         }
+        block.training = block.may_train_in_blocks::<T>().then(Formats::default);
         Ok(block)
     }
 

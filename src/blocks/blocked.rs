@@ -1,4 +1,4 @@
-//! Level 4. What follows a product in test mode, where channels lie in blocks of [`LANES`]: a pixel is a vector of them.
+//! Level 4. What follows a product where channels lie in blocks of [`LANES`]: a pixel is a vector of them.
 //!
 //! Only `f32` lies so. The map is written with vectors, because the compiler would make one of several pixels instead, and gather
 //! their channels.
@@ -7,8 +7,11 @@ use pulp::{Simd, WithSimd};
 
 use super::tail::{ChannelMap, Pooling, Tail};
 use crate::element::Element;
-use crate::ops::pool::{avg_pool_block, global_avg_block, max_pool_block};
-use crate::simd::{LANES, arch, vectorized};
+use crate::ops::pool::{
+    avg_pool_block, avg_pool_block_backward, global_avg_block, max_pool_block, max_pool_block_backward,
+    max_pool_block_with_cells,
+};
+use crate::simd::{LANES, Lanes, arch, vectorized};
 
 /// `z = (y - center) * scale + shift` of every pixel, in place.
 struct MapBlock<'a> {
@@ -82,5 +85,59 @@ impl Tail {
                 }
             }
         });
+    }
+    /// [`Tail::pool_block`] of whole planes, which keeps the cells of max pooling.
+    pub(super) fn pool_block_with_cells<T: Element>(&self, z: &[T], out: &mut [T], cell: &mut [u8]) {
+        let Some(Pooling::Max(pool)) = self.pooling() else { return self.pool_block(z, out) };
+        vectorized!({
+            max_pool_block_with_cells(pool, z.as_chunks().0, out.as_chunks_mut().0, cell.as_chunks_mut().0);
+            self.activate_pooled(out, cell);
+        });
+    }
+
+    /// [`Tail::backward`] of the planes of a block: sets `dz` from dout, cells and `y`; `z` is scratch of that size.
+    pub(super) fn backward_block<T: Element>(
+        &self,
+        maps: &[ChannelMap<T>],
+        (dout, cell): (&[T], &[u8]),
+        y: &[T],
+        z: &mut [T],
+        dz: &mut [T],
+    ) {
+        vectorized!(self.pool_block_backward(dout.as_chunks().0, cell.as_chunks().0, dz.as_chunks_mut().0));
+        if let Some(activation) = self.activation()
+            && !self.pools_first()
+        {
+            z.copy_from_slice(y);
+            map_block(maps, z);
+            vectorized!(activation.specialised(
+                #[inline(always)]
+                |activation| {
+                    for (dz, &z) in dz.iter_mut().zip(&*z) {
+                        *dz *= activation.slope(z);
+                    }
+                },
+            ));
+        }
+    }
+
+    /// Backward of [`Tail::pool_block_with_cells`], but for an activation after the pool, which is in the cells.
+    #[inline(always)]
+    fn pool_block_backward<T: Element>(&self, dout: &[Lanes<T>], cell: &[Lanes<u8>], dz: &mut [Lanes<T>]) {
+        match self.pooling() {
+            None => dz.copy_from_slice(dout),
+            Some(Pooling::Max(pool)) => max_pool_block_backward(
+                pool,
+                #[inline(always)]
+                |pixel| dout[pixel],
+                cell,
+                dz,
+            ),
+            Some(Pooling::Avg(pool)) => avg_pool_block_backward(pool, dout, dz),
+            Some(Pooling::Global) => {
+                let count = T::of(dz.len() as f64);
+                dz.fill(dout[0].map(|dout| dout / count));
+            }
+        }
     }
 }

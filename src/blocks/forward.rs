@@ -32,7 +32,9 @@ impl Block {
         assert_eq!(out.len(), input.images * self.output_len(), "out holds {} images", input.images);
         self.reserve(state, input.images, pass);
         self.set_maps(input, pass, &mut state.maps);
-        if self.fuses(pass) {
+        if let (Some(formats), Pass::Train(_)) = (self.training, pass) {
+            self.forward_in_blocks(formats, input, out, state, ws);
+        } else if self.fuses(pass) {
             self.fused_forward(input, out, state, ws);
         } else if self.finishes_blocks() {
             self.blocked_forward(input, out, state, ws);

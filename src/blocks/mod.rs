@@ -21,6 +21,7 @@ pub mod cascades;
 mod forward;
 mod parts;
 mod tail;
+mod training;
 
 pub use block::{Block, BlockState};
 pub use parts::{BlockGrads, BlockInput, BlockParts, Core, Pass, Pool, Prepared, Weights};

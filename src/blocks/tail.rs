@@ -170,6 +170,12 @@ impl Tail {
             Some(Pooling::Avg(pool)) => avg_pool_plane(pool, z, out),
             Some(Pooling::Global) => out[0] = sum(z) / T::of(z.len() as f64),
         }
+        self.activate_pooled(out, cell);
+    }
+
+    /// The activation, if it comes after the pool.
+    #[inline(always)]
+    pub(super) fn activate_pooled<T: Element>(&self, out: &mut [T], cell: &mut [u8]) {
         if self.pools_first() {
             for (out, cell) in out.iter_mut().zip(cell) {
                 *cell = if *out <= T::zero() { DEAD } else { *cell };

@@ -1,8 +1,9 @@
-//! Level 5. Which values of a session lie in blocks of channels.
+//! Level 5. Which values of a session, and which in training, lie in blocks of channels.
 //!
 //! Where a convolution reads what another one made, pixels that are vectors of channels are what both of them work with: planes
 //! would be put together and taken apart again. Everything else follows from there.
 
+use crate::blocks::Block;
 use crate::element::Element;
 use crate::nn::graph::Value;
 use crate::nn::steps::{Kernel, Step};
@@ -11,10 +12,31 @@ use crate::ops::layout::{Formats, MemoryFormat};
 /// Has the blocks of all steps read and write channels in blocks, wherever all who have to do with a value can.
 pub(super) fn block_channels<T: Element>(steps: &mut [Step<T>]) {
     let blocked = blocked_values(steps);
+    set_formats(steps, &blocked, Block::set_formats);
+}
+
+/// The same in training, of values that blocks make and take which train so: everything else works on planes.
+pub(super) fn train_in_blocks<T>(steps: &mut [Step<T>]) {
+    let may_be = |step: &Step<T>| match &step.kernel {
+        Kernel::Block { block, .. } => block.may_train_from_blocks(),
+        Kernel::Sum(_) | Kernel::Layer { .. } => [false; 2],
+    };
+    let mut blocked = vec![false];
+    blocked.extend(steps.iter().map(|step| may_be(step)[1]));
+    for step in &*steps {
+        step.inputs.iter().for_each(|&value| blocked[value] &= may_be(step)[0]);
+    }
+    // the scores are the caller's
+    *blocked.last_mut().expect("the images") = false;
+    set_formats(steps, &blocked, Block::set_training_formats);
+}
+
+/// Sets the formats of all blocks by which values lie in blocks.
+fn set_formats<T>(steps: &mut [Step<T>], blocked: &[bool], set: impl Fn(&mut Block, Formats)) {
     let format = |value: Value| if blocked[value] { MemoryFormat::Blocked } else { MemoryFormat::Planar };
     for (i, step) in steps.iter_mut().enumerate() {
         if let Kernel::Block { block, .. } = &mut step.kernel {
-            block.set_formats(Formats { input: format(step.inputs[0]), output: format(i + 1) });
+            set(block, Formats { input: format(step.inputs[0]), output: format(i + 1) });
         }
     }
 }

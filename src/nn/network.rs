@@ -5,6 +5,7 @@ use ndarray::{Array2, ArrayView4};
 use crate::blocks::Pass;
 use crate::element::Element;
 use crate::error::{Error, Result, check_shape};
+use crate::nn::formats::train_in_blocks;
 use crate::nn::fusion::{Gathered, gather};
 use crate::nn::graph::Graph;
 use crate::nn::init::Init;
@@ -17,6 +18,7 @@ use crate::ops::layout::{row_major, slice_mut};
 use crate::ops::loss::{check_labels, softmax_cross_entropy_into, svm_hinge_into};
 use crate::optim::{Early, Optimizer, Progress, Stepped};
 use crate::params::{Layout, ParamKind, Params};
+use crate::profile::Phase;
 use crate::random::{Purpose, stream};
 use crate::simd::{dot, vectorized};
 
@@ -130,7 +132,8 @@ impl<T: Element> Network<T> {
 
     /// A network of these steps, all parameters and statistics 0.
     pub(super) fn zeros(spec: &NetworkSpec, gathered: Vec<Gathered>, input: [usize; 3]) -> Result<Self> {
-        let Compiled { steps, params, statistics } = compile::<T>(&gathered, input)?;
+        let Compiled { mut steps, params, statistics } = compile::<T>(&gathered, input)?;
+        train_in_blocks(&mut steps);
         let grads = Params::try_zeros(params.clone())?;
         let params = Params::try_zeros(params)?;
         Ok(Network {
@@ -335,7 +338,13 @@ impl<T: Element> Network<T> {
         let (last, len) = (self.steps.len(), images * self.classes());
         let Network { steps, params, statistics, memory, flow, .. } = self;
         let run = Run { steps, params, statistics, prepared: &[], images, x };
-        run.forward(memory, |layer| Pass::Train(DropoutKey { seed: key.seed, step: key.step, layer }));
+        run.forward(memory, Phase::Forward, |i| {
+            // Where nothing comes back, nothing has to be kept for it.
+            if !flow.runs(i) && steps[i].is_the_same_in_test_mode() {
+                return Pass::Test;
+            }
+            Pass::Train(DropoutKey { seed: key.seed, step: key.step, layer: i as u32 })
+        });
         flow.reserve(images);
         let mut dscores = flow.gradients.take(last);
         let loss = loss(memory.values.get(last, len), &mut dscores[..len]);
@@ -392,7 +401,7 @@ impl<T: Element> Network<T> {
         let Network { steps, params, statistics, memory, .. } = self;
         for (x, scores) in x.chunks(TEST_BATCH * image).zip(scores.chunks_mut(TEST_BATCH * classes)) {
             let run = Run { steps, params, statistics, prepared: &[], images: scores.len() / classes, x };
-            run.forward(memory, |_| Pass::Test);
+            run.forward(memory, Phase::Test, |_| Pass::Test);
             scores.copy_from_slice(memory.values.get(last, scores.len()));
         }
         Ok(())

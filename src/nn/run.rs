@@ -30,12 +30,11 @@ pub(super) struct Run<'a, T: Element> {
 }
 
 impl<'a, T: Element> Run<'a, T> {
-    /// Runs all steps; the last value is then the scores. `pass` is asked with the index of each step.
-    pub(super) fn forward(&self, memory: &mut Memory<T>, pass: impl Fn(u32) -> Pass) {
+    /// Runs all steps in `phase`; the last value is then the scores. `pass` is asked with the index of each step.
+    pub(super) fn forward(&self, memory: &mut Memory<T>, phase: Phase, pass: impl Fn(usize) -> Pass) {
         memory.values.reserve(self.images);
         for (i, step) in self.steps.iter().enumerate() {
-            let pass = pass(i as u32);
-            let phase = if pass == Pass::Test { Phase::Test } else { Phase::Forward };
+            let pass = pass(i);
             let _scope = profile::scope(phase, || step.work(self.images, step.parameters(self.params), 1, 1));
             let mut out = memory.values.take(i + 1);
             self.step_forward(i, pass, memory, &mut out[..self.images * step.output_len()]);
@@ -315,6 +314,11 @@ impl<T: Element> Flow<T> {
         }
         let gradients = for_gradients(steps, &wanted);
         Flow { trained, runs, arrivals, gradients, spare: Buffer::default(), spare_len }
+    }
+
+    /// Whether the way back leads through step `i`.
+    pub(super) fn runs(&self, i: usize) -> bool {
+        self.runs[i]
     }
 
     /// For each parameter, whether it is trained.

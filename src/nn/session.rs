@@ -15,6 +15,7 @@ use crate::nn::run::Run;
 use crate::nn::steps::{Kernel, Step};
 use crate::ops::layout::row_major;
 use crate::parallel::{current_threads, together};
+use crate::profile::Phase;
 use crate::shape::check_elements;
 use crate::workspace::Buffer;
 
@@ -131,7 +132,7 @@ impl<T: Element> Session<T> {
         let Session { folded, prepared, .. } = self;
         let (params, statistics) = (folded.params(), folded.statistics());
         let run = Run { steps: folded.steps(), params, statistics, prepared, images, x };
-        together(|| run.forward(&mut scratch.0, |_| Pass::Test));
+        together(|| run.forward(&mut scratch.0, Phase::Test, |_| Pass::Test));
     }
 
     /// Scores of images `x` `(N, C, H, W)` into `scores` `(N, classes)`, for `N` up to the session's batch. Those of an

@@ -70,6 +70,15 @@ impl<T: Element> Step<T> {
         self.params().into_iter().map(|index| params.slice(index).len()).sum()
     }
 
+    /// Whether it gives the same in training and in test mode.
+    pub(super) fn is_the_same_in_test_mode(&self) -> bool {
+        match &self.kernel {
+            Kernel::Block { block, .. } => block.parts().norm.is_none() && block.parts().dropout.is_none(),
+            Kernel::Sum(_) => true,
+            Kernel::Layer { .. } => false,
+        }
+    }
+
     /// Multiply-adds of one image's forward pass.
     pub(super) fn multiply_adds(&self) -> usize {
         match &self.kernel {

@@ -20,7 +20,10 @@ use crate::parallel::{Even, for_each_chunk_mut, for_each_share, piece_range};
 use crate::shape::{Axis, Pool2d, Pool2dShape};
 use crate::simd::{sum, vectorized};
 
-pub(crate) use blocked::{avg_pool_block, global_avg_block, max_pool_block};
+pub(crate) use blocked::{
+    avg_pool_block, avg_pool_block_backward, global_avg_block, max_pool_block, max_pool_block_backward,
+    max_pool_block_with_cells,
+};
 
 /// Which cell of each window held the maximum: what max pooling's backward pass needs of its forward pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,10 +60,11 @@ pub(crate) fn max_pool_tiles<T: Element>(
         }
         for (j, (out, cell)) in out.iter_mut().zip(cell).enumerate() {
             let (mut best, mut at) = (x[j * kw], 0);
-            for index in 1..kh * kw {
-                let v = x[index / kw * width + j * kw + index % kw];
-                if beats(v, best) {
-                    (best, at) = (v, index);
+            for (ki, row) in x.chunks_exact(width).enumerate() {
+                for (kj, &v) in row[j * kw..][..kw].iter().enumerate() {
+                    if beats(v, best) {
+                        (best, at) = (v, ki * kw + kj);
+                    }
                 }
             }
             (*out, *cell) = (best, at as u8);

@@ -3,11 +3,13 @@
 //! With planes, one channel is one piece of work. Without (planes of one element), a piece is [`COLUMNS`] columns of the
 //! matrix `[N, C]`, which are whole vectors side by side.
 
+use std::ops::Range;
+
 use super::{Norm, NormGradsMut};
 use crate::element::Element;
 use crate::ops::Mode;
 use crate::parallel::{Chunks, Grid, Planes, for_each_share};
-use crate::simd::{Write, sum, sum_and_dot_centred, sum_squared_deviations, vectorized};
+use crate::simd::{LANES, Lanes, Write, sum, sum_and_dot_centred, sum_squared_deviations, vectorized};
 
 /// Pixels of a plane below which loops over single planes do not pay: they begin and end more than they run.
 const SMALL_PLANE: usize = 256;
@@ -36,14 +38,14 @@ impl Channels {
 
     /// Plane `n` of channel `c`, as a range of the whole array.
     #[inline(always)]
-    pub(crate) fn plane_of(self, n: usize, c: usize) -> std::ops::Range<usize> {
+    pub(crate) fn plane_of(self, n: usize, c: usize) -> Range<usize> {
         let start = (n * self.channels + c) * self.plane;
         start..start + self.plane
     }
 
     /// The planes of channel `c`, as ranges of the whole array.
     #[inline(always)]
-    pub(crate) fn planes(self, c: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    pub(crate) fn planes(self, c: usize) -> impl Iterator<Item = Range<usize>> {
         (0..self.images).map(move |n| self.plane_of(n, c))
     }
 
@@ -164,6 +166,104 @@ impl<T: Element> ChannelGradient<T> {
     pub(crate) fn dx(&self, dout: T, x: T) -> T {
         let xhat = (x - self.mean) * self.inverse_std;
         self.gamma * self.inverse_std * (dout - self.dout - xhat * self.dout_xhat)
+    }
+}
+
+/// Mean, and sum of the squared deviations from it, of each of [`LANES`] channels, whose pixels in an image are `of_image(image)`.
+/// Sums of an image are added up in f64.
+#[inline(always)]
+pub(crate) fn moments_of_blocks<'a, T: Element>(
+    images: Range<usize>,
+    pixels: usize,
+    of_image: impl Fn(usize) -> &'a [Lanes<T>],
+) -> [Lanes<f64>; 2] {
+    let (count, mut mean, mut squares) = ((images.len() * pixels) as f64, [0.0; LANES], [0.0; LANES]);
+    for image in images.clone() {
+        let mut sums = [T::zero(); LANES];
+        for pixel in of_image(image) {
+            for lane in 0..LANES {
+                sums[lane] += pixel[lane];
+            }
+        }
+        for lane in 0..LANES {
+            mean[lane] += sums[lane].f64();
+        }
+    }
+    let mut center = [T::zero(); LANES];
+    for lane in 0..LANES {
+        center[lane] = T::of(mean[lane] / count);
+        mean[lane] = center[lane].f64();
+    }
+    for image in images {
+        let mut sums = [T::zero(); LANES];
+        for pixel in of_image(image) {
+            for lane in 0..LANES {
+                sums[lane] += (pixel[lane] - center[lane]) * (pixel[lane] - center[lane]);
+            }
+        }
+        for lane in 0..LANES {
+            squares[lane] += sums[lane].f64();
+        }
+    }
+    [mean, squares]
+}
+
+/// Adds `sum(dout)` and `sum(dout (x - center))` of an image to the sums of [`LANES`] channels.
+#[inline(always)]
+pub(crate) fn gradient_sums_of_block<T: Element>(
+    dout: &[Lanes<T>],
+    x: &[Lanes<T>],
+    center: &Lanes<T>,
+    sums: &mut [Lanes<f64>; 2],
+) {
+    let mut of_image = [[T::zero(); LANES]; 2];
+    for (dout, x) in dout.iter().zip(x) {
+        for lane in 0..LANES {
+            of_image[0][lane] += dout[lane];
+            of_image[1][lane] += dout[lane] * (x[lane] - center[lane]);
+        }
+    }
+    for (sums, of_image) in sums.iter_mut().zip(&of_image) {
+        for lane in 0..LANES {
+            sums[lane] += of_image[lane].f64();
+        }
+    }
+}
+
+/// [`ChannelGradient`] of [`LANES`] channels, whose pixels are vectors.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BlockGradient<T> {
+    mean: Lanes<T>,
+    /// `gamma / std`
+    scale: Lanes<T>,
+    /// `mean(dout)`
+    dout: Lanes<T>,
+    /// `mean(dout xhat) / std`
+    slope: Lanes<T>,
+}
+
+impl<T: Element> BlockGradient<T> {
+    /// # Panics
+    /// Unless there are [`LANES`] channels.
+    pub(crate) fn new(channels: &[ChannelGradient<T>]) -> Self {
+        let channels: &[ChannelGradient<T>; LANES] = channels.as_array().expect("a block of channels");
+        BlockGradient {
+            mean: channels.map(|channel| channel.mean),
+            scale: channels.map(|channel| channel.gamma * channel.inverse_std),
+            dout: channels.map(|channel| channel.dout),
+            slope: channels.map(|channel| channel.dout_xhat * channel.inverse_std),
+        }
+    }
+
+    /// dx of one pixel.
+    #[inline(always)]
+    pub(crate) fn dx(&self, dout: &Lanes<T>, x: &Lanes<T>) -> Lanes<T> {
+        let mut dx = [T::zero(); LANES];
+        for lane in 0..LANES {
+            let centred = (x[lane] - self.mean[lane]) * self.slope[lane];
+            dx[lane] = self.scale[lane] * (dout[lane] - self.dout[lane] - centred);
+        }
+        dx
     }
 }
 

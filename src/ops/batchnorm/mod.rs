@@ -25,8 +25,8 @@ pub use arrays::{
     spatial_batchnorm_forward,
 };
 pub(crate) use kernels::{
-    ChannelGradient, Channels, batch_statistics, gradient_sums, gradient_sums_of, inverse_std, moments, moments_of,
-    train_backward_into,
+    BlockGradient, ChannelGradient, Channels, batch_statistics, gradient_sums, gradient_sums_of,
+    gradient_sums_of_block, inverse_std, moments, moments_of, moments_of_blocks, train_backward_into,
 };
 
 use crate::element::Element;

@@ -83,7 +83,8 @@ impl<T> ImageGrads<'_, T> {
 }
 
 /// Gradients of `out = w * x + b`, all set, not added to. `source(rows, slice)` fills `slice` with rows of `dout`; it is
-/// asked once for each.
+/// asked once for each. Where the plan is for an output in blocks of channels, it is asked for blocks of whole planes, by the first
+/// filter of each; where x lies in blocks, dx does, too.
 ///
 /// # Panics
 /// If a slice has not the length of its shape, or the plan is for another type of element.
@@ -96,7 +97,10 @@ pub(crate) fn backward<T: Element>(
 ) {
     plan.check_images(input.images, input.x);
     plan.check_filters(input.w);
-    assert_eq!(plan.formats, Formats::default(), "only the forward pass knows blocks of channels");
+    assert!(
+        plan.formats == Formats::default() || plan.gradients_may_be_blocked(),
+        "of this algorithm only the forward pass knows blocks of channels"
+    );
     let ConvGradsMut { dx, dw, db } = &grads;
     assert!(dx.as_ref().is_none_or(|dx| dx.len() == input.x.len()), "dx has the length of x");
     assert!(dw.as_ref().is_none_or(|dw| dw.len() == input.w.len()), "dw has the length of w");

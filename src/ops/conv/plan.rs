@@ -108,7 +108,7 @@ pub struct ConvPlan {
     pub(super) tile: (usize, usize),
     /// Rows of the output at whose multiples its parts begin.
     pub(super) band: usize,
-    /// How x and the output of the forward pass lie.
+    /// How x and the output lie.
     pub(super) formats: Formats,
 }
 
@@ -136,7 +136,7 @@ impl ConvPlan {
         ConvPlan { tiling, band: rows, ..self }
     }
 
-    /// The same for a forward pass whose x or output lies in blocks of channels.
+    /// The same for x or an output that lies in blocks of channels.
     ///
     /// # Panics
     /// Where [`ConvPlan::may_be_blocked`] says that it cannot.
@@ -156,6 +156,11 @@ impl ConvPlan {
         let Conv2dShape { channels, filters, groups, .. } = self.shape;
         let fits = groups == 1 && (self.algorithm == Algorithm::Winograd || self.is_direct());
         [channels, filters].map(|planes| fits && planes.is_multiple_of(LANES))
+    }
+
+    /// Whether gradients may lie as x and the output do, where these lie in blocks of channels.
+    pub(crate) fn gradients_may_be_blocked(&self) -> bool {
+        self.algorithm == Algorithm::Winograd
     }
 
     /// The algorithm that runs.

@@ -56,6 +56,7 @@ use crate::ops::conv::backward::{Piece, Steps, Wanted};
 use crate::ops::conv::plan::{ConvPlan, Filters, GRADIENT_BLOCK, WinogradPart};
 use crate::ops::conv::rows::{Outputs, PlaneRows};
 use crate::ops::conv::slots::Slots;
+use crate::ops::layout::MemoryFormat;
 use crate::parallel::{Grid, for_each_share, piece_range};
 use crate::shape::Conv2dShape;
 use crate::simd::{Aligned, LANES, Lanes, fetch, planes_to_lanes, sum, vectorized};
@@ -249,6 +250,13 @@ pub(super) struct Winograd {
     wanted: Wanted,
 }
 
+/// Adds the pixels of a block to `sums`, which has an element for each of its planes.
+fn add_pixels<T: Element>(block: &[Lanes<T>], sums: &mut [T]) {
+    for pixel in block {
+        sums.iter_mut().zip(pixel).for_each(|(sum, &value)| *sum += value);
+    }
+}
+
 /// What a piece of the backward pass works with: parts of its scratch.
 struct Parts<'a, T> {
     /// `V`, then `dV`.
@@ -299,12 +307,22 @@ impl Winograd {
         let Parts { dm, pixels, planes, .. } = parts;
         let (filters, out_plane) = (self.group.shape.filters, self.group.shape.out_plane());
         let (whole, [_, size]) = (self.group.whole, self.group.sizes());
+        let blocked = self.group.formats.output == MemoryFormat::Blocked;
         // what lies beyond the edge, where a single output left over is taken for two, is zero
         pixels.fill([T::zero(); LANES]);
         let order = self.group.order(place);
         for filter in (0..filters).step_by(LANES) {
             let count = LANES.min(filters - filter);
             for (image, rows) in place.images.clone().zip(Group::runs(pixels, whole, (0, 0), size)) {
+                if blocked {
+                    source(PlaneRows { image, filter, row: 0 }, planes);
+                    let (block, _) = planes.as_chunks();
+                    if let Some(db) = piece.db.get_mut(filter..filter + LANES) {
+                        add_pixels(block, db);
+                    }
+                    block.chunks_exact(size.1).zip(rows).for_each(|(from, to)| to.copy_from_slice(from));
+                    continue;
+                }
                 for (f, plane) in planes.chunks_exact_mut(out_plane).enumerate().take(count) {
                     source(PlaneRows { image, filter: filter + f, row: 0 }, plane);
                     if let Some(db) = piece.db.get_mut(filter + f) {
@@ -361,7 +379,15 @@ impl Winograd {
             vectorized!(group.input_adjoint(&order, channel, dv, pixels));
             for (image, rows) in place.images.clone().zip(Group::runs(pixels, group.padded, corner, size)) {
                 let dx = &mut piece.dx.image(image)[channel * plane..][..count * plane];
-                rows_to_planes(rows, size, count, dx, plane);
+                if group.formats.input == MemoryFormat::Blocked {
+                    dx.as_chunks_mut()
+                        .0
+                        .chunks_exact_mut(size.1)
+                        .zip(rows)
+                        .for_each(|(to, from)| to.copy_from_slice(from));
+                } else {
+                    rows_to_planes(rows, size, count, dx, plane);
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
-//! Level 3. Pooling of blocks of channels, forward: a pixel is a vector of them.
+//! Level 3. Pooling of blocks of channels: a pixel is a vector of them.
 
-use super::{beats, for_each_window_of};
+use super::{beats, for_each_window, for_each_window_of};
 use crate::element::Element;
 use crate::shape::Pool2dShape;
 use crate::simd::{LANES, Lanes};
@@ -16,6 +16,91 @@ pub(crate) fn max_pool_block<T: Element>(shape: &Pool2dShape, x: &[Lanes<T>], ou
         T::neg_infinity(),
         #[inline(always)]
         |best, v| if beats(v, best) { v } else { best },
+    );
+}
+
+/// [`max_pool_block`] that keeps the cell of every maximum.
+#[inline(always)]
+pub(crate) fn max_pool_block_with_cells<T: Element>(
+    shape: &Pool2dShape,
+    x: &[Lanes<T>],
+    out: &mut [Lanes<T>],
+    cell: &mut [Lanes<u8>],
+) {
+    for_each_window_of(
+        shape,
+        out.len() / shape.cols.output,
+        #[inline(always)]
+        |o, window| {
+            // as wide as `f32`, so that vectors of both are compared and chosen from together
+            let (mut best, mut at) = ([T::neg_infinity(); LANES], [-1_i32; LANES]);
+            window.for_each_pixel(
+                #[inline(always)]
+                |index, pixel| {
+                    for lane in 0..LANES {
+                        // The first pixel of a window takes this place, whatever it is.
+                        let takes = (at[lane] < 0) | beats(x[pixel][lane], best[lane]);
+                        best[lane] = if takes { x[pixel][lane] } else { best[lane] };
+                        at[lane] = if takes { index as i32 } else { at[lane] };
+                    }
+                },
+            );
+            out[o] = best;
+            for lane in 0..LANES {
+                cell[o][lane] = at[lane] as u8;
+            }
+        },
+    );
+}
+
+/// Backward of [`max_pool_block_with_cells`], of whole planes: sets `dx[H][W]` from the gradient of every pixel of the output, which
+/// `dout` is asked for once. A cell that is no index of the window gets no gradient.
+#[inline(always)]
+pub(crate) fn max_pool_block_backward<T: Element>(
+    shape: &Pool2dShape,
+    mut dout: impl FnMut(usize) -> Lanes<T>,
+    cell: &[Lanes<u8>],
+    dx: &mut [Lanes<T>],
+) {
+    dx.fill([T::zero(); LANES]);
+    for_each_window(
+        shape,
+        #[inline(always)]
+        |o, window| {
+            let (dout, mut at) = (dout(o), [0_i32; LANES]);
+            for lane in 0..LANES {
+                at[lane] = i32::from(cell[o][lane]);
+            }
+            window.for_each_pixel(
+                #[inline(always)]
+                |index, pixel| {
+                    for lane in 0..LANES {
+                        dx[pixel][lane] += if at[lane] == index as i32 { dout[lane] } else { T::zero() };
+                    }
+                },
+            );
+        },
+    );
+}
+
+/// Backward of [`avg_pool_block`], of whole planes: sets `dx[H][W]`.
+#[inline(always)]
+pub(crate) fn avg_pool_block_backward<T: Element>(shape: &Pool2dShape, dout: &[Lanes<T>], dx: &mut [Lanes<T>]) {
+    let scale = T::one() / T::of((shape.rows.window * shape.cols.window) as f64);
+    dx.fill([T::zero(); LANES]);
+    for_each_window(
+        shape,
+        #[inline(always)]
+        |o, window| {
+            window.for_each_pixel(
+                #[inline(always)]
+                |_, pixel| {
+                    for lane in 0..LANES {
+                        dx[pixel][lane] += dout[o][lane] * scale;
+                    }
+                },
+            );
+        },
     );
 }
 

@@ -32,8 +32,8 @@ pub(super) struct Group {
     pub(super) padded: (usize, usize),
     /// Rows and columns of the output, filled up to long tiles.
     pub(super) whole: (usize, usize),
-    /// How x and the output of the forward pass lie.
-    formats: Formats,
+    /// How x and the output lie, and their gradients.
+    pub(super) formats: Formats,
     /// Rows of tiles at whose multiples finished rows of the output begin.
     step: usize,
 }

@@ -11,13 +11,14 @@ use crate::ops::pool::{
     avg_pool_block, avg_pool_block_backward, global_avg_block, max_pool_block, max_pool_block_backward,
     max_pool_block_with_cells,
 };
-use crate::simd::{LANES, Lanes, arch, vectorized};
+use crate::simd::{LANES, arch, vectorized};
 
-/// `z = (y - center) * scale + shift` of every pixel, in place.
+/// `z = (y - center) * scale + shift` of every pixel; of `z` itself, if there is no `y`.
 struct MapBlock<'a> {
     center: &'a [f32],
     scale: &'a [f32],
     shift: &'a [f32],
+    y: Option<&'a [f32]>,
     z: &'a mut [f32],
 }
 
@@ -26,29 +27,47 @@ impl WithSimd for MapBlock<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let MapBlock { center, scale, shift, z } = self;
+        let MapBlock { center, scale, shift, y, z } = self;
+        let z = z.as_chunks_mut::<LANES>().0;
         for lane in (0..LANES).step_by(S::F32_LANES) {
             let lanes = lane..lane + S::F32_LANES;
             let [center, scale, shift] = [center, scale, shift].map(
                 #[inline(always)]
                 |values| S::as_simd_f32s(&values[lanes.clone()]).0[0],
             );
-            for z in z.as_chunks_mut::<LANES>().0 {
-                let z = &mut S::as_mut_simd_f32s(&mut z[lanes.clone()]).0[0];
-                *z = simd.add_f32s(simd.mul_f32s(simd.sub_f32s(*z, center), scale), shift);
+            match y {
+                None => {
+                    for z in &mut *z {
+                        let z = &mut S::as_mut_simd_f32s(&mut z[lanes.clone()]).0[0];
+                        *z = map(simd, *z, [center, scale, shift]);
+                    }
+                }
+                Some(y) => {
+                    for (z, y) in z.iter_mut().zip(y.as_chunks::<LANES>().0) {
+                        let y = S::as_simd_f32s(&y[lanes.clone()]).0[0];
+                        S::as_mut_simd_f32s(&mut z[lanes.clone()]).0[0] = map(simd, y, [center, scale, shift]);
+                    }
+                }
             }
         }
     }
 }
 
-/// [`ChannelMap`] of each plane of a block.
-fn map_block<T: Element>(maps: &[ChannelMap<T>], z: &mut [T]) {
+/// `(y - center) * scale + shift`
+#[inline(always)]
+fn map<S: Simd>(simd: S, y: S::f32s, [center, scale, shift]: [S::f32s; 3]) -> S::f32s {
+    simd.add_f32s(simd.mul_f32s(simd.sub_f32s(y, center), scale), shift)
+}
+
+/// [`ChannelMap`] of each plane of a block: of `y`, or of what is in `z`.
+pub(super) fn map_block<T: Element>(maps: &[ChannelMap<T>], y: Option<&[T]>, z: &mut [T]) {
     let mut lanes = [[T::zero(); LANES]; 3];
     for (lane, map) in maps.iter().enumerate() {
         (lanes[0][lane], lanes[1][lane], lanes[2][lane]) = (map.center, map.scale, map.shift);
     }
     let [center, scale, shift] = lanes.each_ref().map(|lanes| bytemuck::cast_slice(lanes));
-    arch().dispatch(MapBlock { center, scale, shift, z: bytemuck::cast_slice_mut(z) });
+    let (y, z) = (y.map(bytemuck::cast_slice), bytemuck::cast_slice_mut(z));
+    arch().dispatch(MapBlock { center, scale, shift, y, z });
 }
 
 impl Tail {
@@ -56,16 +75,16 @@ impl Tail {
     /// channels.
     pub(crate) fn finish_block<T: Element>(&self, maps: &[ChannelMap<T>], z: &mut [T], out: &mut [T]) {
         if self.has_pool() {
-            self.before_pool_block(maps, z);
+            self.before_pool_block(maps, None, z);
             return self.pool_block(z, out);
         }
-        map_block(maps, z);
+        map_block(maps, None, z);
         vectorized!(self.activate_to(z, out));
     }
 
-    /// The first part of [`Tail::finish_block`].
-    pub(crate) fn before_pool_block<T: Element>(&self, maps: &[ChannelMap<T>], z: &mut [T]) {
-        map_block(maps, z);
+    /// The first part of [`Tail::finish_block`]: of `y`, or of what is in `z`.
+    pub(crate) fn before_pool_block<T: Element>(&self, maps: &[ChannelMap<T>], y: Option<&[T]>, z: &mut [T]) {
+        map_block(maps, y, z);
         vectorized!(self.activate_before_pool(z));
     }
 
@@ -95,49 +114,45 @@ impl Tail {
         });
     }
 
-    /// [`Tail::backward`] of the planes of a block: sets `dz` from dout, cells and `y`; `z` is scratch of that size.
-    pub(super) fn backward_block<T: Element>(
-        &self,
-        maps: &[ChannelMap<T>],
-        (dout, cell): (&[T], &[u8]),
-        y: &[T],
-        z: &mut [T],
-        dz: &mut [T],
-    ) {
-        vectorized!(self.pool_block_backward(dout.as_chunks().0, cell.as_chunks().0, dz.as_chunks_mut().0));
-        if let Some(activation) = self.activation()
-            && !self.pools_first()
-        {
-            z.copy_from_slice(y);
-            map_block(maps, z);
-            vectorized!(activation.specialised(
-                #[inline(always)]
-                |activation| {
-                    for (dz, &z) in dz.iter_mut().zip(&*z) {
-                        *dz *= activation.slope(z);
-                    }
-                },
-            ));
-        }
+    /// Whether backward needs the slope of the activation where `y` became `z`: not where nothing is cut off but by what the cells of
+    /// the pool say.
+    pub(super) fn has_slopes(&self) -> bool {
+        self.activation().is_some() && !self.pools_first()
     }
 
-    /// Backward of [`Tail::pool_block_with_cells`], but for an activation after the pool, which is in the cells.
-    #[inline(always)]
-    fn pool_block_backward<T: Element>(&self, dout: &[Lanes<T>], cell: &[Lanes<u8>], dz: &mut [Lanes<T>]) {
-        match self.pooling() {
-            None => dz.copy_from_slice(dout),
-            Some(Pooling::Max(pool)) => max_pool_block_backward(
-                pool,
-                #[inline(always)]
-                |pixel| dout[pixel],
-                cell,
-                dz,
-            ),
-            Some(Pooling::Avg(pool)) => avg_pool_block_backward(pool, dout, dz),
-            Some(Pooling::Global) => {
-                let count = T::of(dz.len() as f64);
-                dz.fill(dout[0].map(|dout| dout / count));
+    /// Backward of [`Tail::pool_block_with_cells`], but for the slopes: sets `dz` from dout and the cells.
+    pub(super) fn pool_block_backward<T: Element>(&self, dout: &[T], cell: &[u8], dz: &mut [T]) {
+        vectorized!({
+            let (dout, cell, dz) = (dout.as_chunks().0, cell.as_chunks().0, dz.as_chunks_mut().0);
+            match self.pooling() {
+                None => dz.copy_from_slice(dout),
+                Some(Pooling::Max(pool)) => max_pool_block_backward(
+                    pool,
+                    #[inline(always)]
+                    |pixel| dout[pixel],
+                    cell,
+                    dz,
+                ),
+                Some(Pooling::Avg(pool)) => avg_pool_block_backward(pool, dout, dz),
+                Some(Pooling::Global) => {
+                    let count = T::of(dz.len() as f64);
+                    dz.fill(dout[0].map(|dout: T| dout / count));
+                }
             }
-        }
+        });
+    }
+
+    /// Multiplies `dz` by the slopes of the activation at `y`, where [`Tail::has_slopes`]; `z` is scratch.
+    pub(super) fn slopes_block<T: Element>(&self, maps: &[ChannelMap<T>], y: &[T], z: &mut [T], dz: &mut [T]) {
+        let Some(activation) = self.activation().filter(|_| self.has_slopes()) else { return };
+        map_block(maps, Some(y), z);
+        vectorized!(activation.specialised(
+            #[inline(always)]
+            |activation| {
+                for (dz, &z) in dz.iter_mut().zip(&*z) {
+                    *dz *= activation.slope(z);
+                }
+            },
+        ));
     }
 }

@@ -114,7 +114,7 @@ impl Block {
         let BlockState { y, maps, .. } = state;
         let (blocks, maps) = (self.product[0] / LANES, &*maps);
         let before_pool = |filter: usize, product: &mut [T]| {
-            self.tail.before_pool_block(&maps[filter..filter + LANES], product);
+            self.tail.before_pool_block(&maps[filter..filter + LANES], None, product);
         };
         let (block, out_block) = (self.product[1] * self.product[2] * LANES, self.out_plane() * LANES);
         if let Head::Conv(plan) = &self.head {

@@ -26,6 +26,10 @@ use crate::workspace::Workspace;
 /// Images whose sums over a block of channels are one piece of work.
 const SLOT_IMAGES: usize = 16;
 
+/// Pixels of a plane up to which blocks of them, one for each of the arrays that are worked on together, stay in the L2 cache. Of
+/// larger ones, planes do.
+const MOST_PIXELS: usize = 64 * 64;
+
 /// Images that are normalised in one piece of work.
 const PIECE_IMAGES: usize = 4;
 
@@ -64,7 +68,26 @@ impl Sizes {
     }
 }
 
-/// The first channel of a block, and those after it.
+/// Where the gradient of what batchnorm made is, when its own is made of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// In `dout`, which it is but for the slopes of the activation.
+    Dout,
+    /// In `state.dy`.
+    Own,
+    /// Nowhere: it takes less time to make it of `dout` and the cells of the pool again than to get it from memory.
+    Nowhere,
+}
+
+/// What is at hand for a block of one image: scratch as large as the product, twice, and as the output; and the sums to add to.
+struct Parts<'a, T> {
+    z: &'a mut [T],
+    dz: &'a mut [T],
+    lanes: &'a mut [T],
+    sums: &'a mut [Lanes<f64>; 2],
+}
+
+/// The channels of a block.
 fn channels(block: usize) -> Range<usize> {
     block * LANES..(block + 1) * LANES
 }
@@ -74,8 +97,9 @@ impl Block {
     /// over small planes.
     pub(super) fn may_train_in_blocks<T: Element>(&self) -> bool {
         let Head::Conv(plan) = &self.head else { return false };
-        let normalised = self.parts().norm.is_some() && self.channels(1).gathers() && self.parts().dropout.is_none();
-        T::KIND == Kind::F32 && normalised && plan.gradients_may_be_blocked() && plan.may_be_blocked()[1]
+        let normalised = self.parts().norm.is_some() && self.parts().dropout.is_none();
+        let fits = self.product[1] * self.product[2] <= MOST_PIXELS;
+        T::KIND == Kind::F32 && normalised && fits && plan.gradients_may_be_blocked() && plan.may_be_blocked()[1]
     }
 
     /// Whether its input, and whether its output, may lie in blocks of channels in training.
@@ -129,8 +153,8 @@ impl Block {
                 for (i, image) in piece_range(input.images, pieces, piece).enumerate() {
                     for block in 0..sizes.blocks {
                         let within = out_sizes.at(i, block);
-                        z.copy_from_slice(&y[sizes.at(image, block)]);
-                        self.tail.before_pool_block(&maps[channels(block)], z);
+                        let maps = &maps[channels(block)];
+                        self.tail.before_pool_block(maps, Some(&y[sizes.at(image, block)]), z);
                         let cell = if cells > 0 { &mut cell[within.clone()] } else { &mut [][..] };
                         if formats.output == MemoryFormat::Blocked {
                             self.tail.pool_block_with_cells(z, &mut out[within], cell);
@@ -199,6 +223,16 @@ impl Block {
         }
     }
 
+    /// Where the gradient of what batchnorm made is kept.
+    fn place_of_dz(&self, formats: Formats) -> Place {
+        let blocked = formats.output == MemoryFormat::Blocked;
+        match (self.tail.has_pool(), self.tail.has_slopes()) {
+            (false, _) if blocked => Place::Dout,
+            (true, false) if blocked && self.early.is_none() => Place::Nowhere,
+            _ => Place::Own,
+        }
+    }
+
     /// [`Block::backward`] after [`Block::forward_in_blocks`].
     pub(super) fn backward_in_blocks<T: Element>(
         &self,
@@ -209,28 +243,32 @@ impl Block {
         ws: &mut Workspace,
     ) {
         let BlockGrads { dout, dx, weights } = grads;
-        let [sizes, _] = self.sizes_in_blocks(input.images);
-        state.dy.reserve(input.images * sizes.image());
-        self.gradient_sums_of_blocks(formats, input, dout, state, (weights.gamma, weights.beta), ws);
-        let BlockState { y, dy, early_cell, norms, .. } = state;
-        let source = |at: PlaneRows, block: &mut [T]| {
-            let here = sizes.at(at.image, at.filter / LANES);
-            let [y, dz] = [&y[here.clone()], &dy[here.clone()]].map(|values| values.as_chunks::<LANES>().0);
-            let (norm, dy) = (BlockGradient::new(&norms[at.filter..at.filter + LANES]), block.as_chunks_mut().0);
+        let ([sizes, _], place) = (self.sizes_in_blocks(input.images), self.place_of_dz(formats));
+        self.gradient_sums_of_blocks((formats, place), input, dout, state, ws);
+        self.gradients_of_sums(input, state, (weights.gamma, weights.beta));
+        let BlockState { y, dy, cell, early_cell, norms, .. } = state;
+        let (dout, dz) = (&*dout, if place == Place::Own { &**dy } else { &*dout });
+        let source = |at: PlaneRows, dy: &mut [T]| {
+            let (block, norm) = (at.filter / LANES, BlockGradient::new(&norms[at.filter..at.filter + LANES]));
+            let here = sizes.at(at.image, block);
+            let y = &y[here.clone()];
             match &self.early {
-                None => vectorized!(for ((dy, dz), y) in dy.iter_mut().zip(dz).zip(y) {
-                    *dy = norm.dx(dz, y);
-                }),
                 Some(pool) => {
-                    let cell = early_cell[here].as_chunks().0;
+                    let (cell, dz) = (early_cell[here.clone()].as_chunks().0, dz[here].as_chunks().0);
+                    let (y, dy) = (y.as_chunks().0, dy.as_chunks_mut().0);
                     vectorized!(max_pool_block_backward(
                         pool,
                         #[inline(always)]
                         |pixel| norm.dx(&dz[pixel], &y[pixel]),
                         cell,
-                        dy
+                        dy,
                     ));
                 }
+                None if place == Place::Nowhere => {
+                    self.pool_backward((at.image, block), input.images, dout, cell, dy);
+                    norm.apply(None, y, dy);
+                }
+                None => norm.apply(Some(&dz[here]), y, dy),
             }
         };
         let (dw, db) = (Some(weights.w).filter(|dw| !dw.is_empty()), Some(weights.b).filter(|db| !db.is_empty()));
@@ -238,45 +276,95 @@ impl Block {
         conv::backward(&self.training_plan(formats), conv_input, source, ConvGradsMut { dx, dw, db }, ws);
     }
 
-    /// The gradient of what batchnorm made, into `state.dy`; of its sums, what its own gradient is made from, and those of gamma and
-    /// beta.
+    /// Sets the gradient of what was pooled to a block of an output in blocks.
+    fn pool_backward<T: Element>(
+        &self,
+        (image, block): (usize, usize),
+        images: usize,
+        dout: &[T],
+        cell: &[u8],
+        dz: &mut [T],
+    ) {
+        let at = self.sizes_in_blocks(images)[1].at(image, block);
+        let cell = if self.tail.keeps_cells() { &cell[at.clone()] } else { &[] };
+        self.tail.pool_block_backward(&dout[at], cell, dz);
+    }
+
+    /// The sums of the gradient of what batchnorm made, in `state.sums`, and itself in its place.
     fn gradient_sums_of_blocks<T: Element>(
         &self,
-        formats: Formats,
+        (formats, place): (Formats, Place),
         input: &BlockInput<'_, T>,
-        dout: &[T],
+        dout: &mut [T],
         state: &mut BlockState<T>,
-        (dgamma, dbeta): (&mut [T], &mut [T]),
         ws: &mut Workspace,
     ) {
-        let BlockState { y, dy, cell, mean, var, maps, norms, sums, .. } = state;
-        let ([sizes, out_sizes], eps) =
-            (self.sizes_in_blocks(input.images), self.parts().norm.expect("it trains in blocks").eps);
-        let keeps_cells = self.tail.keeps_cells();
-        let dz = &mut dy[..input.images * sizes.image()];
-        let shares = (Grid::new(dz, (input.images, sizes.image()), (SLOT_IMAGES, sizes.block())), Chunks::new(sums, 1));
-        let (_, scratch) = ws.lend(0, sizes.block() + out_sizes.block());
-        for_each_share(shares, |piece, (mut dz, sums)| {
-            let (slot, block) = (piece / sizes.blocks, piece % sizes.blocks);
-            let center: &Lanes<T> = mean[channels(block)].as_array().expect("a block");
+        let BlockState { y, dy, cell, mean, maps, sums, .. } = state;
+        let ([sizes, out_sizes], images) = (self.sizes_in_blocks(input.images), input.images);
+        let len = images * sizes.image();
+        let (_, scratch) = ws.lend(0, 2 * sizes.block() + out_sizes.block());
+        let grid = |dz| Grid::new(dz, (images, sizes.image()), (SLOT_IMAGES, sizes.block()));
+        // For each image of a piece: its number among them, itself and the block.
+        let each = |piece: usize,
+                    sums: &mut [[Lanes<f64>; 2]],
+                    of_image: &mut dyn FnMut(usize, (usize, usize), Parts<'_, T>)| {
+            let block = piece % sizes.blocks;
             sums[0] = [[0.0; LANES]; 2];
             scratch.with(|scratch: &mut [T]| {
-                let (z, lanes) = scratch.split_at_mut(sizes.block());
-                for (i, image) in sizes.images_of(slot).enumerate() {
-                    let (dz, y, at) = (dz.get(i), &y[sizes.at(image, block)], out_sizes.at(image, block));
-                    let cell = if keeps_cells { &cell[at.clone()] } else { &[][..] };
-                    let dout = if formats.output == MemoryFormat::Blocked {
-                        &dout[at]
-                    } else {
-                        planes_to_lanes(&dout[at], out_sizes.pixels, LANES, lanes.as_chunks_mut().0);
-                        &*lanes
-                    };
-                    self.tail.backward_block(&maps[channels(block)], (dout, cell), y, z, dz);
-                    let (dz, y) = (dz.as_chunks().0, y.as_chunks().0);
-                    vectorized!(gradient_sums_of_block(dz, y, center, &mut sums[0]));
+                let (z, scratch) = scratch.split_at_mut(sizes.block());
+                let (dz, lanes) = scratch.split_at_mut(sizes.block());
+                for (i, image) in sizes.images_of(piece / sizes.blocks).enumerate() {
+                    of_image(i, (image, block), Parts { z, dz, lanes, sums: &mut sums[0] });
                 }
             });
-        });
+        };
+        let add = |(image, block): (usize, usize), dz: &mut [T], z: &mut [T], sums: &mut [Lanes<f64>; 2]| {
+            let y = &y[sizes.at(image, block)];
+            self.tail.slopes_block(&maps[channels(block)], y, z, dz);
+            let center = mean[channels(block)].as_array().expect("a block");
+            vectorized!(gradient_sums_of_block(dz.as_chunks().0, y.as_chunks().0, center, sums));
+        };
+        match place {
+            Place::Dout => for_each_share((grid(dout), Chunks::new(sums, 1)), |piece, (mut dz, sums)| {
+                each(piece, sums, &mut |i, at, parts| add(at, dz.get(i), parts.z, parts.sums));
+            }),
+            Place::Nowhere => for_each_share(Chunks::new(sums, 1), |piece, sums| {
+                each(piece, sums, &mut |_, at, parts| {
+                    self.pool_backward(at, images, dout, cell, parts.dz);
+                    add(at, parts.dz, parts.z, parts.sums);
+                });
+            }),
+            Place::Own => {
+                dy.reserve(len);
+                for_each_share((grid(&mut dy[..len]), Chunks::new(sums, 1)), |piece, (mut dz, sums)| {
+                    each(piece, sums, &mut |i, at, parts| {
+                        let dz = dz.get(i);
+                        if formats.output == MemoryFormat::Blocked {
+                            self.pool_backward(at, images, dout, cell, dz);
+                        } else {
+                            let of_output = out_sizes.at(at.0, at.1);
+                            let lanes = parts.lanes.as_chunks_mut().0;
+                            planes_to_lanes(&dout[of_output.clone()], out_sizes.pixels, LANES, lanes);
+                            let cell = if self.tail.keeps_cells() { &cell[of_output] } else { &[] };
+                            self.tail.pool_block_backward(lanes.as_flattened(), cell, dz);
+                        }
+                        add(at, dz, parts.z, parts.sums);
+                    });
+                });
+            }
+        }
+    }
+
+    /// From the sums over all pixels to what batchnorm's gradient is made from, and those of gamma and beta.
+    fn gradients_of_sums<T: Element>(
+        &self,
+        input: &BlockInput<'_, T>,
+        state: &mut BlockState<T>,
+        (dgamma, dbeta): (&mut [T], &mut [T]),
+    ) {
+        let BlockState { mean, var, norms, sums, .. } = state;
+        let ([sizes, _], eps) =
+            (self.sizes_in_blocks(input.images), self.parts().norm.expect("there is batchnorm").eps);
         for c in 0..self.product[0] {
             let inverse = inverse_std(var[c], eps);
             let [total, centred] = [0, 1].map(|sum| {
@@ -286,6 +374,98 @@ impl Block {
             norms[c] =
                 ChannelGradient::new(self.channels(input.images), mean[c], inverse, input.weights.gamma[c], sums);
             (dgamma[c], dbeta[c]) = (T::of(sums.1), T::of(sums.0));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::RngExt;
+
+    use super::*;
+    use crate::blocks::{BlockParts, Core, Pass, Pool, Weights};
+    use crate::ops::activation::Activation;
+    use crate::ops::batchnorm::BatchNorm;
+    use crate::ops::dropout::DropoutKey;
+    use crate::random::{Purpose, stream};
+    use crate::shape::{Conv2d, Padding, Pool2d};
+
+    fn random(len: usize, index: u64) -> Vec<f32> {
+        let mut rng = stream(0, Purpose::Example, 0, index);
+        (0..len).map(|_| rng.random_range(-1.0..1.0)).collect()
+    }
+
+    /// Images `[N, C, pixels]` in blocks, or back.
+    fn reordered(values: &[f32], channels: usize, to_blocks: bool) -> Vec<f32> {
+        let (images, mut to) = (IMAGES, vec![0.0; values.len()]);
+        let pixels = values.len() / images / channels;
+        for n in 0..images {
+            for c in 0..channels {
+                for p in 0..pixels {
+                    let planar = (n * channels + c) * pixels + p;
+                    let blocked = ((n * channels / LANES + c / LANES) * pixels + p) * LANES + c % LANES;
+                    let (from, at) = if to_blocks { (planar, blocked) } else { (blocked, planar) };
+                    to[at] = values[from];
+                }
+            }
+        }
+        to
+    }
+
+    const IMAGES: usize = 18;
+
+    /// Output, and gradients of x, w, gamma and beta, of a block whose input and output lie in these formats: all in planes.
+    fn trained(parts: BlockParts, formats: Formats) -> [Vec<f32>; 5] {
+        let mut block = Block::new::<f32>(parts, [16, 11, 9]).unwrap();
+        assert_eq!(block.may_train_from_blocks(), [true; 2]);
+        block.set_training_formats(formats);
+        let [in_blocks, out_blocks] = [formats.input, formats.output].map(|format| format == MemoryFormat::Blocked);
+        let lie = |values: Vec<f32>, channels, is| if is { reordered(&values, channels, true) } else { values };
+        let back = |values: Vec<f32>, channels, is| if is { reordered(&values, channels, false) } else { values };
+        let [filters, ..] = block.output();
+        let x = lie(random(IMAGES * block.input_len(), 0), 16, in_blocks);
+        let (w, gamma, beta) = (random(filters * 16 * 9, 1), random(filters, 2), random(filters, 3));
+        let weights = Weights { w: &w[..], b: &[], gamma: &gamma, beta: &beta };
+        let (zeros, ones) = (vec![0.0; filters], vec![1.0; filters]);
+        let input = BlockInput { images: IMAGES, x: &x, weights, prepared: None, running: (&zeros, &ones) };
+        let (mut state, mut ws) = (BlockState::new(), Workspace::new());
+        let mut out = vec![f32::NAN; IMAGES * block.output_len()];
+        let mut dout = lie(random(out.len(), 4), filters, out_blocks);
+        let pass = Pass::Train(DropoutKey { seed: 0, step: 0, layer: 0 });
+        block.forward(&input, pass, &mut out, &mut state, &mut ws);
+        let (mut dx, mut dw) = (vec![f32::NAN; x.len()], vec![f32::NAN; w.len()]);
+        let (mut dgamma, mut dbeta) = (vec![f32::NAN; filters], vec![f32::NAN; filters]);
+        let weights = Weights { w: &mut dw[..], b: &mut [], gamma: &mut dgamma, beta: &mut dbeta };
+        block.backward(&input, &out, BlockGrads { dout: &mut dout, dx: Some(&mut dx), weights }, &mut state, &mut ws);
+        [back(out, filters, out_blocks), back(dx, 16, in_blocks), dw, dgamma, dbeta]
+    }
+
+    /// However input and output lie: the same bits. What they have to be is checked against the naive twins, in planes.
+    #[test]
+    fn formats_change_no_bit() {
+        let pool = |pool| Some(Pool::Max(pool));
+        let overlapping = Pool2d { window: (3, 3), stride: (2, 2), padding: Padding::All(1) };
+        let conv = Conv2d { padding: Padding::Same, ..Conv2d::default() };
+        for activation in [None, Some(Activation::Relu), Some(Activation::Gelu)] {
+            for (early_pool, pool) in [
+                (None, None),
+                (None, pool(Pool2d::square(2))),
+                (None, pool(overlapping)),
+                (None, Some(Pool::Avg(overlapping))),
+                (None, Some(Pool::GlobalAvg)),
+                (Some(Pool2d::square(2)), None),
+                (Some(Pool2d::square(2)), pool(Pool2d::square(2))),
+            ] {
+                let core = Some(Core::Conv { filters: 32, kernel: (3, 3), conv });
+                let norm = Some(BatchNorm::USUAL);
+                let parts = BlockParts { core, early_pool, norm, activation, pool, ..BlockParts::default() };
+                let want = trained(parts, Formats::default());
+                let (planar, blocked) = (MemoryFormat::Planar, MemoryFormat::Blocked);
+                for (input, output) in [(planar, blocked), (blocked, planar), (blocked, blocked)] {
+                    let got = trained(parts, Formats { input, output });
+                    assert_eq!(got, want, "{parts:?}, {input:?} to {output:?}");
+                }
+            }
         }
     }
 }

@@ -435,6 +435,36 @@ fn every_combination_of_parts() {
     }
 }
 
+/// Batchnorm behind Winograd's algorithm, which trains with channels in blocks: every activation, pool and early pool, in two blocks
+/// of channels and, with 17 images, in more than one slot of sums; and filters that are no whole blocks, which train in planes.
+#[test]
+fn batchnorm_in_blocks_of_channels() {
+    let overlapping = pool((3, 3), (2, 2), Padding::All(1));
+    let pools = [
+        None,
+        Some(Pool::Max(Pool2d::square(2))),
+        Some(Pool::Max(Pool2d::square(3))),
+        Some(Pool::Max(overlapping)),
+        Some(Pool::Avg(Pool2d::square(2))),
+        Some(Pool::Avg(overlapping)),
+        Some(Pool::GlobalAvg),
+    ];
+    let norm = Some(BatchNorm { eps: 1e-3, momentum: 0.7 });
+    for activation in [None, Some(Activation::Relu), Some(LEAKY), Some(Activation::Silu), Some(Activation::Gelu)] {
+        for pool in pools {
+            for early_pool in [None, Some(Pool2d::square(2))] {
+                for (filters, bias) in [(32, false), (24, true)] {
+                    let core = conv(filters, (3, 3), SAME);
+                    let parts = BlockParts { core, bias, early_pool, norm, activation, pool, ..BlockParts::default() };
+                    compare::<f32>(parts, [16, 13, 11], Values::Normal, &PASSES);
+                }
+            }
+        }
+    }
+    let parts = BlockParts { core: conv(16, (3, 3), SAME), bias: true, norm, ..BlockParts::default() };
+    compare::<f32>(parts, [20, 7, 6], Values::Normal, &PASSES);
+}
+
 /// Batchnorm of planes that are not gathered: its gradient is made on the way into the products, where the pool tiles.
 #[test]
 fn batchnorm_of_large_planes() {
@@ -755,6 +785,8 @@ fn the_number_of_threads_changes_no_bit() {
         ([64, 24, 24], BlockParts { core: conv(8, (3, 3), SAME), pool: pooled, ..base }),
         ([64, 24, 24], BlockParts { core: conv(8, (3, 3), SAME), norm, pool: pooled, ..base }),
         ([16, 17, 17], BlockParts { core: conv(70, (3, 3), SAME), norm, ..base }),
+        ([16, 17, 17], BlockParts { core: conv(48, (3, 3), SAME), norm, dropout: None, ..base }),
+        ([32, 9, 9], BlockParts { core: conv(32, (3, 3), SAME), norm, pool: pooled, dropout: None, ..base }),
         ([8, 9, 9], BlockParts { core: conv(8, (3, 3), SAME), activation: Some(Activation::Gelu), ..base }),
         ([64, 6, 6], BlockParts { core: Some(Core::Affine { outputs: 100 }), norm, ..base }),
     ];

@@ -5,11 +5,13 @@
 
 use std::ops::Range;
 
+use pulp::{Simd, WithSimd};
+
 use super::{Norm, NormGradsMut};
 use crate::element::Element;
 use crate::ops::Mode;
 use crate::parallel::{Chunks, Grid, Planes, for_each_share};
-use crate::simd::{LANES, Lanes, Write, sum, sum_and_dot_centred, sum_squared_deviations, vectorized};
+use crate::simd::{LANES, Lanes, Write, arch, sum, sum_and_dot_centred, sum_squared_deviations, vectorized};
 
 /// Pixels of a plane below which loops over single planes do not pay: they begin and end more than they run.
 const SMALL_PLANE: usize = 256;
@@ -255,7 +257,15 @@ impl<T: Element> BlockGradient<T> {
         }
     }
 
-    /// dx of one pixel.
+    /// Sets dx of some pixels; where there is no `dout`, it is what is in `dx`.
+    pub(crate) fn apply(&self, dout: Option<&[T]>, x: &[T], dx: &mut [T]) {
+        let BlockGradient { mean, scale, dout: mean_dout, slope } = self;
+        let constants = [mean, scale, mean_dout, slope].map(|lanes| bytemuck::cast_slice(lanes));
+        let (dout, x, dx) = (dout.map(bytemuck::cast_slice), bytemuck::cast_slice(x), bytemuck::cast_slice_mut(dx));
+        arch().dispatch(GradientOfBlock { constants, dout, x, dx });
+    }
+
+    /// The same of one pixel, in a loop over other things as well.
     #[inline(always)]
     pub(crate) fn dx(&self, dout: &Lanes<T>, x: &Lanes<T>) -> Lanes<T> {
         let mut dx = [T::zero(); LANES];
@@ -265,6 +275,57 @@ impl<T: Element> BlockGradient<T> {
         }
         dx
     }
+}
+
+/// [`BlockGradient::apply`] with vectors, because the compiler would make one of several pixels instead, and gather their channels.
+struct GradientOfBlock<'a> {
+    /// Mean, `gamma / std`, `mean(dout)` and `mean(dout xhat) / std`.
+    constants: [&'a [f32]; 4],
+    dout: Option<&'a [f32]>,
+    x: &'a [f32],
+    dx: &'a mut [f32],
+}
+
+impl WithSimd for GradientOfBlock<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let GradientOfBlock { constants, dout, x, dx } = self;
+        let (x, dx) = (x.as_chunks::<LANES>().0, dx.as_chunks_mut::<LANES>().0);
+        for lane in (0..LANES).step_by(S::F32_LANES) {
+            let lanes = lane..lane + S::F32_LANES;
+            let constants = constants.map(
+                #[inline(always)]
+                |values| S::as_simd_f32s(&values[lanes.clone()]).0[0],
+            );
+            match dout {
+                None => {
+                    for (dx, x) in dx.iter_mut().zip(x) {
+                        let dx = &mut S::as_mut_simd_f32s(&mut dx[lanes.clone()]).0[0];
+                        *dx = gradient(simd, *dx, S::as_simd_f32s(&x[lanes.clone()]).0[0], constants);
+                    }
+                }
+                Some(dout) => {
+                    for ((dx, dout), x) in dx.iter_mut().zip(dout.as_chunks::<LANES>().0).zip(x) {
+                        let [dout, x] = [dout, x].map(
+                            #[inline(always)]
+                            |values| S::as_simd_f32s(&values[lanes.clone()]).0[0],
+                        );
+                        S::as_mut_simd_f32s(&mut dx[lanes.clone()]).0[0] = gradient(simd, dout, x, constants);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// [`BlockGradient::dx`] of some channels.
+#[inline(always)]
+fn gradient<S: Simd>(simd: S, dout: S::f32s, x: S::f32s, constants: [S::f32s; 4]) -> S::f32s {
+    let [mean, scale, mean_dout, slope] = constants;
+    let centred = simd.mul_f32s(simd.sub_f32s(x, mean), slope);
+    simd.mul_f32s(scale, simd.sub_f32s(simd.sub_f32s(dout, mean_dout), centred))
 }
 
 /// Columns of a plain batchnorm that one piece takes: whole vectors side by side.

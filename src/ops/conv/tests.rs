@@ -269,6 +269,22 @@ fn channels_in_blocks_have_the_same_bits() {
                 with_threads(threads, run).unwrap();
                 assert_bits(&out, &want, &format!("{why}: {images} images, {threads} threads, {input} -> {output}"));
             }
+            for (images, threads) in [(1, 1), (40, 2)].into_iter().filter(|_| plan.gradients_may_be_blocked()) {
+                let ([x, dout], want) = (case.images(0..images), case.backward(0..images));
+                let lie =
+                    |is, planes: &Array4<f32>| if is { blocked(planes) } else { planes.iter().copied().collect() };
+                let (x, dout) = (lie(input, &x), lie(output, &dout));
+                let (mut dx, mut dw, mut db) =
+                    (vec![f32::NAN; x.len()], vec![f32::NAN; w.len()], vec![f32::NAN; plan.shape.filters]);
+                let grads = ConvGradsMut { dx: Some(&mut dx), dw: Some(&mut dw), db: Some(&mut db) };
+                let (conv_input, mut ws) = (ConvInput { images, x: &x, w }, poisoned::<f32>());
+                with_threads(threads, || conv2d_backward_into(&plan, &dout, conv_input, grads, &mut ws)).unwrap();
+                let what = |of| format!("{why}: {of}, {images} images, {threads} threads, {input} -> {output}");
+                assert_bits(&dx, &lie(input, &want.dx), &what("dx"));
+                assert_bits(&dw, want.dw.as_slice().unwrap(), &what("dw"));
+                let off = db.iter().zip(&want.db).map(|(got, want)| (got - want).abs()).fold(0.0, f32::max);
+                assert!(off <= 1e-5 * dout.len() as f32 / db.len() as f32, "{}: {off}", what("db"));
+            }
         }
     }
     assert!(count > 30, "{count} pairs of formats");

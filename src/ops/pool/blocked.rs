@@ -176,7 +176,9 @@ mod tests {
     use rand::RngExt;
 
     use super::*;
-    use crate::ops::pool::{avg_pool_plane, global_avg_plane, max_pool_plane};
+    use crate::ops::pool::{
+        avg_pool_plane, avg_pool_plane_backward, global_avg_plane, max_pool_plane, max_pool_plane_backward,
+    };
     use crate::random::{Purpose, stream};
     use crate::shape::{Padding, Pool2d};
 
@@ -203,16 +205,39 @@ mod tests {
             let mut block = [vec![[0.0; LANES]; outputs], vec![[0.0; LANES]; outputs]];
             max_pool_block(&shape, &x, &mut block[0]);
             avg_pool_block(&shape, &x, &mut block[1]);
+            let (mut largest, mut cells) = (vec![[0.0; LANES]; outputs], vec![[9; LANES]; outputs]);
+            max_pool_block_with_cells(&shape, &x, &mut largest, &mut cells);
+            let dout: Vec<Lanes<f32>> = (0..outputs).map(|_| std::array::from_fn(|_| value())).collect();
+            let mut dx = [vec![[9.0; LANES]; x.len()], vec![[9.0; LANES]; x.len()]];
+            max_pool_block_backward(&shape, |o| dout[o], &cells, &mut dx[0]);
+            avg_pool_block_backward(&shape, &dout, &mut dx[1]);
             let mean = global_avg_block(&x);
             for lane in 0..LANES {
                 let plane: Vec<f32> = x.iter().map(|x| x[lane]).collect();
                 let (mut out, mut cell) = ([vec![0.0; outputs], vec![0.0; outputs]], vec![0; outputs]);
                 max_pool_plane(&shape, &plane, &mut out[0], &mut cell);
                 avg_pool_plane(&shape, &plane, &mut out[1]);
+                let bits = |value: f32| if value.is_nan() { u32::MAX } else { value.to_bits() };
                 for (block, out) in block.iter().zip(&out) {
-                    let bits = |value: f32| if value.is_nan() { u32::MAX } else { value.to_bits() };
                     let same = |(got, want): (&Lanes<f32>, &f32)| bits(got[lane]) == bits(*want);
                     assert!(block.iter().zip(out).all(same), "{pool:?}, plane {lane}");
+                }
+                assert!(
+                    cells.iter().zip(&cell).all(|(got, want)| got[lane] == *want),
+                    "{pool:?}, cells of plane {lane}"
+                );
+                assert!(
+                    largest.iter().zip(&out[0]).all(|pair| bits(pair.0[lane]) == bits(*pair.1)),
+                    "{pool:?}, {lane}"
+                );
+                let dout: Vec<f32> = dout.iter().map(|dout| dout[lane]).collect();
+                let mut want = [vec![9.0; plane.len()], vec![9.0; plane.len()]];
+                max_pool_plane_backward(&shape, &dout, &cell, &mut want[0]);
+                avg_pool_plane_backward(&shape, &dout, &mut want[1]);
+                for (got, want) in dx.iter().zip(&want) {
+                    // -0.0 is as good as 0.0 where gradients are added up
+                    let same = got.iter().zip(want).all(|(got, want)| bits(got[lane] + 0.0) == bits(*want + 0.0));
+                    assert!(same, "{pool:?}, gradient of plane {lane}");
                 }
                 let want = global_avg_plane(&plane);
                 assert!((mean[lane] - want).abs() < 1e-6 || !want.is_finite(), "{} and not {want}", mean[lane]);

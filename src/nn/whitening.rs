@@ -71,7 +71,7 @@ impl<T: Element> Network<T> {
     }
 }
 
-/// `mean(p p^T)` over all patches, `(d, d)`; the order of its sums depends on the number of images alone.
+/// `mean(p p^T)` over all patches, `(d, d)`; sums over images are added up in f64, in an order that depends on their number alone.
 fn covariance<T: Element>(x: &[T], input: [usize; 3], size: usize) -> Vec<f64> {
     let [channels, height, width] = input;
     let (image, d) = (channels * height * width, channels * size * size);
@@ -80,11 +80,12 @@ fn covariance<T: Element>(x: &[T], input: [usize; 3], size: usize) -> Vec<f64> {
     let mut sums = vec![0.0; pieces * d * d];
     let places = (height - size + 1) * (width - size + 1);
     for_each_chunk_mut(&mut sums, d * d, |piece, sums| {
-        let mut patches = vec![0.0; d * places];
+        let (mut patches, mut of_image) = (vec![T::zero(); d * places], vec![T::zero(); d * d]);
         for n in piece_range(images, pieces, piece) {
             vectorized!(patches_of(&x[n * image..][..image], input, size, &mut patches));
             let patches = Mat::new(&patches, d, places, places);
-            gemm(Accum::Add, 1.0, patches, patches.t(), MatMut::new(sums, d, d, d));
+            gemm(Accum::Replace, T::one(), patches, patches.t(), MatMut::new(&mut of_image, d, d, d));
+            sums.iter_mut().zip(&of_image).for_each(|(sum, &value)| *sum += value.f64());
         }
     });
     let (total, rest) = sums.split_at_mut(d * d);
@@ -97,15 +98,13 @@ fn covariance<T: Element>(x: &[T], input: [usize; 3], size: usize) -> Vec<f64> {
 
 /// The patches of an image at all places, each a column: `(d, places)`.
 #[inline(always)]
-fn patches_of<T: Element>(x: &[T], [channels, height, width]: [usize; 3], size: usize, patches: &mut [f64]) {
+fn patches_of<T: Element>(x: &[T], [channels, height, width]: [usize; 3], size: usize, patches: &mut [T]) {
     let (rows, cols) = (height - size + 1, width - size + 1);
     for (pixel, patches) in patches.chunks_exact_mut(rows * cols).enumerate() {
         let (channel, i, j) = (pixel / (size * size), pixel / size % size, pixel % size);
         let plane = &x[channel * height * width..][..height * width];
         for (row, to) in plane.chunks_exact(width).skip(i).zip(patches.chunks_exact_mut(cols)) {
-            for (to, &value) in to.iter_mut().zip(&row[j..]) {
-                *to = value.f64();
-            }
+            to.copy_from_slice(&row[j..][..cols]);
         }
     }
     debug_assert_eq!(patches.len(), channels * size * size * rows * cols, "all places of all of a patch's pixels");

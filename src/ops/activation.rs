@@ -6,6 +6,7 @@
 //!
 //! NaN in gives NaN out, in ReLU too: a training that diverged must show, and not be cut off at zero.
 
+use std::f64::consts::LOG2_E;
 use std::fmt;
 use std::str::FromStr;
 
@@ -42,6 +43,8 @@ pub enum Activation {
 const GELU_SCALE: f64 = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
 /// The weight of the cubic term in GELU's tanh.
 const GELU_CUBIC: f64 = 0.044715;
+/// `-2 u / ln 2` for small `z`, by `z`: what [`sigmoid_of_power`] takes.
+const GELU_POWER: f64 = -2.0 * GELU_SCALE * LOG2_E;
 
 impl Activation {
     /// Names in the notation; the first of several is the one to print.
@@ -97,8 +100,7 @@ impl Activation {
             }
             Activation::Silu => z * sigmoid(z),
             Activation::Gelu => {
-                let u2 = T::of(2.0 * GELU_SCALE) * (z + T::of(GELU_CUBIC) * z * z * z);
-                z * sigmoid(u2)
+                z * sigmoid_of_power(z * (T::of(GELU_POWER) + T::of(GELU_POWER * GELU_CUBIC) * (z * z)))
             }
         }
     }
@@ -131,9 +133,10 @@ impl Activation {
             Activation::Gelu => {
                 // Beyond 20 the slope is 0 or 1 in either type, and the square below would overflow.
                 let z = clamp(z, T::of(-20.0), T::of(20.0));
-                let z2 = T::of(GELU_CUBIC) * z * z;
-                let s = sigmoid(T::of(2.0 * GELU_SCALE) * (z + z * z2));
-                s + z * s * (one - s) * T::of(2.0 * GELU_SCALE) * (one + T::of(3.0) * z2)
+                let z2 = z * z;
+                let s = sigmoid_of_power(z * (T::of(GELU_POWER) + T::of(GELU_POWER * GELU_CUBIC) * z2));
+                let v = T::of(2.0 * GELU_SCALE) + T::of(6.0 * GELU_SCALE * GELU_CUBIC) * z2;
+                s + z * s * (one - s) * v
             }
         }
     }
@@ -216,50 +219,50 @@ impl FromStr for Activation {
 /// `1 / (1 + e^-z)`; exactly 0 and 1 far out.
 #[inline(always)]
 fn sigmoid<T: Element>(z: T) -> T {
-    T::one() / (T::one() + exp(-z))
+    sigmoid_of_power(T::of(-LOG2_E) * z)
 }
 
-/// Limits `z` to `low..=high`; NaN stays, which `Float::max` would replace.
+/// `1 / (1 + 2^t)`, which is `sigmoid(-t ln 2)`.
+#[inline(always)]
+fn sigmoid_of_power<T: Element>(t: T) -> T {
+    T::one() / (T::one() + exp2(t))
+}
+
+/// Limits `z` to `low..=high`; NaN stays, which `Float::max` would replace. Each choice is what an instruction does.
 #[inline(always)]
 fn clamp<T: Element>(z: T, low: T, high: T) -> T {
-    if z < low {
-        low
-    } else if z > high {
-        high
-    } else {
-        z
-    }
+    let z = if z < low { low } else { z };
+    if z > high { high } else { z }
 }
 
-/// `e^x`: [`exp_f32`] for `f32`, the system's for `f64`, which only checks gradients.
+/// `2^x`: [`exp2_f32`] for `f32`, the system's for `f64`, which only checks gradients.
 #[inline(always)]
-fn exp<T: Element>(x: T) -> T {
+fn exp2<T: Element>(x: T) -> T {
     if T::KIND == Kind::F32 {
         // Through f64 and back is exact, and the compiler removes it.
-        T::of(f64::from(exp_f32(x.f64() as f32)))
+        T::of(f64::from(exp2_f32(x.f64() as f32)))
     } else {
-        x.exp()
+        x.exp2()
     }
 }
 
-/// `e^x` within 2 units in the last place, without branches or calls, so that loops over it vectorise.
+/// `2^x` within 2 units in the last place, without branches or calls, so that loops over it vectorise.
 ///
-/// With `n = round(x / ln 2)` and `r = x - n ln 2`, `e^x = 2^n e^r` and `|r| <= ln 2 / 2`, where the Taylor series to
-/// `r^7 / 7!` errs by 5e-9. `ln 2` comes in two parts, the first with so few bits that `n` times it is exact (Cody &
-/// Waite 1980). Below -87.7 (where denormals would begin) the result is 0, above 88.4 infinite.
+/// With `n = round(x)` and `r = x - n`, `2^x = 2^n 2^r` and `|r| <= 1/2`. The polynomial for `2^r` is 1 at 0, and otherwise that of
+/// degree 6 whose largest relative error is least, 2.6e-9 (Remez 1934). Below -126.5 (where denormals would begin) the result is 0,
+/// from 127.5 on infinite.
 #[inline(always)]
-fn exp_f32(x: f32) -> f32 {
-    const LN2_HIGH: f32 = 355.0 / 512.0;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
+fn exp2_f32(x: f32) -> f32 {
     /// 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits of the sum.
     const SHIFT: f32 = 12_582_912.0;
+    const COEFFICIENTS: [f32; 7] =
+        [1.559_467_8e-4, 1.340_664_4e-3, 9.617_693e-3, 5.550_310_6e-2, 0.240_226_53, 0.693_147_2, 1.0];
 
-    let x = clamp(x, -88.0, 89.0);
-    let shifted = x * std::f32::consts::LOG2_E + SHIFT;
-    let n = shifted - SHIFT;
-    let r = x - n * LN2_HIGH - n * LN2_LOW;
-    let mut series = 1.0 / 5040.0;
-    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+    let x = clamp(x, -127.0, 128.0);
+    let shifted = x + SHIFT;
+    let r = x - (shifted - SHIFT);
+    let mut series = COEFFICIENTS[0];
+    for coefficient in &COEFFICIENTS[1..] {
         series = series * r + coefficient;
     }
     // 2^n by its exponent bits; the clamp leaves n in -127..=128, whose ends are 0 and infinity.
@@ -403,24 +406,24 @@ mod tests {
     }
 
     #[test]
-    fn fast_exp_is_accurate_rising_and_has_exact_limits() {
+    fn fast_powers_are_accurate_rising_and_have_exact_limits() {
         let mut before = 0.0;
-        for i in 0..=1_750_000 {
-            let x = (f64::from(i) * 1e-4 - 87.0) as f32;
-            let (got, want) = (exp_f32(x), f64::from(x).exp());
-            assert_near(f64::from(got) / want, 1.0, 1.5e-7, format!("exp({x})"));
-            assert!(got > before, "exp({x}) = {got} does not rise from {before}");
+        for i in 0..=2_534_000 {
+            let x = (f64::from(i) * 1e-4 - 126.0) as f32;
+            let (got, want) = (exp2_f32(x), f64::from(x).exp2());
+            assert_near(f64::from(got) / want, 1.0, 1.5e-7, format!("2^{x}"));
+            assert!(got > before, "2^{x} = {got} does not rise from {before}");
             before = got;
         }
-        assert_eq!(exp_f32(0.0), 1.0);
-        for x in [-89.0, -1e30, f32::MIN, f32::NEG_INFINITY] {
-            assert_eq!(exp_f32(x), 0.0, "exp({x})");
+        assert_eq!(exp2_f32(0.0), 1.0);
+        for x in [-127.0, -1e30, f32::MIN, f32::NEG_INFINITY] {
+            assert_eq!(exp2_f32(x), 0.0, "2^{x}");
             assert_eq!((sigmoid(x), sigmoid(-x)), (0.0, 1.0), "sigmoid({x})");
         }
-        for x in [88.7, 1e30, f32::MAX, f32::INFINITY] {
-            assert_eq!(exp_f32(x), f32::INFINITY, "exp({x})");
+        for x in [127.6, 1e30, f32::MAX, f32::INFINITY] {
+            assert_eq!(exp2_f32(x), f32::INFINITY, "2^{x}");
         }
-        assert!(exp_f32(f32::NAN).is_nan() && sigmoid(f32::NAN).is_nan());
+        assert!(exp2_f32(f32::NAN).is_nan() && sigmoid(f32::NAN).is_nan());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::{beats, for_each_window, for_each_window_of};
 use crate::element::Element;
-use crate::shape::Pool2dShape;
+use crate::shape::{Axis, Pool2dShape};
 use crate::simd::{LANES, Lanes};
 
 /// Max pooling of the planes of a block of channels, `x[H][W]` to `out[H'][W']`, any window: or of the first rows of windows that
@@ -58,11 +58,43 @@ pub(crate) fn max_pool_block_with_cells<T: Element>(
 #[inline(always)]
 pub(crate) fn max_pool_block_backward<T: Element>(
     shape: &Pool2dShape,
-    mut dout: impl FnMut(usize) -> Lanes<T>,
+    dout: impl FnMut(usize) -> Lanes<T>,
     cell: &[Lanes<u8>],
     dx: &mut [Lanes<T>],
 ) {
+    let whole = |axis: &Axis| axis.output * axis.window == axis.input;
+    // Where windows cover the plane and none another, every pixel is written once.
+    if shape.tiles() && whole(&shape.rows) && whole(&shape.cols) {
+        return route(
+            shape,
+            dout,
+            cell,
+            #[inline(always)]
+            |pixel, dout| dx[pixel] = dout,
+        );
+    }
     dx.fill([T::zero(); LANES]);
+    route(
+        shape,
+        dout,
+        cell,
+        #[inline(always)]
+        |pixel, dout| {
+            for lane in 0..LANES {
+                dx[pixel][lane] += dout[lane];
+            }
+        },
+    );
+}
+
+/// Calls `to(pixel, gradient)` for every pixel of every window: with that of its output, where a plane had its maximum there, else 0.
+#[inline(always)]
+fn route<T: Element>(
+    shape: &Pool2dShape,
+    mut dout: impl FnMut(usize) -> Lanes<T>,
+    cell: &[Lanes<u8>],
+    mut to: impl FnMut(usize, Lanes<T>),
+) {
     for_each_window(
         shape,
         #[inline(always)]
@@ -74,9 +106,11 @@ pub(crate) fn max_pool_block_backward<T: Element>(
             window.for_each_pixel(
                 #[inline(always)]
                 |index, pixel| {
+                    let mut routed = [T::zero(); LANES];
                     for lane in 0..LANES {
-                        dx[pixel][lane] += if at[lane] == index as i32 { dout[lane] } else { T::zero() };
+                        routed[lane] = if at[lane] == index as i32 { dout[lane] } else { T::zero() };
                     }
+                    to(pixel, routed);
                 },
             );
         },

@@ -20,7 +20,7 @@ use crate::ops::conv::{self, ConvGradsMut, ConvInput, ConvPlan, Outputs, PlaneRo
 use crate::ops::layout::{Formats, MemoryFormat};
 use crate::ops::pool::{max_pool_block_backward, max_pool_block_with_cells};
 use crate::parallel::{Chunks, Even, Grid, for_each_share, piece_range};
-use crate::simd::{LANES, Lanes, lanes_to_planes, planes_to_lanes, vectorized};
+use crate::simd::{LANES, Lanes, Write, lanes_to_planes, planes_to_lanes, vectorized};
 use crate::workspace::Workspace;
 
 /// Images whose sums over a block of channels are one piece of work.
@@ -146,6 +146,8 @@ impl Block {
         let cells = if self.tail.keeps_cells() { input.images } else { 0 };
         let shares =
             (Even::new(out, input.images, pieces), Even::new(&mut cell[..cells * out_sizes.image()], cells, pieces));
+        let (blocked, write) =
+            (formats.output == MemoryFormat::Blocked, Write::of::<T>(input.images * out_sizes.image()));
         let (_, scratch) = ws.lend(0, sizes.block() + out_sizes.block());
         for_each_share(shares, |piece, (out, cell)| {
             scratch.with(|scratch: &mut [T]| {
@@ -156,7 +158,9 @@ impl Block {
                         let maps = &maps[channels(block)];
                         self.tail.before_pool_block(maps, Some(&y[sizes.at(image, block)]), z);
                         let cell = if cells > 0 { &mut cell[within.clone()] } else { &mut [][..] };
-                        if formats.output == MemoryFormat::Blocked {
+                        if blocked && !self.tail.has_pool() {
+                            vectorized!(write.copy(&mut out[within], z));
+                        } else if blocked {
                             self.tail.pool_block_with_cells(z, &mut out[within], cell);
                         } else {
                             self.tail.pool_block_with_cells(z, pooled, cell);
@@ -177,6 +181,7 @@ impl Block {
         ws: &mut Workspace,
     ) {
         let len = input.images * self.product_len();
+        let write = Write::of::<T>(len);
         let BlockState { y, early_cell, .. } = state;
         let [_, rows, cols] = self.product.map(|len| len * LANES);
         let outputs = Outputs {
@@ -188,7 +193,7 @@ impl Block {
             side_by_side: LANES,
         };
         let finish = |_, product: &mut [T], out: &mut [T], cell: &mut [u8]| match &self.early {
-            None => out.copy_from_slice(product),
+            None => vectorized!(write.copy(out, product)),
             Some(pool) => {
                 let (out, cell) = (out.as_chunks_mut().0, cell.as_chunks_mut().0);
                 vectorized!(max_pool_block_with_cells(pool, product.as_chunks().0, out, cell));

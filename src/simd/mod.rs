@@ -171,6 +171,18 @@ impl Write {
         }
     }
 
+    /// `out[i] = from[i]`
+    #[inline(always)]
+    pub(crate) fn copy<T: Element>(self, out: &mut [T], from: &[T]) {
+        self.map(
+            out,
+            from,
+            from,
+            #[inline(always)]
+            |value, _| value,
+        );
+    }
+
     /// `out[i] = value(a[i], b[i])`
     #[inline(always)]
     pub(crate) fn map<T: Element>(self, out: &mut [T], a: &[T], b: &[T], value: impl Fn(T, T) -> T) {

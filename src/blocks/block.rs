@@ -160,7 +160,7 @@ impl Block {
         format == MemoryFormat::Blocked
     }
 
-    /// Whether the pool's argmax cells are kept: in blocks nobody asks for them.
+    /// Whether the pool's argmax cells are kept in test mode, too: in blocks nobody asks for them.
     pub(super) fn keeps_cells(&self) -> bool {
         self.tail.keeps_cells() && !self.finishes_blocks()
     }
@@ -344,7 +344,7 @@ impl Block {
         if self.early.is_some() {
             state.early_cell.reserve(images * self.product_len());
         }
-        if self.keeps_cells() {
+        if self.keeps_cells() || (train && self.tail.keeps_cells()) {
             state.cell.reserve(images * self.output_len());
         }
         if train && self.parts.dropout.is_some() {

@@ -60,7 +60,7 @@ fn map<S: Simd>(simd: S, y: S::f32s, [center, scale, shift]: [S::f32s; 3]) -> S:
 }
 
 /// [`ChannelMap`] of each plane of a block: of `y`, or of what is in `z`.
-pub(super) fn map_block<T: Element>(maps: &[ChannelMap<T>], y: Option<&[T]>, z: &mut [T]) {
+fn map_block<T: Element>(maps: &[ChannelMap<T>], y: Option<&[T]>, z: &mut [T]) {
     let mut lanes = [[T::zero(); LANES]; 3];
     for (lane, map) in maps.iter().enumerate() {
         (lanes[0][lane], lanes[1][lane], lanes[2][lane]) = (map.center, map.scale, map.shift);

@@ -1,13 +1,12 @@
-//! Level 4. Training a convolution and batchnorm over small planes, with the product in blocks of channels: a pixel is a vector of
-//! [`LANES`] of them.
+//! Level 4. Training a convolution and batchnorm with the product in blocks of channels: a pixel is a vector of [`LANES`] of them.
 //!
 //! Batchnorm's passes are over channels. Where planes are small, the planes of a channel are many short runs far apart, in loops that
-//! begin and end more than they run. In blocks the same passes work on whole vectors that lie one after the other; Winograd's
+//! begin and end more than they run. In blocks the same passes work on whole vectors that lie one after the other, and Winograd's
 //! transforms make and take pixels in this form without putting planes together. Input and output of the block lie as its neighbours
 //! in the network want them ([`Block::set_training_formats`]).
 //!
-//! Sums over a channel are made of those of slots of [`SLOT_IMAGES`] images, added up in f64 in their order: the same bits at any
-//! number of threads.
+//! Sums over a channel are made of those of slots of images, added up in f64 in their order; slots depend on sizes alone: the same bits
+//! at any number of threads.
 
 use std::ops::Range;
 
@@ -23,14 +22,15 @@ use crate::parallel::{Chunks, Even, Grid, for_each_share, piece_range};
 use crate::simd::{LANES, Lanes, Write, lanes_to_planes, planes_to_lanes, vectorized};
 use crate::workspace::Workspace;
 
-/// Images whose sums over a block of channels are one piece of work.
+/// Images whose sums over a block of channels are one piece of work, at most; fewer, where there would not be as many pieces as this.
 const SLOT_IMAGES: usize = 16;
+const PIECES: usize = 32;
 
 /// Pixels of a plane up to which blocks of them, one for each of the arrays that are worked on together, stay in the L2 cache. Of
 /// larger ones, planes do.
 const MOST_PIXELS: usize = 64 * 64;
 
-/// Images that are normalised in one piece of work.
+/// Images that are normalised in one piece of work, at most.
 const PIECE_IMAGES: usize = 4;
 
 /// An array `[N, C / 16, pixels, 16]`.
@@ -42,12 +42,17 @@ struct Sizes {
 }
 
 impl Sizes {
+    /// Images of a slot; the last may have fewer.
+    fn slot(self) -> usize {
+        (self.images * self.blocks / PIECES).clamp(1, SLOT_IMAGES)
+    }
+
     fn slots(self) -> usize {
-        self.images.div_ceil(SLOT_IMAGES)
+        self.images.div_ceil(self.slot())
     }
 
     fn images_of(self, slot: usize) -> Range<usize> {
-        slot * SLOT_IMAGES..((slot + 1) * SLOT_IMAGES).min(self.images)
+        slot * self.slot()..((slot + 1) * self.slot()).min(self.images)
     }
 
     /// Elements of a block of an image.
@@ -79,13 +84,19 @@ enum Place {
     Nowhere,
 }
 
+/// Two sums over pixels of each channel of a block.
+type Sums = [Lanes<f64>; 2];
+
 /// What is at hand for a block of one image: scratch as large as the product, twice, and as the output; and the sums to add to.
 struct Parts<'a, T> {
     z: &'a mut [T],
     dz: &'a mut [T],
     lanes: &'a mut [T],
-    sums: &'a mut [Lanes<f64>; 2],
+    sums: &'a mut Sums,
 }
+
+/// What is done to a block of each image of a slot: from the image's number within the slot, image and block.
+type OfImage<'a, T> = dyn FnMut(usize, (usize, usize), Parts<'_, T>) + 'a;
 
 /// The channels of a block.
 fn channels(block: usize) -> Range<usize> {
@@ -94,7 +105,7 @@ fn channels(block: usize) -> Range<usize> {
 
 impl Block {
     /// Whether it trains with its product in blocks of channels: a convolution by Winograd's algorithm, followed by batchnorm
-    /// over small planes.
+    /// over planes of up to [`MOST_PIXELS`].
     pub(super) fn may_train_in_blocks<T: Element>(&self) -> bool {
         let Head::Conv(plan) = &self.head else { return false };
         let normalised = self.parts().norm.is_some() && self.parts().dropout.is_none();
@@ -103,14 +114,20 @@ impl Block {
     }
 
     /// Whether its input, and whether its output, may lie in blocks of channels in training.
-    pub(crate) fn may_train_from_blocks(&self) -> [bool; 2] {
+    pub(crate) fn training_formats_may_be_blocked(&self) -> [bool; 2] {
         match (self.head, self.training) {
             (Head::Conv(plan), Some(_)) => [plan.may_be_blocked()[0], true],
             _ => [false; 2],
         }
     }
 
-    /// Has it take its input and make its output in these formats in training, where [`Block::may_train_from_blocks`].
+    /// How its input and output lie in training, if its product then lies in blocks.
+    #[cfg(test)]
+    pub(crate) fn training_formats(&self) -> Option<Formats> {
+        self.training
+    }
+
+    /// Has it take its input and make its output in these formats in training, where [`Block::training_formats_may_be_blocked`].
     pub(crate) fn set_training_formats(&mut self, formats: Formats) {
         if let Some(training) = &mut self.training {
             *training = formats;
@@ -142,34 +159,46 @@ impl Block {
         self.product_in_blocks(&self.training_plan(formats), input, state, ws);
         self.statistics_of_blocks(sizes, input, state);
         let BlockState { y, cell, maps, .. } = state;
-        let (y, maps, pieces) = (&y[..input.images * sizes.image()], &*maps, input.images.div_ceil(PIECE_IMAGES));
-        let cells = if self.tail.keeps_cells() { input.images } else { 0 };
-        let shares =
-            (Even::new(out, input.images, pieces), Even::new(&mut cell[..cells * out_sizes.image()], cells, pieces));
-        let (blocked, write) =
-            (formats.output == MemoryFormat::Blocked, Write::of::<T>(input.images * out_sizes.image()));
+        let (images, maps) = (input.images, &*maps);
+        let (pieces, cells) =
+            (images.div_ceil(PIECE_IMAGES).max(images.min(PIECES)), if self.tail.keeps_cells() { images } else { 0 });
+        let shares = (Even::new(out, images, pieces), Even::new(&mut cell[..cells * out_sizes.image()], cells, pieces));
+        let write = Write::of::<T>(images * out_sizes.image());
         let (_, scratch) = ws.lend(0, sizes.block() + out_sizes.block());
         for_each_share(shares, |piece, (out, cell)| {
             scratch.with(|scratch: &mut [T]| {
-                let (z, pooled) = scratch.split_at_mut(sizes.block());
-                for (i, image) in piece_range(input.images, pieces, piece).enumerate() {
+                for (i, image) in piece_range(images, pieces, piece).enumerate() {
                     for block in 0..sizes.blocks {
-                        let within = out_sizes.at(i, block);
-                        let maps = &maps[channels(block)];
-                        self.tail.before_pool_block(maps, Some(&y[sizes.at(image, block)]), z);
-                        let cell = if cells > 0 { &mut cell[within.clone()] } else { &mut [][..] };
-                        if blocked && !self.tail.has_pool() {
-                            vectorized!(write.copy(&mut out[within], z));
-                        } else if blocked {
-                            self.tail.pool_block_with_cells(z, &mut out[within], cell);
-                        } else {
-                            self.tail.pool_block_with_cells(z, pooled, cell);
-                            lanes_to_planes(pooled.as_chunks().0, LANES, &mut out[within], out_sizes.pixels);
-                        }
+                        let (y, within) = (&y[sizes.at(image, block)], out_sizes.at(i, block));
+                        let cell = cell.get_mut(within.clone()).unwrap_or_default();
+                        let to = (&mut out[within], cell, write);
+                        self.finish_in_blocks(formats, &maps[channels(block)], y, to, scratch);
                     }
                 }
             });
         });
+    }
+
+    /// Maps, activates and pools `y`, a block of the product, to the block of the output, or to its planes. `scratch` has room for
+    /// both.
+    fn finish_in_blocks<T: Element>(
+        &self,
+        formats: Formats,
+        maps: &[ChannelMap<T>],
+        y: &[T],
+        (out, cell, write): (&mut [T], &mut [u8], Write),
+        scratch: &mut [T],
+    ) {
+        let (z, pooled) = scratch.split_at_mut(y.len());
+        self.tail.before_pool_block(maps, Some(y), z);
+        if formats.output == MemoryFormat::Planar {
+            self.tail.pool_block_with_cells(z, pooled, cell);
+            lanes_to_planes(pooled.as_chunks().0, LANES, out, out.len() / LANES);
+        } else if self.tail.has_pool() {
+            self.tail.pool_block_with_cells(z, out, cell);
+        } else {
+            vectorized!(write.copy(out, z));
+        }
     }
 
     /// The product, after the early pool, into `state.y`.
@@ -270,7 +299,7 @@ impl Block {
                     ));
                 }
                 None if place == Place::Nowhere => {
-                    self.pool_backward((at.image, block), input.images, dout, cell, dy);
+                    self.pool_backward((formats, input.images), (at.image, block), (dout, cell), &mut [], dy);
                     norm.apply(None, y, dy);
                 }
                 None => norm.apply(Some(&dz[here]), y, dy),
@@ -281,18 +310,25 @@ impl Block {
         conv::backward(&self.training_plan(formats), conv_input, source, ConvGradsMut { dx, dw, db }, ws);
     }
 
-    /// Sets the gradient of what was pooled to a block of an output in blocks.
+    /// Sets `dz` to the gradient of what was pooled to a block of the output; `lanes` is scratch for that, where it lies in planes.
     fn pool_backward<T: Element>(
         &self,
+        (formats, images): (Formats, usize),
         (image, block): (usize, usize),
-        images: usize,
-        dout: &[T],
-        cell: &[u8],
+        (dout, cell): (&[T], &[u8]),
+        lanes: &mut [T],
         dz: &mut [T],
     ) {
-        let at = self.sizes_in_blocks(images)[1].at(image, block);
+        let sizes = self.sizes_in_blocks(images)[1];
+        let at = sizes.at(image, block);
         let cell = if self.tail.keeps_cells() { &cell[at.clone()] } else { &[] };
-        self.tail.pool_block_backward(&dout[at], cell, dz);
+        let dout = if formats.output == MemoryFormat::Planar {
+            planes_to_lanes(&dout[at], sizes.pixels, LANES, lanes.as_chunks_mut().0);
+            &*lanes
+        } else {
+            &dout[at]
+        };
+        self.tail.pool_block_backward(dout, cell, dz);
     }
 
     /// The sums of the gradient of what batchnorm made, in `state.sums`, and itself in its place.
@@ -305,14 +341,11 @@ impl Block {
         ws: &mut Workspace,
     ) {
         let BlockState { y, dy, cell, mean, maps, sums, .. } = state;
-        let ([sizes, out_sizes], images) = (self.sizes_in_blocks(input.images), input.images);
-        let len = images * sizes.image();
+        let ([sizes, out_sizes], images, lie) =
+            (self.sizes_in_blocks(input.images), input.images, (formats, input.images));
         let (_, scratch) = ws.lend(0, 2 * sizes.block() + out_sizes.block());
-        let grid = |dz| Grid::new(dz, (images, sizes.image()), (SLOT_IMAGES, sizes.block()));
-        // For each image of a piece: its number among them, itself and the block.
-        let each = |piece: usize,
-                    sums: &mut [[Lanes<f64>; 2]],
-                    of_image: &mut dyn FnMut(usize, (usize, usize), Parts<'_, T>)| {
+        let grid = |dz| Grid::new(dz, (images, sizes.image()), (sizes.slot(), sizes.block()));
+        let each = |piece: usize, sums: &mut [Sums], of_image: &mut OfImage<'_, T>| {
             let block = piece % sizes.blocks;
             sums[0] = [[0.0; LANES]; 2];
             scratch.with(|scratch: &mut [T]| {
@@ -323,10 +356,10 @@ impl Block {
                 }
             });
         };
-        let add = |(image, block): (usize, usize), dz: &mut [T], z: &mut [T], sums: &mut [Lanes<f64>; 2]| {
+        let add = |(image, block): (usize, usize), dz: &mut [T], z: &mut [T], sums: &mut Sums| {
             let y = &y[sizes.at(image, block)];
             self.tail.slopes_block(&maps[channels(block)], y, z, dz);
-            let center = mean[channels(block)].as_array().expect("a block");
+            let center = (&mean[channels(block)]).try_into().expect("a block");
             vectorized!(gradient_sums_of_block(dz.as_chunks().0, y.as_chunks().0, center, sums));
         };
         match place {
@@ -335,25 +368,17 @@ impl Block {
             }),
             Place::Nowhere => for_each_share(Chunks::new(sums, 1), |piece, sums| {
                 each(piece, sums, &mut |_, at, parts| {
-                    self.pool_backward(at, images, dout, cell, parts.dz);
+                    self.pool_backward(lie, at, (dout, cell), parts.lanes, parts.dz);
                     add(at, parts.dz, parts.z, parts.sums);
                 });
             }),
             Place::Own => {
-                dy.reserve(len);
-                for_each_share((grid(&mut dy[..len]), Chunks::new(sums, 1)), |piece, (mut dz, sums)| {
+                dy.reserve(images * sizes.image());
+                let dz = grid(&mut dy[..images * sizes.image()]);
+                for_each_share((dz, Chunks::new(sums, 1)), |piece, (mut dz, sums)| {
                     each(piece, sums, &mut |i, at, parts| {
-                        let dz = dz.get(i);
-                        if formats.output == MemoryFormat::Blocked {
-                            self.pool_backward(at, images, dout, cell, dz);
-                        } else {
-                            let of_output = out_sizes.at(at.0, at.1);
-                            let lanes = parts.lanes.as_chunks_mut().0;
-                            planes_to_lanes(&dout[of_output.clone()], out_sizes.pixels, LANES, lanes);
-                            let cell = if self.tail.keeps_cells() { &cell[of_output] } else { &[] };
-                            self.tail.pool_block_backward(lanes.as_flattened(), cell, dz);
-                        }
-                        add(at, dz, parts.z, parts.sums);
+                        self.pool_backward(lie, at, (dout, cell), parts.lanes, dz.get(i));
+                        add(at, dz.get(i), parts.z, parts.sums);
                     });
                 });
             }
@@ -422,7 +447,7 @@ mod tests {
     /// Output, and gradients of x, w, gamma and beta, of a block whose input and output lie in these formats: all in planes.
     fn trained(parts: BlockParts, formats: Formats) -> [Vec<f32>; 5] {
         let mut block = Block::new::<f32>(parts, [16, 11, 9]).unwrap();
-        assert_eq!(block.may_train_from_blocks(), [true; 2]);
+        assert_eq!(block.training_formats_may_be_blocked(), [true; 2]);
         block.set_training_formats(formats);
         let [in_blocks, out_blocks] = [formats.input, formats.output].map(|format| format == MemoryFormat::Blocked);
         let lie = |values: Vec<f32>, channels, is| if is { reordered(&values, channels, true) } else { values };

@@ -18,7 +18,7 @@ pub(super) fn block_channels<T: Element>(steps: &mut [Step<T>]) {
 /// The same in training, of values that blocks make and take which train so: everything else works on planes.
 pub(super) fn train_in_blocks<T>(steps: &mut [Step<T>]) {
     let may_be = |step: &Step<T>| match &step.kernel {
-        Kernel::Block { block, .. } => block.may_train_from_blocks(),
+        Kernel::Block { block, .. } => block.training_formats_may_be_blocked(),
         Kernel::Sum(_) | Kernel::Layer { .. } => [false; 2],
     };
     let mut blocked = vec![false];
@@ -70,12 +70,60 @@ fn blocked_values<T: Element>(steps: &[Step<T>]) -> Vec<bool> {
 mod tests {
     use super::*;
     use crate::nn::init::Init;
-    use crate::nn::network::Network;
+    use crate::nn::network::{Network, StepKey};
 
     /// For each step, whether its value lies in blocks.
     fn blocked<T: Element>(notation: &str) -> Vec<bool> {
         let network = Network::<T>::new(&notation.parse().unwrap(), [16, 8, 8], Init::He, 0).unwrap();
         blocked_values(network.steps())[1..].to_vec()
+    }
+
+    /// For each step, whether its value lies in blocks in training.
+    fn trained_in_blocks<T: Element>(notation: &str) -> Vec<bool> {
+        let network = Network::<T>::new(&notation.parse().unwrap(), [16, 8, 8], Init::He, 0).unwrap();
+        let output = |step: &Step<T>| match &step.kernel {
+            Kernel::Block { block, .. } => block.training_formats().is_some_and(|f| f.output == MemoryFormat::Blocked),
+            Kernel::Sum(_) | Kernel::Layer { .. } => false,
+        };
+        network.steps().iter().map(output).collect()
+    }
+
+    #[test]
+    fn in_training_values_lie_in_blocks_where_none_but_blocks_that_train_so_read_them() {
+        let (yes, no) = (true, false);
+        for (notation, want) in [
+            ("[conv16-bn-relu]x3-affine4", vec![yes, yes, no, no]),
+            ("conv16-bn-relu-conv32-bn-pool-conv16-bn-gap", vec![yes, yes, no]),
+            ("conv16-bn-relu-conv24-bn-relu-conv16-bn-affine4", vec![no, no, no, no]),
+            ("conv16-bn-relu-dropout0.5-conv16-bn-affine4", vec![no, no, no]),
+            ("conv16-bn-relu-conv16k5-bn-relu-conv16-bn-gap", vec![no, no, no]),
+            ("conv16-relu-conv16-bn-relu-conv16-bn-gap", vec![no, yes, no]),
+            ("conv16-bn-relu-res[conv16-bn-relu-conv16-bn]-relu-gap", vec![no, yes, no, no, no]),
+            ("conv16-bn-se4-conv16-bn-affine4", vec![no, no, no, no]),
+        ] {
+            assert_eq!(trained_in_blocks::<f32>(notation), want, "{notation}");
+            assert!(!trained_in_blocks::<f64>(notation).contains(&true), "{notation}");
+        }
+    }
+
+    /// Gradients of a network whose values lie in blocks, and in planes: `f64` never lies so.
+    #[test]
+    fn networks_that_train_in_blocks_have_the_gradients_of_planes() {
+        let notation =
+            "[conv16-bn-gelu]x2-conv32-pool-bn-relu-conv32-bn-relu-pool-res[conv32-bn-relu-conv32-bn]-gelu-affine4";
+        fn gradients<T: Element>(notation: &str) -> (f64, Vec<f64>) {
+            let mut network = Network::<T>::new(&notation.parse().unwrap(), [3, 12, 12], Init::He, 0).unwrap();
+            let x: Vec<T> = (0..21 * 3 * 144).map(|i| T::of(f64::from(f32::sin(i as f32 * 0.37)))).collect();
+            let labels: Vec<usize> = (0..21).map(|i| i % 4).collect();
+            let loss = network.loss(&x, &labels, StepKey::default()).unwrap();
+            (loss.f64(), network.grads().values().iter().map(|v| v.f64()).collect())
+        }
+        assert_eq!(trained_in_blocks::<f32>(notation).iter().filter(|&&blocked| blocked).count(), 4);
+        let ((loss, got), (want_loss, want)) = (gradients::<f32>(notation), gradients::<f64>(notation));
+        assert!((loss - want_loss).abs() <= 1e-5, "{loss}, not {want_loss}");
+        let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+        let off = norm(&mut got.iter().zip(&want).map(|(got, want)| got - want)) / norm(&mut want.iter().copied());
+        assert!(off <= 1e-4, "off by {off:e}");
     }
 
     #[test]

@@ -249,14 +249,15 @@ fn exp2<T: Element>(x: T) -> T {
 /// `2^x` within 2 units in the last place, without branches or calls, so that loops over it vectorise.
 ///
 /// With `n = round(x)` and `r = x - n`, `2^x = 2^n 2^r` and `|r| <= 1/2`. The polynomial for `2^r` is 1 at 0, and otherwise that of
-/// degree 6 whose largest relative error is least, 2.6e-9 (Remez 1934). Below -126.5 (where denormals would begin) the result is 0,
+/// degree 6 whose largest relative error is least (Remez 1934), 2.6e-9 before its coefficients are rounded. Below -126.5 (where denormals would begin) the result is 0,
 /// from 127.5 on infinite.
 #[inline(always)]
 fn exp2_f32(x: f32) -> f32 {
     /// 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits of the sum.
     const SHIFT: f32 = 12_582_912.0;
+    const LN_2: f32 = std::f32::consts::LN_2;
     const COEFFICIENTS: [f32; 7] =
-        [1.559_467_8e-4, 1.340_664_4e-3, 9.617_693e-3, 5.550_310_6e-2, 0.240_226_53, 0.693_147_2, 1.0];
+        [1.559_467_8e-4, 1.340_664_4e-3, 9.617_693e-3, 5.550_310_6e-2, 0.240_226_53, LN_2, 1.0];
 
     let x = clamp(x, -127.0, 128.0);
     let shifted = x + SHIFT;

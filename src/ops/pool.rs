@@ -58,17 +58,23 @@ pub(crate) fn max_pool_tiles<T: Element>(
             max_pool_row_2x2(x.split_at(width), out, cell);
             continue;
         }
-        for (j, (out, cell)) in out.iter_mut().zip(cell).enumerate() {
-            let (mut best, mut at) = (x[j * kw], 0);
-            for (ki, row) in x.chunks_exact(width).enumerate() {
-                for (kj, &v) in row[j * kw..][..kw].iter().enumerate() {
-                    if beats(v, best) {
-                        (best, at) = (v, ki * kw + kj);
-                    }
+        max_pool_row(kw, x, width, out, cell);
+    }
+}
+
+/// A row of windows of [`max_pool_tiles`], which are `kw` wide and as high as `x` has rows.
+#[inline(always)]
+fn max_pool_row<T: Element>(kw: usize, x: &[T], width: usize, out: &mut [T], cell: &mut [u8]) {
+    for (j, (out, cell)) in out.iter_mut().zip(cell).enumerate() {
+        let (mut best, mut at) = (x[j * kw], 0);
+        for (ki, row) in x.chunks_exact(width).enumerate() {
+            for (kj, &v) in row[j * kw..][..kw].iter().enumerate() {
+                if beats(v, best) {
+                    (best, at) = (v, ki * kw + kj);
                 }
             }
-            (*out, *cell) = (best, at as u8);
         }
+        (*out, *cell) = (best, at as u8);
     }
 }
 

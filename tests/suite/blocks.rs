@@ -463,6 +463,17 @@ fn batchnorm_in_blocks_of_channels() {
     }
     let parts = BlockParts { core: conv(16, (3, 3), SAME), bias: true, norm, ..BlockParts::default() };
     compare::<f32>(parts, [20, 7, 6], Values::Normal, &PASSES);
+    // a row and a column that no window of the early pool sees, and that are not there for padding alone
+    let valid = Conv2d { padding: Padding::Valid, ..SAME };
+    let early_pool = Some(Pool2d::square(2));
+    compare::<f32>(
+        BlockParts { core: conv(16, (3, 3), valid), early_pool, ..parts },
+        [16, 9, 11],
+        Values::Normal,
+        &PASSES,
+    );
+    // several bands of the product to an image
+    compare::<f32>(BlockParts { early_pool, ..parts }, [16, 96, 96], Values::Normal, &[(true, 1), (true, 3)]);
 }
 
 /// Batchnorm of planes that are not gathered: its gradient is made on the way into the products, where the pool tiles.

@@ -5,13 +5,11 @@
 
 use std::ops::Range;
 
-use pulp::{Simd, WithSimd};
-
 use super::{Norm, NormGradsMut};
 use crate::element::Element;
 use crate::ops::Mode;
 use crate::parallel::{Chunks, Grid, Planes, for_each_share};
-use crate::simd::{LANES, Lanes, Write, arch, sum, sum_and_dot_centred, sum_squared_deviations, vectorized};
+use crate::simd::{Write, sum, sum_and_dot_centred, sum_squared_deviations, vectorized};
 
 /// Pixels of a plane below which loops over single planes do not pay: they begin and end more than they run.
 const SMALL_PLANE: usize = 256;
@@ -115,13 +113,13 @@ pub(crate) fn inverse_std<T: Element>(var: T, eps: f64) -> T {
 /// What backward of one channel needs besides dout and x.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ChannelGradient<T> {
-    mean: T,
-    inverse_std: T,
-    gamma: T,
+    pub(super) mean: T,
+    pub(super) inverse_std: T,
+    pub(super) gamma: T,
     /// `mean(dout)`
-    dout: T,
+    pub(super) dout: T,
     /// `mean(dout xhat)`
-    dout_xhat: T,
+    pub(super) dout_xhat: T,
 }
 
 /// `sum(dout)` and `sum(dout xhat)` of one plane.
@@ -169,163 +167,6 @@ impl<T: Element> ChannelGradient<T> {
         let xhat = (x - self.mean) * self.inverse_std;
         self.gamma * self.inverse_std * (dout - self.dout - xhat * self.dout_xhat)
     }
-}
-
-/// Mean, and sum of the squared deviations from it, of each of [`LANES`] channels, whose pixels in an image are `of_image(image)`.
-/// Sums of an image are added up in f64.
-#[inline(always)]
-pub(crate) fn moments_of_blocks<'a, T: Element>(
-    images: Range<usize>,
-    pixels: usize,
-    of_image: impl Fn(usize) -> &'a [Lanes<T>],
-) -> [Lanes<f64>; 2] {
-    let (count, mut mean, mut squares) = ((images.len() * pixels) as f64, [0.0; LANES], [0.0; LANES]);
-    for image in images.clone() {
-        let mut sums = [T::zero(); LANES];
-        for pixel in of_image(image) {
-            for lane in 0..LANES {
-                sums[lane] += pixel[lane];
-            }
-        }
-        for lane in 0..LANES {
-            mean[lane] += sums[lane].f64();
-        }
-    }
-    let mut center = [T::zero(); LANES];
-    for lane in 0..LANES {
-        center[lane] = T::of(mean[lane] / count);
-        mean[lane] = center[lane].f64();
-    }
-    for image in images {
-        let mut sums = [T::zero(); LANES];
-        for pixel in of_image(image) {
-            for lane in 0..LANES {
-                sums[lane] += (pixel[lane] - center[lane]) * (pixel[lane] - center[lane]);
-            }
-        }
-        for lane in 0..LANES {
-            squares[lane] += sums[lane].f64();
-        }
-    }
-    [mean, squares]
-}
-
-/// Adds `sum(dout)` and `sum(dout (x - center))` of an image to the sums of [`LANES`] channels.
-#[inline(always)]
-pub(crate) fn gradient_sums_of_block<T: Element>(
-    dout: &[Lanes<T>],
-    x: &[Lanes<T>],
-    center: &Lanes<T>,
-    sums: &mut [Lanes<f64>; 2],
-) {
-    let mut of_image = [[T::zero(); LANES]; 2];
-    for (dout, x) in dout.iter().zip(x) {
-        for lane in 0..LANES {
-            of_image[0][lane] += dout[lane];
-            of_image[1][lane] += dout[lane] * (x[lane] - center[lane]);
-        }
-    }
-    for (sums, of_image) in sums.iter_mut().zip(&of_image) {
-        for lane in 0..LANES {
-            sums[lane] += of_image[lane].f64();
-        }
-    }
-}
-
-/// [`ChannelGradient`] of [`LANES`] channels, whose pixels are vectors.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct BlockGradient<T> {
-    mean: Lanes<T>,
-    /// `gamma / std`
-    scale: Lanes<T>,
-    /// `mean(dout)`
-    dout: Lanes<T>,
-    /// `mean(dout xhat) / std`
-    slope: Lanes<T>,
-}
-
-impl<T: Element> BlockGradient<T> {
-    /// # Panics
-    /// Unless there are [`LANES`] channels.
-    pub(crate) fn new(channels: &[ChannelGradient<T>]) -> Self {
-        let channels: &[ChannelGradient<T>; LANES] = channels.as_array().expect("a block of channels");
-        BlockGradient {
-            mean: channels.map(|channel| channel.mean),
-            scale: channels.map(|channel| channel.gamma * channel.inverse_std),
-            dout: channels.map(|channel| channel.dout),
-            slope: channels.map(|channel| channel.dout_xhat * channel.inverse_std),
-        }
-    }
-
-    /// Sets dx of some pixels; where there is no `dout`, it is what is in `dx`.
-    pub(crate) fn apply(&self, dout: Option<&[T]>, x: &[T], dx: &mut [T]) {
-        let BlockGradient { mean, scale, dout: mean_dout, slope } = self;
-        let constants = [mean, scale, mean_dout, slope].map(|lanes| bytemuck::cast_slice(lanes));
-        let (dout, x, dx) = (dout.map(bytemuck::cast_slice), bytemuck::cast_slice(x), bytemuck::cast_slice_mut(dx));
-        arch().dispatch(GradientOfBlock { constants, dout, x, dx });
-    }
-
-    /// The same of one pixel, in a loop over other things as well.
-    #[inline(always)]
-    pub(crate) fn dx(&self, dout: &Lanes<T>, x: &Lanes<T>) -> Lanes<T> {
-        let mut dx = [T::zero(); LANES];
-        for lane in 0..LANES {
-            let centred = (x[lane] - self.mean[lane]) * self.slope[lane];
-            dx[lane] = self.scale[lane] * (dout[lane] - self.dout[lane] - centred);
-        }
-        dx
-    }
-}
-
-/// [`BlockGradient::apply`] with vectors, because the compiler would make one of several pixels instead, and gather their channels.
-struct GradientOfBlock<'a> {
-    /// Mean, `gamma / std`, `mean(dout)` and `mean(dout xhat) / std`.
-    constants: [&'a [f32]; 4],
-    dout: Option<&'a [f32]>,
-    x: &'a [f32],
-    dx: &'a mut [f32],
-}
-
-impl WithSimd for GradientOfBlock<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let GradientOfBlock { constants, dout, x, dx } = self;
-        let (x, dx) = (x.as_chunks::<LANES>().0, dx.as_chunks_mut::<LANES>().0);
-        for lane in (0..LANES).step_by(S::F32_LANES) {
-            let lanes = lane..lane + S::F32_LANES;
-            let constants = constants.map(
-                #[inline(always)]
-                |values| S::as_simd_f32s(&values[lanes.clone()]).0[0],
-            );
-            match dout {
-                None => {
-                    for (dx, x) in dx.iter_mut().zip(x) {
-                        let dx = &mut S::as_mut_simd_f32s(&mut dx[lanes.clone()]).0[0];
-                        *dx = gradient(simd, *dx, S::as_simd_f32s(&x[lanes.clone()]).0[0], constants);
-                    }
-                }
-                Some(dout) => {
-                    for ((dx, dout), x) in dx.iter_mut().zip(dout.as_chunks::<LANES>().0).zip(x) {
-                        let [dout, x] = [dout, x].map(
-                            #[inline(always)]
-                            |values| S::as_simd_f32s(&values[lanes.clone()]).0[0],
-                        );
-                        S::as_mut_simd_f32s(&mut dx[lanes.clone()]).0[0] = gradient(simd, dout, x, constants);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// [`BlockGradient::dx`] of some channels.
-#[inline(always)]
-fn gradient<S: Simd>(simd: S, dout: S::f32s, x: S::f32s, constants: [S::f32s; 4]) -> S::f32s {
-    let [mean, scale, mean_dout, slope] = constants;
-    let centred = simd.mul_f32s(simd.sub_f32s(x, mean), slope);
-    simd.mul_f32s(scale, simd.sub_f32s(simd.sub_f32s(dout, mean_dout), centred))
 }
 
 /// Columns of a plain batchnorm that one piece takes: whole vectors side by side.

@@ -18,15 +18,17 @@
 //! and third pass over them.
 
 mod arrays;
+mod blocked;
 mod kernels;
 
 pub use arrays::{
     BatchNormCache, BatchNormGrads, batchnorm_backward, batchnorm_forward, spatial_batchnorm_backward,
     spatial_batchnorm_forward,
 };
+pub(crate) use blocked::{BlockGradient, gradient_sums_of_block, moments_of_blocks};
 pub(crate) use kernels::{
-    BlockGradient, ChannelGradient, Channels, batch_statistics, gradient_sums, gradient_sums_of,
-    gradient_sums_of_block, inverse_std, moments, moments_of, moments_of_blocks, train_backward_into,
+    ChannelGradient, Channels, batch_statistics, gradient_sums, gradient_sums_of, inverse_std, moments, moments_of,
+    train_backward_into,
 };
 
 use crate::element::Element;

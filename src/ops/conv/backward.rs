@@ -87,7 +87,8 @@ impl<T> ImageGrads<'_, T> {
 /// filter of each; where x lies in blocks, dx does, too.
 ///
 /// # Panics
-/// If a slice has not the length of its shape, or the plan is for another type of element.
+/// If a slice has not the length of its shape, or the plan is for another type of element, or for blocks of channels where
+/// [`ConvPlan::gradients_may_be_blocked`] says that they cannot be.
 pub(crate) fn backward<T: Element>(
     plan: &ConvPlan,
     input: ConvInput<'_, T>,

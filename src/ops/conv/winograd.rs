@@ -34,8 +34,8 @@
 //! # Channels side by side
 //! A transform takes the same sums of differently placed pixels. `LANES` channels are transformed at once: their planes
 //! are dealt out so that a pixel is a vector of channels (`planes_to_lanes`), and from then on every load and store,
-//! also of the rows of `V` and `M`, is a whole vector. In a session x and the output may lie so already
-//! (`MemoryFormat::Blocked`): then pixels are transformed from where they lie, and only tiles at the edge are put together
+//! also of the rows of `V` and `M`, is a whole vector. In a session, and in training before and behind batchnorm, x and
+//! the output may lie so already (`MemoryFormat::Blocked`): then pixels are transformed from where they lie, and only tiles at the edge are put together
 //! before. Products are finished a few tiles at a time, which stay in the L1 cache.
 //!
 //! The transforms add and subtract numbers of different size. So the error in `f32` is about 1e-6 to 1e-5 relative for up to 512
@@ -250,11 +250,13 @@ pub(super) struct Winograd {
     wanted: Wanted,
 }
 
-/// Adds the pixels of a block to `sums`, which has an element for each of its planes.
-fn add_pixels<T: Element>(block: &[Lanes<T>], sums: &mut [T]) {
+/// Adds the sums of a block's planes to `sums`.
+fn add_planes<T: Element>(block: &[Lanes<T>], sums: &mut [T]) {
+    let mut of_block = [T::zero(); LANES];
     for pixel in block {
-        sums.iter_mut().zip(pixel).for_each(|(sum, &value)| *sum += value);
+        of_block.iter_mut().zip(pixel).for_each(|(sum, &value)| *sum += value);
     }
+    sums.iter_mut().zip(of_block).for_each(|(sum, of_block)| *sum += of_block);
 }
 
 /// What a piece of the backward pass works with: parts of its scratch.
@@ -318,7 +320,7 @@ impl Winograd {
                     source(PlaneRows { image, filter, row: 0 }, planes);
                     let (block, _) = planes.as_chunks();
                     if let Some(db) = piece.db.get_mut(filter..filter + LANES) {
-                        add_pixels(block, db);
+                        add_planes(block, db);
                     }
                     block.chunks_exact(size.1).zip(rows).for_each(|(from, to)| to.copy_from_slice(from));
                     continue;

@@ -14,7 +14,8 @@ use crate::simd::{LANES, Write, vectorized};
 use crate::workspace::Workspace;
 
 impl Block {
-    /// The block's output into `out` `[N, C', H', W']`, or as the block's formats say, which are those of training or of test mode; what backward needs stays in `state`.
+    /// The block's output into `out` `[N, C', H', W']`, or as the block's formats for this pass say; what backward needs stays in
+    /// `state`.
     ///
     /// Training normalises with the statistics of the batch; [`Block::commit`] takes them over into the running ones.
     ///

@@ -389,10 +389,10 @@ fn pool(window: (usize, usize), stride: (usize, usize), padding: Padding) -> Poo
     Pool2d { window, stride, padding }
 }
 
-#[test]
-fn every_combination_of_parts() {
+/// None, and every kind of pool: that tiles, that leaves a rest, that overlaps.
+fn pools() -> [Option<Pool>; 7] {
     let overlapping = pool((3, 3), (2, 2), Padding::All(1));
-    let pools = [
+    [
         None,
         Some(Pool::Max(Pool2d::square(2))),
         Some(Pool::Max(Pool2d::square(3))),
@@ -400,13 +400,17 @@ fn every_combination_of_parts() {
         Some(Pool::Avg(Pool2d::square(2))),
         Some(Pool::Avg(overlapping)),
         Some(Pool::GlobalAvg),
-    ];
+    ]
+}
+
+#[test]
+fn every_combination_of_parts() {
     let activations = [None, Some(Activation::Relu), Some(LEAKY), Some(Activation::Silu), Some(Activation::Gelu)];
     let cores = [None, conv(4, (3, 3), SAME), Some(Core::Affine { outputs: 7 })];
     for core in cores {
         for norm in [None, Some(BatchNorm { eps: 1e-3, momentum: 0.7 })] {
             for activation in activations {
-                for pool in pools {
+                for pool in pools() {
                     // A pool needs pixels.
                     if pool.is_some() && matches!(core, Some(Core::Affine { .. })) {
                         continue;
@@ -439,19 +443,9 @@ fn every_combination_of_parts() {
 /// of channels and, with 17 images, in more than one slot of sums; and filters that are no whole blocks, which train in planes.
 #[test]
 fn batchnorm_in_blocks_of_channels() {
-    let overlapping = pool((3, 3), (2, 2), Padding::All(1));
-    let pools = [
-        None,
-        Some(Pool::Max(Pool2d::square(2))),
-        Some(Pool::Max(Pool2d::square(3))),
-        Some(Pool::Max(overlapping)),
-        Some(Pool::Avg(Pool2d::square(2))),
-        Some(Pool::Avg(overlapping)),
-        Some(Pool::GlobalAvg),
-    ];
     let norm = Some(BatchNorm { eps: 1e-3, momentum: 0.7 });
     for activation in [None, Some(Activation::Relu), Some(LEAKY), Some(Activation::Silu), Some(Activation::Gelu)] {
-        for pool in pools {
+        for pool in pools() {
             for early_pool in [None, Some(Pool2d::square(2))] {
                 for (filters, bias) in [(32, false), (24, true)] {
                     let core = conv(filters, (3, 3), SAME);
@@ -479,14 +473,11 @@ fn batchnorm_in_blocks_of_channels() {
 /// Batchnorm of planes that are not gathered: its gradient is made on the way into the products, where the pool tiles.
 #[test]
 fn batchnorm_of_large_planes() {
-    let overlapping = Pool::Max(pool((3, 3), (2, 2), Padding::All(1)));
-    let (max, avg) = (|window| Pool::Max(Pool2d::square(window)), Pool::Avg(Pool2d::square(2)));
-    let pools = [None, Some(max(2)), Some(max(3)), Some(overlapping), Some(avg), Some(Pool::GlobalAvg)];
     let passes = [(true, 2), (false, 1), (true, 3), (true, 1), (true, 2)];
     let norm = Some(BatchNorm::default());
     let base = BlockParts { bias: true, norm, ..BlockParts::default() };
     for activation in [None, Some(Activation::Relu), Some(LEAKY), Some(Activation::Gelu)] {
-        for pool in pools {
+        for pool in pools() {
             for dropout in [None, Some(0.4)] {
                 let base = BlockParts { activation, pool, dropout, ..base };
                 // rows and columns that windows of 2 and 3 leave over

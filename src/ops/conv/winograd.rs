@@ -34,9 +34,9 @@
 //! # Channels side by side
 //! A transform takes the same sums of differently placed pixels. `LANES` channels are transformed at once: their planes
 //! are dealt out so that a pixel is a vector of channels (`planes_to_lanes`), and from then on every load and store,
-//! also of the rows of `V` and `M`, is a whole vector. In a session, and in training before and behind batchnorm, x and
-//! the output may lie so already (`MemoryFormat::Blocked`): then pixels are transformed from where they lie, and only tiles at the edge are put together
-//! before. Products are finished a few tiles at a time, which stay in the L1 cache.
+//! also of the rows of `V` and `M`, is a whole vector. In a session, and in training between layers with batchnorm, x and the
+//! output may lie so already (`MemoryFormat::Blocked`): then pixels are transformed from where they lie, and only tiles at the
+//! edge are put together before. Products are finished a few tiles at a time, which stay in the L1 cache.
 //!
 //! The transforms add and subtract numbers of different size. So the error in `f32` is about 1e-6 to 1e-5 relative for up to 512
 //! channels and filters, and grows with the root of their number (im2col: 2e-7); with tiles of 6x6 it is twice that of 4x4. In
@@ -382,11 +382,8 @@ impl Winograd {
             for (image, rows) in place.images.clone().zip(Group::runs(pixels, group.padded, corner, size)) {
                 let dx = &mut piece.dx.image(image)[channel * plane..][..count * plane];
                 if group.formats.input == MemoryFormat::Blocked {
-                    dx.as_chunks_mut()
-                        .0
-                        .chunks_exact_mut(size.1)
-                        .zip(rows)
-                        .for_each(|(to, from)| to.copy_from_slice(from));
+                    let to = dx.as_chunks_mut().0.chunks_exact_mut(size.1);
+                    to.zip(rows).for_each(|(to, from)| to.copy_from_slice(from));
                 } else {
                     rows_to_planes(rows, size, count, dx, plane);
                 }

@@ -490,7 +490,7 @@ fn batchnorm_of_large_planes() {
             }
         }
         // more channels than pieces, and a last piece of fewer; channels by themselves; Winograd's algorithm, which is for f32
-        let pool = Some(max(2));
+        let pool = Some(Pool::Max(Pool2d::square(2)));
         let depthwise = conv(2, (3, 3), Conv2d { groups: 2, ..SAME });
         let parts = BlockParts { activation, ..base };
         compare::<f64>(

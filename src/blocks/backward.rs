@@ -11,7 +11,7 @@ use crate::ops::batchnorm::{
     BatchNorm, ChannelGradient, Channels, Norm, NormGradsMut, gradient_sums, gradient_sums_of, inverse_std,
     train_backward_into,
 };
-use crate::ops::conv::{self, ConvGradsMut, ConvInput, PlaneRows, conv2d_backward_into};
+use crate::ops::conv::{self, ConvGradsMut, ConvInput, ConvPlan, PlaneRows, conv2d_backward_into};
 use crate::ops::dropout::{DropoutKey, apply_mask};
 use crate::ops::pool::max_pool_tiles_backward;
 use crate::parallel::{Chunks, Planes, StridedMut, for_each_chunk_mut, for_each_share};
@@ -32,8 +32,23 @@ type NormSums<'a, T> = (&'a mut [ChannelGradient<T>], &'a mut [T], &'a mut [T]);
 /// Channels whose sums one piece makes, at most: neighbours lie side by side in memory, which is read faster in long runs.
 const NEIGHBOURS: usize = 8;
 
-/// Pieces that there are at least, where there are as many channels.
-const PIECES: usize = 32;
+/// Pieces that there are at least, where there are as many channels, or images.
+pub(super) const PIECES: usize = 32;
+
+/// Gradients of a convolution whose own comes from `source`: of x, if anybody wants it, and of w and b where these are not empty.
+pub(super) fn conv_backward<T: Element>(
+    plan: &ConvPlan,
+    input: &BlockInput<'_, T>,
+    source: impl Fn(PlaneRows, &mut [T]) + Sync + Send,
+    dx: Option<&mut [T]>,
+    (dw, db): (&mut [T], &mut [T]),
+    ws: &mut Workspace,
+) {
+    let BlockInput { images, x, .. } = *input;
+    let (dw, db) = (Some(dw).filter(|dw| !dw.is_empty()), Some(db).filter(|db| !db.is_empty()));
+    let input = ConvInput { images, x, w: input.weights.w };
+    conv::backward(plan, input, source, ConvGradsMut { dx, dw, db }, ws);
+}
 
 impl Block {
     /// Gradients of the last training forward pass over `input`, whose output was `out`.
@@ -162,10 +177,7 @@ impl Block {
             let y = if norm.is_some() { &y[first..first + dz.len()] } else { &[] };
             vectorized!(self.product_gradient(at.filter, rows, &kept, norm, y, dz));
         };
-        let (dw, db) = (Some(weights.w).filter(|dw| !dw.is_empty()), Some(weights.b).filter(|db| !db.is_empty()));
-        let BlockInput { images, x, .. } = *input;
-        let conv_input = ConvInput { images, x, w: input.weights.w };
-        conv::backward(plan, conv_input, source, ConvGradsMut { dx, dw, db }, ws);
+        conv_backward(plan, input, source, dx, (weights.w, weights.b), ws);
     }
 
     /// Backward of a block without product: x is what is normalised, and dx its gradient.

@@ -114,12 +114,6 @@ impl Tail {
         });
     }
 
-    /// Whether backward needs the slope of the activation where `y` became `z`: not where nothing is cut off but by what the cells of
-    /// the pool say.
-    pub(super) fn has_slopes(&self) -> bool {
-        self.activation().is_some() && !self.pools_first()
-    }
-
     /// Backward of [`Tail::pool_block_with_cells`], but for the slopes: sets `dz` from dout and the cells.
     pub(super) fn pool_block_backward<T: Element>(&self, dout: &[T], cell: &[u8], dz: &mut [T]) {
         vectorized!({
@@ -142,9 +136,9 @@ impl Tail {
         });
     }
 
-    /// Multiplies `dz` by the slopes of the activation at `y`, where [`Tail::has_slopes`]; `z` is scratch.
+    /// Multiplies `dz` by the slopes of [`Tail::activation_before_pool`] at `y`; `z` is scratch. One after the pool is in the cells.
     pub(super) fn slopes_block<T: Element>(&self, maps: &[ChannelMap<T>], y: &[T], z: &mut [T], dz: &mut [T]) {
-        let Some(activation) = self.activation().filter(|_| self.has_slopes()) else { return };
+        let Some(activation) = self.activation_before_pool() else { return };
         map_block(maps, Some(y), z);
         vectorized!(activation.specialised(
             #[inline(always)]

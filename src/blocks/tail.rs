@@ -148,12 +148,16 @@ impl Tail {
         self.activate_before_pool(z);
     }
 
-    /// The activation, if it comes before the pool.
+    /// The activation, but where it comes after the pool.
+    #[inline(always)]
+    pub(super) fn activation_before_pool(&self) -> Option<Activation> {
+        self.activation.filter(|_| !self.pools_first())
+    }
+
+    /// Applies [`Tail::activation_before_pool`].
     #[inline(always)]
     pub(super) fn activate_before_pool<T: Element>(&self, z: &mut [T]) {
-        if let Some(activation) = self.activation
-            && !self.pools_first()
-        {
+        if let Some(activation) = self.activation_before_pool() {
             activate(activation, z);
         }
     }

@@ -10,21 +10,21 @@
 
 use std::ops::Range;
 
+use super::backward::{PIECES, conv_backward};
 use super::block::{Block, BlockState, Head, filters};
 use super::parts::{BlockGrads, BlockInput};
 use super::tail::ChannelMap;
 use crate::element::{Element, Kind};
 use crate::ops::batchnorm::{BlockGradient, ChannelGradient, gradient_sums_of_block, inverse_std, moments_of_blocks};
-use crate::ops::conv::{self, ConvGradsMut, ConvInput, ConvPlan, Outputs, PlaneRows};
+use crate::ops::conv::{self, ConvPlan, Outputs, PlaneRows};
 use crate::ops::layout::{Formats, MemoryFormat};
 use crate::ops::pool::{max_pool_block_backward, max_pool_block_with_cells};
 use crate::parallel::{Chunks, Even, Grid, for_each_share, piece_range};
 use crate::simd::{LANES, Lanes, Write, lanes_to_planes, planes_to_lanes, vectorized};
 use crate::workspace::Workspace;
 
-/// Images whose sums over a block of channels are one piece of work, at most; fewer, where there would not be as many pieces as this.
+/// Images whose sums over a block of channels are one piece of work, at most; fewer, where there would be less than [`PIECES`].
 const SLOT_IMAGES: usize = 16;
-const PIECES: usize = 32;
 
 /// Pixels of a plane up to which blocks of them, one for each of the arrays that are worked on together, stay in the L2 cache. Of
 /// larger ones, planes do.
@@ -260,7 +260,7 @@ impl Block {
     /// Where the gradient of what batchnorm made is kept.
     fn place_of_dz(&self, formats: Formats) -> Place {
         let blocked = formats.output == MemoryFormat::Blocked;
-        match (self.tail.has_pool(), self.tail.has_slopes()) {
+        match (self.tail.has_pool(), self.tail.activation_before_pool().is_some()) {
             (false, _) if blocked => Place::Dout,
             (true, false) if blocked && self.early.is_none() => Place::Nowhere,
             _ => Place::Own,
@@ -305,9 +305,7 @@ impl Block {
                 None => norm.apply(Some(&dz[here]), y, dy),
             }
         };
-        let (dw, db) = (Some(weights.w).filter(|dw| !dw.is_empty()), Some(weights.b).filter(|db| !db.is_empty()));
-        let conv_input = ConvInput { images: input.images, x: input.x, w: input.weights.w };
-        conv::backward(&self.training_plan(formats), conv_input, source, ConvGradsMut { dx, dw, db }, ws);
+        conv_backward(&self.training_plan(formats), input, source, dx, (weights.w, weights.b), ws);
     }
 
     /// Sets `dz` to the gradient of what was pooled to a block of the output; `lanes` is scratch for that, where it lies in planes.

@@ -207,10 +207,16 @@ pub(crate) fn max_pool_plane_backward<T: Element>(shape: &Pool2dShape, dout: &[T
     );
 }
 
+/// What a cell of a window counts in its average.
+#[inline(always)]
+fn share_of_cell<T: Element>(shape: &Pool2dShape) -> T {
+    T::one() / T::of((shape.rows.window * shape.cols.window) as f64)
+}
+
 /// Average pooling of one plane; padding counts as zeros.
 #[inline(always)]
 pub(crate) fn avg_pool_plane<T: Element>(shape: &Pool2dShape, x: &[T], out: &mut [T]) {
-    let scale = T::one() / T::of((shape.rows.window * shape.cols.window) as f64);
+    let scale = share_of_cell::<T>(shape);
     for_each_window(
         shape,
         #[inline(always)]
@@ -228,7 +234,7 @@ pub(crate) fn avg_pool_plane<T: Element>(shape: &Pool2dShape, x: &[T], out: &mut
 /// Backward of [`avg_pool_plane`]: sets `dx[H, W]`.
 #[inline(always)]
 pub(crate) fn avg_pool_plane_backward<T: Element>(shape: &Pool2dShape, dout: &[T], dx: &mut [T]) {
-    let scale = T::one() / T::of((shape.rows.window * shape.cols.window) as f64);
+    let scale = share_of_cell::<T>(shape);
     dx.fill(T::zero());
     for_each_window(
         shape,

@@ -126,7 +126,7 @@ impl<T: Element> Scratch<T> {
         let &Matrix { rows, cols, .. } = matrix;
         let n = matrix.short();
         let [gram, polynomial, all, product] = self.squares.each_mut().map(|square| &mut square[..n * n]);
-        let (mut all, mut product) = (all, product);
+        let (mut polynomial, mut all, mut product) = (polynomial, all, product);
         let (mut x, mut next) = (x, &mut self.next[..rows * cols]);
         // Where X is little longer than wide, products with it are as cheap as squares, and there are fewer of them.
         let most = if 2 * rows.max(cols) < 3 * n { 1 } else { RUN };
@@ -147,7 +147,7 @@ impl<T: Element> Scratch<T> {
                     multiply_squares(gram, T::one(), product, polynomial, n);
                 }
                 if i == 0 {
-                    all.copy_from_slice(polynomial);
+                    std::mem::swap(&mut all, &mut polynomial);
                 } else {
                     multiply_squares(product, T::one(), polynomial, all, n);
                     std::mem::swap(&mut all, &mut product);

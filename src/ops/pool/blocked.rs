@@ -1,6 +1,6 @@
 //! Level 3. Pooling of blocks of channels: a pixel is a vector of them.
 
-use super::{beats, for_each_window, for_each_window_of};
+use super::{beats, for_each_window, for_each_window_of, share_of_cell};
 use crate::element::Element;
 use crate::shape::{Axis, Pool2dShape};
 use crate::simd::{LANES, Lanes};
@@ -120,7 +120,7 @@ fn route<T: Element>(
 /// Backward of [`avg_pool_block`], of whole planes: sets `dx[H][W]`.
 #[inline(always)]
 pub(crate) fn avg_pool_block_backward<T: Element>(shape: &Pool2dShape, dout: &[Lanes<T>], dx: &mut [Lanes<T>]) {
-    let scale = T::one() / T::of((shape.rows.window * shape.cols.window) as f64);
+    let scale = share_of_cell::<T>(shape);
     dx.fill([T::zero(); LANES]);
     for_each_window(
         shape,
@@ -141,7 +141,7 @@ pub(crate) fn avg_pool_block_backward<T: Element>(shape: &Pool2dShape, dout: &[L
 /// [`avg_pool_plane`](super::avg_pool_plane) of the planes of a block of channels.
 #[inline(always)]
 pub(crate) fn avg_pool_block<T: Element>(shape: &Pool2dShape, x: &[Lanes<T>], out: &mut [Lanes<T>]) {
-    let scale = T::one() / T::of((shape.rows.window * shape.cols.window) as f64);
+    let scale = share_of_cell::<T>(shape);
     fold_windows(
         shape,
         x,

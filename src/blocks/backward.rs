@@ -12,7 +12,7 @@ use crate::ops::batchnorm::{
     train_backward_into,
 };
 use crate::ops::conv::{self, ConvGradsMut, ConvInput, ConvPlan, PlaneRows, conv2d_backward_into};
-use crate::ops::dropout::{DropoutKey, apply_mask};
+use crate::ops::dropout::apply_mask;
 use crate::ops::pool::max_pool_tiles_backward;
 use crate::parallel::{Chunks, Planes, StridedMut, for_each_chunk_mut, for_each_share};
 use crate::simd::vectorized;
@@ -67,8 +67,8 @@ impl Block {
         if let Some(p) = self.parts().dropout {
             apply_mask(&state.mask[..out.len()], p, grads.dout);
         }
-        if let Some(formats) = self.training {
-            self.backward_in_blocks(formats, input, grads, state, ws);
+        if self.trains_in_blocks {
+            self.backward_in_blocks(input, grads, state, ws);
         } else if self.fuses_backward() {
             self.fused_backward(input, out, grads, state, ws);
         } else if self.is_flat() {
@@ -93,9 +93,10 @@ impl Block {
 
     #[track_caller]
     fn assert_grads<T>(&self, input: &BlockInput<'_, T>, out: &[T], grads: &BlockGrads<'_, T>) {
-        self.assert_input(input);
+        let [in_len, out_len] = self.lens(Pass::TRAIN);
+        self.assert_input(input, in_len);
         let BlockGrads { dout, dx, weights } = grads;
-        let len = input.images * self.output_len();
+        let len = input.images * out_len;
         assert_eq!([dout.len(), out.len()], [len; 2], "dout and out hold {} images of {:?}", input.images, self.output);
         assert!(dx.as_ref().is_none_or(|dx| dx.len() == input.x.len()), "dx has the length of x");
         let got = [&weights.w, &weights.b, &weights.gamma, &weights.beta].map(|grad| grad.len());
@@ -150,7 +151,7 @@ impl Block {
     fn fuses_backward(&self) -> bool {
         let norm = self.parts().norm.is_some() && self.early.is_none() && !self.channels(1).gathers();
         let convolution = matches!(self.head, Head::Conv(_)) && self.band().is_some();
-        convolution && norm || self.fuses(Pass::Train(DropoutKey { seed: 0, step: 0, layer: 0 }))
+        convolution && norm || self.fuses(Pass::TRAIN)
     }
 
     /// Gradient of a convolution and all that follows it, where [`Block::fuses_backward`].

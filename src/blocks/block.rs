@@ -29,8 +29,10 @@ pub struct Block {
     pub(super) output: [usize; 3],
     /// How input and output lie in test mode.
     pub(super) formats: Formats,
-    /// How they lie in training, if the product then lies in blocks of channels.
-    pub(super) training: Option<Formats>,
+    /// How they lie in training.
+    pub(super) training: Formats,
+    /// Whether the product lies in blocks of channels in training.
+    pub(super) trains_in_blocks: bool,
 }
 
 /// The product with its sizes.
@@ -125,11 +127,12 @@ impl Block {
         let tail = Tail::new(parts.activation, pool, rows, cols);
         let (out_rows, out_cols) = tail.out_size();
         let (output, formats) = ([channels, out_rows, out_cols], Formats::default());
-        let mut block = Block { parts, head, early, tail, input, product, output, formats, training: None };
+        let (training, trains_in_blocks) = (formats, false);
+        let mut block = Block { parts, head, early, tail, input, product, output, formats, training, trains_in_blocks };
         if let (Head::Conv(plan), Some(rows)) = (head, block.band()) {
             block.head = Head::Conv(plan.with_bands(rows));
         }
-        block.training = block.may_train_in_blocks::<T>().then(Formats::default);
+        block.trains_in_blocks = block.may_train_in_blocks::<T>();
         Ok(block)
     }
 
@@ -138,8 +141,9 @@ impl Block {
     pub(crate) fn may_be_blocked<T: Element>(&self) -> ([bool; 2], bool) {
         match self.head {
             Head::Conv(plan) => {
-                let [input, output] = plan.may_be_blocked();
-                ([input, output && self.early.is_none()], false)
+                let [input, output] = [self.input[0], self.product[0]].map(|planes| planes.is_multiple_of(LANES));
+                let may_be = plan.may_be_blocked();
+                ([may_be && input, may_be && output && self.early.is_none()], false)
             }
             Head::None => ([T::KIND == Kind::F32 && self.input[0].is_multiple_of(LANES); 2], true),
             Head::Affine { .. } => ([self.input[0].is_multiple_of(LANES), false], false),
@@ -152,6 +156,21 @@ impl Block {
             *plan = plan.with_formats(formats);
         }
         self.formats = formats;
+    }
+
+    /// Elements of an image's input and output, as they lie in this pass.
+    pub(crate) fn lens(&self, pass: Pass) -> [usize; 2] {
+        let Formats { input, output } = match pass {
+            Pass::Train(_) => self.training,
+            Pass::Test => self.formats,
+        };
+        [input.image_len(self.input), output.image_len(self.output)]
+    }
+
+    /// The most elements that an image's output has, however it lies.
+    pub(crate) fn most_output_len(&self) -> usize {
+        let format = if self.trains_in_blocks { MemoryFormat::Blocked } else { MemoryFormat::Planar };
+        format.image_len(self.output)
     }
 
     /// Whether what follows the product finds its planes in blocks.
@@ -338,14 +357,17 @@ impl Block {
     /// Makes `state` large enough for `images` images.
     pub(super) fn reserve<T: Element>(&self, state: &mut BlockState<T>, images: usize, pass: Pass) {
         let train = pass != Pass::Test;
+        let in_blocks = train && self.trains_in_blocks;
+        let format = if in_blocks { MemoryFormat::Blocked } else { MemoryFormat::Planar };
+        let [product, output] = [self.product, self.output].map(|size| images * format.image_len(size));
         if !self.fuses(pass) && !matches!(self.head, Head::None) {
-            state.y.reserve(images * self.product_len());
+            state.y.reserve(product);
         }
         if self.early.is_some() {
-            state.early_cell.reserve(images * self.product_len());
+            state.early_cell.reserve(product);
         }
         if self.keeps_cells() || (train && self.tail.keeps_cells()) {
-            state.cell.reserve(images * self.output_len());
+            state.cell.reserve(output);
         }
         if train && self.parts.dropout.is_some() {
             state.mask.reserve(images * self.output_len());
@@ -359,16 +381,10 @@ impl Block {
         }
     }
 
-    /// Panics unless every slice has the length of its shape.
+    /// Panics unless every slice has the length of its shape, and an image of x `len` elements.
     #[track_caller]
-    pub(super) fn assert_input<T>(&self, input: &BlockInput<'_, T>) {
-        assert_eq!(
-            input.x.len(),
-            input.images * self.input_len(),
-            "x holds {} images of {:?}",
-            input.images,
-            self.input
-        );
+    pub(super) fn assert_input<T>(&self, input: &BlockInput<'_, T>, len: usize) {
+        assert_eq!(input.x.len(), input.images * len, "x holds {} images of {:?}", input.images, self.input);
         let Weights { w, b, gamma, beta } = input.weights;
         assert_eq!([w, b, gamma, beta].map(<[T]>::len), self.weight_lens(), "lengths of w, b, gamma, beta");
         let (mean, var) = input.running;

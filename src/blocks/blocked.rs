@@ -59,7 +59,12 @@ fn map<S: Simd>(simd: S, y: S::f32s, [center, scale, shift]: [S::f32s; 3]) -> S:
     simd.add_f32s(simd.mul_f32s(simd.sub_f32s(y, center), scale), shift)
 }
 
-/// [`ChannelMap`] of each plane of a block: of `y`, or of what is in `z`.
+/// What belongs to the channels of a block, from its first on: as many as there are.
+pub(super) fn block_of<T>(of_channels: &[T], first: usize) -> &[T] {
+    &of_channels[first..of_channels.len().min(first + LANES)]
+}
+
+/// [`ChannelMap`] of each plane of a block: of `y`, or of what is in `z`. Where there is no channel, zeros.
 fn map_block<T: Element>(maps: &[ChannelMap<T>], y: Option<&[T]>, z: &mut [T]) {
     let mut lanes = [[T::zero(); LANES]; 3];
     for (lane, map) in maps.iter().enumerate() {

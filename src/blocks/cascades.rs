@@ -26,7 +26,6 @@ use crate::error::{Result, check_shape};
 use crate::ops::activation::Activation;
 use crate::ops::affine::AffineGrads;
 use crate::ops::conv::Conv2dGrads;
-use crate::ops::dropout::DropoutKey;
 use crate::shape::{Conv2d, Pool2d};
 use crate::workspace::Workspace;
 
@@ -73,12 +72,9 @@ fn forward<T: Element, D: Dimension>(
     let mut state = BlockState::new();
     let cache = Cache { block, state: BlockState::new(), x, w, b, out: out.clone() };
     let slice = out.as_slice_mut().expect("freshly made");
-    cache.block.forward(&cache.input(), TRAIN, slice, &mut state, &mut Workspace::new());
+    cache.block.forward(&cache.input(), Pass::TRAIN, slice, &mut state, &mut Workspace::new());
     Ok((out.clone(), Cache { state, out, ..cache }))
 }
-
-/// Training without dropout, which alone reads the key.
-const TRAIN: Pass = Pass::Train(DropoutKey { seed: 0, step: 0, layer: 0 });
 
 /// Gradients of x, w and b.
 type Grads<T, D> = (Array<T, D>, Array<T, D>, Array1<T>);

@@ -29,12 +29,13 @@ impl Block {
         state: &mut BlockState<T>,
         ws: &mut Workspace,
     ) {
-        self.assert_input(input);
-        assert_eq!(out.len(), input.images * self.output_len(), "out holds {} images", input.images);
+        let [in_len, out_len] = self.lens(pass);
+        self.assert_input(input, in_len);
+        assert_eq!(out.len(), input.images * out_len, "out holds {} images", input.images);
         self.reserve(state, input.images, pass);
         self.set_maps(input, pass, &mut state.maps);
-        if let (Some(formats), Pass::Train(_)) = (self.training, pass) {
-            self.forward_in_blocks(formats, input, out, state, ws);
+        if self.trains_in_blocks && pass != Pass::Test {
+            self.forward_in_blocks(input, out, state, ws);
         } else if self.fuses(pass) {
             self.fused_forward(input, out, state, ws);
         } else if self.finishes_blocks() {

@@ -6,7 +6,7 @@
 //! | block | forward, training | backward |
 //! | --- | --- | --- |
 //! | conv, no batchnorm, ReLU or leaky ReLU or nothing, no pool or max pool that tiles | each tile of the product gets bias, activation and pool in the cache, and is written once | tiles of the gradient are made from dout, out and the argmax cells on the way into the products |
-//! | Winograd's convolution with batchnorm, in `f32`, whole blocks of 16 filters, planes of up to 64x64, no dropout | the product in blocks of channels; sums over slots of images; then block by block normalisation, activation and pool (`training`) | two sums over each channel; then blocks of the gradient are made on the way into the products |
+//! | Winograd's convolution with batchnorm, in `f32`, blocks of 16 filters few of whose places are left over, planes of up to 64x64, no dropout | the product in blocks of channels; sums over slots of images; then block by block normalisation, activation and pool (`training`) | two sums over each channel; then blocks of the gradient are made on the way into the products |
 //! | with batchnorm otherwise | product; then channel by channel statistics, normalisation, activation and pool while the channel is in the cache | two sums over each channel; then tiles of the gradient are made on the way into the products. Of small planes, or where the pool does not tile: channel by channel the gradient, in place of the product; then the products' backward |
 //! | pool before batchnorm | each tile of the product is pooled in the cache and written once; then as above | as above; tiles of the gradient are made from that of the pooled product and the argmax cells |
 //! | anything else | product and bias; then plane by plane the rest | the same in reverse |

@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use super::backward::{PIECES, conv_backward};
 use super::block::{Block, BlockState, Head, filters};
+use super::blocked::block_of;
 use super::parts::{BlockGrads, BlockInput};
 use super::tail::ChannelMap;
 use crate::element::{Element, Kind};
@@ -33,10 +34,11 @@ const MOST_PIXELS: usize = 64 * 64;
 /// Images that are normalised in one piece of work, at most.
 const PIECE_IMAGES: usize = 4;
 
-/// An array `[N, C / 16, pixels, 16]`.
+/// An array `[N, ceil(C / 16), pixels, 16]`, or one `[N, C, pixels]` of the same values.
 #[derive(Clone, Copy, Debug)]
 struct Sizes {
     images: usize,
+    channels: usize,
     blocks: usize,
     pixels: usize,
 }
@@ -71,6 +73,23 @@ impl Sizes {
         let start = image * self.image() + block * self.block();
         start..start + self.block()
     }
+
+    /// Channels of block `block`.
+    fn channels_of(self, block: usize) -> usize {
+        LANES.min(self.channels - block * LANES)
+    }
+
+    /// Block `block` of image `image`, or its planes, if that is how they lie.
+    #[inline(always)]
+    fn within(self, format: MemoryFormat, image: usize, block: usize) -> Range<usize> {
+        match format {
+            MemoryFormat::Blocked => self.at(image, block),
+            MemoryFormat::Planar => {
+                let start = (image * self.channels + block * LANES) * self.pixels;
+                start..start + self.channels_of(block) * self.pixels
+            }
+        }
+    }
 }
 
 /// Where the gradient of what batchnorm made is, when its own is made of it.
@@ -98,11 +117,6 @@ struct Parts<'a, T> {
 /// What is done to a block of each image of a slot: from the image's number within the slot, image and block.
 type OfImage<'a, T> = dyn FnMut(usize, (usize, usize), Parts<'_, T>) + 'a;
 
-/// The channels of a block.
-fn channels(block: usize) -> Range<usize> {
-    block * LANES..(block + 1) * LANES
-}
-
 impl Block {
     /// Whether it trains with its product in blocks of channels: a convolution by Winograd's algorithm, followed by batchnorm
     /// over planes of up to [`MOST_PIXELS`].
@@ -110,53 +124,54 @@ impl Block {
         let Head::Conv(plan) = &self.head else { return false };
         let normalised = self.parts().norm.is_some() && self.parts().dropout.is_none();
         let fits = self.product[1] * self.product[2] <= MOST_PIXELS;
-        T::KIND == Kind::F32 && normalised && fits && plan.gradients_may_be_blocked() && plan.may_be_blocked()[1]
+        let blocked = plan.gradients_may_be_blocked() && plan.may_be_blocked() && self.fills_blocks();
+        T::KIND == Kind::F32 && normalised && fits && blocked
     }
 
-    /// Whether its input, and whether its output, may lie in blocks of channels in training.
-    pub(crate) fn training_formats_may_be_blocked(&self) -> [bool; 2] {
-        match (self.head, self.training) {
-            (Head::Conv(plan), Some(_)) => [plan.may_be_blocked()[0], true],
-            _ => [false; 2],
-        }
+    /// Whether few of the lanes are left over, where its product lies in blocks: they take as long as others.
+    fn fills_blocks(&self) -> bool {
+        4 * self.product[0] >= 3 * MemoryFormat::Blocked.planes(self.product[0])
     }
 
-    /// How its input and output lie in training, if its product then lies in blocks.
+    /// Whether its input and output may lie in blocks of channels in training.
+    pub(crate) fn trains_in_blocks(&self) -> bool {
+        self.trains_in_blocks
+    }
+
+    /// How its input and output lie in training.
     #[cfg(test)]
-    pub(crate) fn training_formats(&self) -> Option<Formats> {
+    pub(crate) fn training_formats(&self) -> Formats {
         self.training
     }
 
-    /// Has it take its input and make its output in these formats in training, where [`Block::training_formats_may_be_blocked`].
+    /// Has it take its input and make its output in these formats in training, where [`Block::trains_in_blocks`].
     pub(crate) fn set_training_formats(&mut self, formats: Formats) {
-        if let Some(training) = &mut self.training {
-            *training = formats;
-        }
+        self.training = formats;
     }
 
     /// The plan of its convolution, in training.
-    fn training_plan(&self, formats: Formats) -> ConvPlan {
+    fn training_plan(&self) -> ConvPlan {
         let Head::Conv(plan) = &self.head else { unreachable!("only convolutions train in blocks") };
-        plan.with_formats(Formats { output: MemoryFormat::Blocked, ..formats })
+        plan.with_formats(Formats { output: MemoryFormat::Blocked, ..self.training })
     }
 
     /// Product and output, as they lie in blocks.
     fn sizes_in_blocks(&self, images: usize) -> [Sizes; 2] {
         let [channels, rows, cols] = self.product;
-        [rows * cols, self.out_plane()].map(|pixels| Sizes { images, blocks: channels / LANES, pixels })
+        let blocks = channels.div_ceil(LANES);
+        [rows * cols, self.out_plane()].map(|pixels| Sizes { images, channels, blocks, pixels })
     }
 
     /// [`Block::forward`] in training, where the product lies in blocks.
     pub(super) fn forward_in_blocks<T: Element>(
         &self,
-        formats: Formats,
         input: &BlockInput<'_, T>,
         out: &mut [T],
         state: &mut BlockState<T>,
         ws: &mut Workspace,
     ) {
         let [sizes, out_sizes] = self.sizes_in_blocks(input.images);
-        self.product_in_blocks(&self.training_plan(formats), input, state, ws);
+        self.product_in_blocks(&self.training_plan(), input, state, ws);
         self.statistics_of_blocks(sizes, input, state);
         let BlockState { y, cell, maps, .. } = state;
         let (images, maps) = (input.images, &*maps);
@@ -169,10 +184,10 @@ impl Block {
             scratch.with(|scratch: &mut [T]| {
                 for (i, image) in piece_range(images, pieces, piece).enumerate() {
                     for block in 0..sizes.blocks {
-                        let (y, within) = (&y[sizes.at(image, block)], out_sizes.at(i, block));
-                        let cell = cell.get_mut(within.clone()).unwrap_or_default();
-                        let to = (&mut out[within], cell, write);
-                        self.finish_in_blocks(formats, &maps[channels(block)], y, to, scratch);
+                        let y = &y[sizes.at(image, block)];
+                        let cell = cell.get_mut(out_sizes.at(i, block)).unwrap_or_default();
+                        let to = (&mut out[out_sizes.within(self.training.output, i, block)], cell, write);
+                        self.finish_in_blocks(block_of(maps, block * LANES), y, to, scratch);
                     }
                 }
             });
@@ -183,7 +198,6 @@ impl Block {
     /// both.
     fn finish_in_blocks<T: Element>(
         &self,
-        formats: Formats,
         maps: &[ChannelMap<T>],
         y: &[T],
         (out, cell, write): (&mut [T], &mut [u8], Write),
@@ -191,9 +205,9 @@ impl Block {
     ) {
         let (z, pooled) = scratch.split_at_mut(y.len());
         self.tail.before_pool_block(maps, Some(y), z);
-        if formats.output == MemoryFormat::Planar {
+        if self.training.output == MemoryFormat::Planar {
             self.tail.pool_block_with_cells(z, pooled, cell);
-            lanes_to_planes(pooled.as_chunks().0, LANES, out, out.len() / LANES);
+            lanes_to_planes(pooled.as_chunks().0, maps.len(), out, out.len() / maps.len());
         } else if self.tail.has_pool() {
             self.tail.pool_block_with_cells(z, out, cell);
         } else {
@@ -209,7 +223,7 @@ impl Block {
         state: &mut BlockState<T>,
         ws: &mut Workspace,
     ) {
-        let len = input.images * self.product_len();
+        let len = input.images * self.sizes_in_blocks(input.images)[0].image();
         let write = Write::of::<T>(len);
         let BlockState { y, early_cell, .. } = state;
         let [_, rows, cols] = self.product.map(|len| len * LANES);
@@ -258,8 +272,8 @@ impl Block {
     }
 
     /// Where the gradient of what batchnorm made is kept.
-    fn place_of_dz(&self, formats: Formats) -> Place {
-        let blocked = formats.output == MemoryFormat::Blocked;
+    fn place_of_dz(&self) -> Place {
+        let blocked = self.training.output == MemoryFormat::Blocked;
         match (self.tail.has_pool(), self.tail.activation_before_pool().is_some()) {
             (false, _) if blocked => Place::Dout,
             (true, false) if blocked && self.early.is_none() => Place::Nowhere,
@@ -270,20 +284,19 @@ impl Block {
     /// [`Block::backward`] after [`Block::forward_in_blocks`].
     pub(super) fn backward_in_blocks<T: Element>(
         &self,
-        formats: Formats,
         input: &BlockInput<'_, T>,
         grads: BlockGrads<'_, T>,
         state: &mut BlockState<T>,
         ws: &mut Workspace,
     ) {
         let BlockGrads { dout, dx, weights } = grads;
-        let ([sizes, _], place) = (self.sizes_in_blocks(input.images), self.place_of_dz(formats));
-        self.gradient_sums_of_blocks((formats, place), input, dout, state, ws);
+        let ([sizes, _], place) = (self.sizes_in_blocks(input.images), self.place_of_dz());
+        self.gradient_sums_of_blocks(place, input, dout, state, ws);
         self.gradients_of_sums(input, state, (weights.gamma, weights.beta));
         let BlockState { y, dy, cell, early_cell, norms, .. } = state;
         let (dout, dz) = (&*dout, if place == Place::Own { &**dy } else { &*dout });
         let source = |at: PlaneRows, dy: &mut [T]| {
-            let (block, norm) = (at.filter / LANES, BlockGradient::new(&norms[at.filter..at.filter + LANES]));
+            let (block, norm) = (at.filter / LANES, BlockGradient::new(block_of(norms, at.filter)));
             let here = sizes.at(at.image, block);
             let y = &y[here.clone()];
             match &self.early {
@@ -299,32 +312,36 @@ impl Block {
                     ));
                 }
                 None if place == Place::Nowhere => {
-                    self.pool_backward((formats, input.images), (at.image, block), (dout, cell), &mut [], dy);
+                    self.pool_backward(input.images, (at.image, block), (dout, cell), &mut [], dy);
                     norm.apply(None, y, dy);
                 }
                 None => norm.apply(Some(&dz[here]), y, dy),
             }
         };
-        conv_backward(&self.training_plan(formats), input, source, dx, (weights.w, weights.b), ws);
+        conv_backward(&self.training_plan(), input, source, dx, (weights.w, weights.b), ws);
     }
 
     /// Sets `dz` to the gradient of what was pooled to a block of the output; `lanes` is scratch for that, where it lies in planes.
     fn pool_backward<T: Element>(
         &self,
-        (formats, images): (Formats, usize),
+        images: usize,
         (image, block): (usize, usize),
         (dout, cell): (&[T], &[u8]),
         lanes: &mut [T],
         dz: &mut [T],
     ) {
         let sizes = self.sizes_in_blocks(images)[1];
-        let at = sizes.at(image, block);
-        let cell = if self.tail.keeps_cells() { &cell[at.clone()] } else { &[] };
-        let dout = if formats.output == MemoryFormat::Planar {
-            planes_to_lanes(&dout[at], sizes.pixels, LANES, lanes.as_chunks_mut().0);
-            &*lanes
+        let cell = if self.tail.keeps_cells() { &cell[sizes.at(image, block)] } else { &[] };
+        let dout = &dout[sizes.within(self.training.output, image, block)];
+        let dout = if self.training.output == MemoryFormat::Planar {
+            let (count, lanes) = (sizes.channels_of(block), lanes.as_chunks_mut().0);
+            if count < LANES {
+                lanes.fill([T::zero(); LANES]);
+            }
+            planes_to_lanes(dout, sizes.pixels, count, lanes);
+            lanes.as_flattened()
         } else {
-            &dout[at]
+            dout
         };
         self.tail.pool_block_backward(dout, cell, dz);
     }
@@ -332,15 +349,14 @@ impl Block {
     /// The sums of the gradient of what batchnorm made, in `state.sums`, and itself in its place.
     fn gradient_sums_of_blocks<T: Element>(
         &self,
-        (formats, place): (Formats, Place),
+        place: Place,
         input: &BlockInput<'_, T>,
         dout: &mut [T],
         state: &mut BlockState<T>,
         ws: &mut Workspace,
     ) {
         let BlockState { y, dy, cell, mean, maps, sums, .. } = state;
-        let ([sizes, out_sizes], images, lie) =
-            (self.sizes_in_blocks(input.images), input.images, (formats, input.images));
+        let ([sizes, out_sizes], images) = (self.sizes_in_blocks(input.images), input.images);
         let (_, scratch) = ws.lend(0, 2 * sizes.block() + out_sizes.block());
         let grid = |dz| Grid::new(dz, (images, sizes.image()), (sizes.slot(), sizes.block()));
         let each = |piece: usize, sums: &mut [Sums], of_image: &mut OfImage<'_, T>| {
@@ -356,9 +372,10 @@ impl Block {
         };
         let add = |(image, block): (usize, usize), dz: &mut [T], z: &mut [T], sums: &mut Sums| {
             let y = &y[sizes.at(image, block)];
-            self.tail.slopes_block(&maps[channels(block)], y, z, dz);
-            let center = (&mean[channels(block)]).try_into().expect("a block");
-            vectorized!(gradient_sums_of_block(dz.as_chunks().0, y.as_chunks().0, center, sums));
+            self.tail.slopes_block(block_of(maps, block * LANES), y, z, dz);
+            let mut center = [T::zero(); LANES];
+            center.iter_mut().zip(block_of(mean, block * LANES)).for_each(|(center, &mean)| *center = mean);
+            vectorized!(gradient_sums_of_block(dz.as_chunks().0, y.as_chunks().0, &center, sums));
         };
         match place {
             Place::Dout => for_each_share((grid(dout), Chunks::new(sums, 1)), |piece, (mut dz, sums)| {
@@ -366,7 +383,7 @@ impl Block {
             }),
             Place::Nowhere => for_each_share(Chunks::new(sums, 1), |piece, sums| {
                 each(piece, sums, &mut |_, at, parts| {
-                    self.pool_backward(lie, at, (dout, cell), parts.lanes, parts.dz);
+                    self.pool_backward(images, at, (dout, cell), parts.lanes, parts.dz);
                     add(at, parts.dz, parts.z, parts.sums);
                 });
             }),
@@ -375,7 +392,7 @@ impl Block {
                 let dz = grid(&mut dy[..images * sizes.image()]);
                 for_each_share((dz, Chunks::new(sums, 1)), |piece, (mut dz, sums)| {
                     each(piece, sums, &mut |i, at, parts| {
-                        self.pool_backward(lie, at, (dout, cell), parts.lanes, dz.get(i));
+                        self.pool_backward(images, at, (dout, cell), parts.lanes, dz.get(i));
                         add(at, dz.get(i), parts.z, parts.sums);
                     });
                 });
@@ -414,7 +431,6 @@ mod tests {
     use crate::blocks::{BlockParts, Core, Pass, Pool, Weights};
     use crate::ops::activation::Activation;
     use crate::ops::batchnorm::BatchNorm;
-    use crate::ops::dropout::DropoutKey;
     use crate::random::{Purpose, stream};
     use crate::shape::{Conv2d, Padding, Pool2d};
 
@@ -423,15 +439,17 @@ mod tests {
         (0..len).map(|_| rng.random_range(-1.0..1.0)).collect()
     }
 
-    /// Images `[N, C, pixels]` in blocks, or back.
+    /// Images `[N, C, pixels]` in blocks, or back. What lies in the lanes that are left over is of no use to anybody.
     fn reordered(values: &[f32], channels: usize, to_blocks: bool) -> Vec<f32> {
-        let (images, mut to) = (IMAGES, vec![0.0; values.len()]);
-        let pixels = values.len() / images / channels;
-        for n in 0..images {
+        let lens = [channels, MemoryFormat::Blocked.planes(channels)];
+        let (from_len, to_len) = if to_blocks { (lens[0], lens[1]) } else { (lens[1], lens[0]) };
+        let pixels = values.len() / IMAGES / from_len;
+        let mut to = vec![5.0; IMAGES * to_len * pixels];
+        for n in 0..IMAGES {
             for c in 0..channels {
                 for p in 0..pixels {
                     let planar = (n * channels + c) * pixels + p;
-                    let blocked = ((n * channels / LANES + c / LANES) * pixels + p) * LANES + c % LANES;
+                    let blocked = ((n * lens[1] / LANES + c / LANES) * pixels + p) * LANES + c % LANES;
                     let (from, at) = if to_blocks { (planar, blocked) } else { (blocked, planar) };
                     to[at] = values[from];
                 }
@@ -443,29 +461,29 @@ mod tests {
     const IMAGES: usize = 18;
 
     /// Output, and gradients of x, w, gamma and beta, of a block whose input and output lie in these formats: all in planes.
-    fn trained(parts: BlockParts, formats: Formats) -> [Vec<f32>; 5] {
-        let mut block = Block::new::<f32>(parts, [16, 11, 9]).unwrap();
-        assert_eq!(block.training_formats_may_be_blocked(), [true; 2]);
+    fn trained(parts: BlockParts, channels: usize, formats: Formats) -> [Vec<f32>; 5] {
+        let mut block = Block::new::<f32>(parts, [channels, 11, 9]).unwrap();
+        assert!(block.trains_in_blocks());
         block.set_training_formats(formats);
         let [in_blocks, out_blocks] = [formats.input, formats.output].map(|format| format == MemoryFormat::Blocked);
         let lie = |values: Vec<f32>, channels, is| if is { reordered(&values, channels, true) } else { values };
         let back = |values: Vec<f32>, channels, is| if is { reordered(&values, channels, false) } else { values };
         let [filters, ..] = block.output();
-        let x = lie(random(IMAGES * block.input_len(), 0), 16, in_blocks);
-        let (w, gamma, beta) = (random(filters * 16 * 9, 1), random(filters, 2), random(filters, 3));
+        let x = lie(random(IMAGES * block.input_len(), 0), channels, in_blocks);
+        let (w, gamma, beta) = (random(filters * channels * 9, 1), random(filters, 2), random(filters, 3));
         let weights = Weights { w: &w[..], b: &[], gamma: &gamma, beta: &beta };
         let (zeros, ones) = (vec![0.0; filters], vec![1.0; filters]);
         let input = BlockInput { images: IMAGES, x: &x, weights, prepared: None, running: (&zeros, &ones) };
         let (mut state, mut ws) = (BlockState::new(), Workspace::new());
-        let mut out = vec![f32::NAN; IMAGES * block.output_len()];
-        let mut dout = lie(random(out.len(), 4), filters, out_blocks);
-        let pass = Pass::Train(DropoutKey { seed: 0, step: 0, layer: 0 });
+        let pass = Pass::TRAIN;
+        let mut out = vec![f32::NAN; IMAGES * block.lens(pass)[1]];
+        let mut dout = lie(random(IMAGES * block.output_len(), 4), filters, out_blocks);
         block.forward(&input, pass, &mut out, &mut state, &mut ws);
         let (mut dx, mut dw) = (vec![f32::NAN; x.len()], vec![f32::NAN; w.len()]);
         let (mut dgamma, mut dbeta) = (vec![f32::NAN; filters], vec![f32::NAN; filters]);
         let weights = Weights { w: &mut dw[..], b: &mut [], gamma: &mut dgamma, beta: &mut dbeta };
         block.backward(&input, &out, BlockGrads { dout: &mut dout, dx: Some(&mut dx), weights }, &mut state, &mut ws);
-        [back(out, filters, out_blocks), back(dx, 16, in_blocks), dw, dgamma, dbeta]
+        [back(out, filters, out_blocks), back(dx, channels, in_blocks), dw, dgamma, dbeta]
     }
 
     /// However input and output lie: the same bits. What they have to be is checked against the naive twins, in planes.
@@ -474,6 +492,14 @@ mod tests {
         let pool = |pool| Some(Pool::Max(pool));
         let overlapping = Pool2d { window: (3, 3), stride: (2, 2), padding: Padding::All(1) };
         let conv = Conv2d { padding: Padding::Same, ..Conv2d::default() };
+        let (planar, blocked) = (MemoryFormat::Planar, MemoryFormat::Blocked);
+        let check = |parts, channels| {
+            let want = trained(parts, channels, Formats::default());
+            for (input, output) in [(planar, blocked), (blocked, planar), (blocked, blocked)] {
+                let got = trained(parts, channels, Formats { input, output });
+                assert_eq!(got, want, "{parts:?}, {channels} channels, {input:?} to {output:?}");
+            }
+        };
         for activation in [None, Some(Activation::Relu), Some(Activation::Gelu)] {
             for (early_pool, pool) in [
                 (None, None),
@@ -484,14 +510,9 @@ mod tests {
                 (Some(Pool2d::square(2)), None),
                 (Some(Pool2d::square(2)), pool(Pool2d::square(2))),
             ] {
-                let core = Some(Core::Conv { filters: 32, kernel: (3, 3), conv });
-                let norm = Some(BatchNorm::USUAL);
-                let parts = BlockParts { core, early_pool, norm, activation, pool, ..BlockParts::default() };
-                let want = trained(parts, Formats::default());
-                let (planar, blocked) = (MemoryFormat::Planar, MemoryFormat::Blocked);
-                for (input, output) in [(planar, blocked), (blocked, planar), (blocked, blocked)] {
-                    let got = trained(parts, Formats { input, output });
-                    assert_eq!(got, want, "{parts:?}, {input:?} to {output:?}");
+                for (channels, filters) in [(16, 32), (19, 42)] {
+                    let (core, norm) = (Some(Core::Conv { filters, kernel: (3, 3), conv }), Some(BatchNorm::USUAL));
+                    check(BlockParts { core, early_pool, norm, activation, pool, ..BlockParts::default() }, channels);
                 }
             }
         }

@@ -98,14 +98,14 @@ fn slots_of<T: Element>(steps: &[Step<T>], life: impl Fn(usize, &Step<T>) -> Opt
 
 /// Buffers of values for training: each its own, because backward needs all of them.
 pub(super) fn for_training<T: Element>(steps: &[Step<T>]) -> Slots<T> {
-    let life = |i: usize, step: &Step<T>| Some(Life { born: i, dies: steps.len(), len: step.output_len() });
+    let life = |i: usize, step: &Step<T>| Some(Life { born: i, dies: steps.len(), len: step.most_output_len() });
     slots_of(steps, life)
 }
 
 /// Buffers of values for inference: a value gives its place up when its last reader is done.
 pub(super) fn for_inference<T: Element>(steps: &[Step<T>]) -> Slots<T> {
     let last = last_reads(steps);
-    let life = |i: usize, step: &Step<T>| Some(Life { born: i, dies: last[i + 1], len: step.output_len() });
+    let life = |i: usize, step: &Step<T>| Some(Life { born: i, dies: last[i + 1], len: step.most_output_len() });
     slots_of(steps, life)
 }
 
@@ -114,7 +114,7 @@ pub(super) fn for_inference<T: Element>(steps: &[Step<T>]) -> Slots<T> {
 pub(super) fn for_gradients<T: Element>(steps: &[Step<T>], wanted: &[bool]) -> Slots<T> {
     let (last, end) = (last_reads(steps), steps.len());
     let life = |i: usize, step: &Step<T>| {
-        wanted[i + 1].then(|| Life { born: end - last[i + 1], dies: end - i, len: step.output_len() })
+        wanted[i + 1].then(|| Life { born: end - last[i + 1], dies: end - i, len: step.most_output_len() })
     };
     slots_of(steps, life)
 }

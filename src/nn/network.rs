@@ -316,7 +316,8 @@ impl<T: Element> Network<T> {
             if let Some(index) = step.params().into_iter().find(|&index| !finite(params.slice(index))) {
                 return format!("{} is not finite", params.param(index).name);
             }
-            if !finite(memory.values.get(i + 1, images * step.output_len())) {
+            let len = images * step.lens(Pass::TRAIN)[1];
+            if !finite(memory.values.get(i + 1, len)) {
                 return format!("what {} gives is the first that is not finite", step.label);
             }
         }

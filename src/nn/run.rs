@@ -37,7 +37,7 @@ impl<'a, T: Element> Run<'a, T> {
             let pass = pass(i);
             let _scope = profile::scope(phase, || step.work(self.images, step.parameters(self.params), 1, 1));
             let mut out = memory.values.take(i + 1);
-            self.step_forward(i, pass, memory, &mut out[..self.images * step.output_len()]);
+            self.step_forward(i, pass, memory, &mut out[..self.images * step.lens(pass)[1]]);
             memory.values.put(i + 1, out);
         }
     }
@@ -45,12 +45,12 @@ impl<'a, T: Element> Run<'a, T> {
     fn step_forward(&self, i: usize, pass: Pass, memory: &mut Memory<T>, out: &mut [T]) {
         let (step, images) = (&self.steps[i], self.images);
         let Memory { values, states, ws } = memory;
-        let x = self.input(values, i, 0);
+        let x = self.input(values, i, (0, pass));
         match &step.kernel {
             Kernel::Block { block, places, running } => {
                 block.forward(&self.block_input(i, places, *running, x), pass, out, &mut states[i].block, ws);
             }
-            Kernel::Sum(activation) => add(*activation, x, self.input(values, i, 1), out),
+            Kernel::Sum(activation) => add(*activation, x, self.input(values, i, (1, pass)), out),
             Kernel::Layer { layer, first, .. } => {
                 let len = images * layer.cache(step.input);
                 states[i].cache.reserve(len);
@@ -73,7 +73,7 @@ impl<'a, T: Element> Run<'a, T> {
     ) {
         let (step, images) = (&self.steps[i], self.images);
         let Memory { values, states, ws } = memory;
-        let (x, out) = (self.input(values, i, 0), values.get(i + 1, dout.len()));
+        let (x, out) = (self.input(values, i, (0, Pass::TRAIN)), values.get(i + 1, dout.len()));
         match &step.kernel {
             Kernel::Block { block, places, running } => {
                 let trained = |place: Option<usize>| place.filter(|&index| wanted(index));
@@ -96,7 +96,8 @@ impl<'a, T: Element> Run<'a, T> {
     /// Multiplies the gradient of a sum by the slope of its activation.
     fn through_slope(&self, i: usize, activation: Option<Activation>, values: &Slots<T>, dout: &mut [T]) {
         let Some(activation) = activation else { return };
-        let (a, b, out) = (self.input(values, i, 0), self.input(values, i, 1), values.get(i + 1, dout.len()));
+        let [a, b] = [0, 1].map(|index| self.input(values, i, (index, Pass::TRAIN)));
+        let out = values.get(i + 1, dout.len());
         for_each_chunk_mut(dout, CHUNK, |chunk, dout| {
             let here = chunk * CHUNK..chunk * CHUNK + dout.len();
             vectorized!(activation.specialised(
@@ -117,12 +118,12 @@ impl<'a, T: Element> Run<'a, T> {
         });
     }
 
-    /// Input `index` of step `i`.
-    fn input<'v>(&self, values: &'v Slots<T>, i: usize, index: usize) -> &'v [T]
+    /// Input `index` of step `i` in a pass.
+    fn input<'v>(&self, values: &'v Slots<T>, i: usize, which: (usize, Pass)) -> &'v [T]
     where
         'a: 'v,
     {
-        input(&self.steps[i], index, (self.images, self.x), values)
+        input(&self.steps[i], which, (self.images, self.x), values)
     }
 
     fn block_input<'v>(
@@ -149,10 +150,15 @@ impl<'a, T: Element> Run<'a, T> {
 }
 
 /// Input `index` of a step, among the `images` images `x` and the values made of them.
-fn input<'v, T: Element>(step: &Step<T>, index: usize, (images, x): (usize, &'v [T]), values: &'v Slots<T>) -> &'v [T] {
+fn input<'v, T: Element>(
+    step: &Step<T>,
+    (index, pass): (usize, Pass),
+    (images, x): (usize, &'v [T]),
+    values: &'v Slots<T>,
+) -> &'v [T] {
     match step.inputs[index] {
         0 => x,
-        value => values.get(value, images * step.input_len()),
+        value => values.get(value, images * step.lens(pass)[0]),
     }
 }
 
@@ -196,7 +202,8 @@ impl<T: Element> WayBack<'_, '_, T> {
                 Work { bytes: work.bytes + matrix.map_or(0, |matrix| matrix.bytes), ..work }
             });
             let mut gradient = self.flow.gradients.take(i + 1);
-            let dout = &mut gradient[..self.images * step.output_len()];
+            let [in_len, out_len] = step.lens(Pass::TRAIN).map(|len| self.images * len);
+            let dout = &mut gradient[..out_len];
             if let Kernel::Sum(activation) = step.kernel {
                 self.forward().through_slope(i, activation, &self.memory.values, dout);
                 self.flow.spread(i, &step.inputs, dout);
@@ -206,9 +213,9 @@ impl<T: Element> WayBack<'_, '_, T> {
                     Some(Arrival::First) => Some(self.flow.gradients.take(value)),
                     Some(Arrival::Later) => Some(std::mem::take(&mut self.flow.spare)),
                 };
-                let wanted = dx.as_mut().map(|dx| &mut dx[..self.images * step.input_len()]);
+                let wanted = dx.as_mut().map(|dx| &mut dx[..in_len]);
                 self.step(i, matrix, dout, wanted);
-                self.flow.arrive(value, arrival, dx, self.images * step.input_len());
+                self.flow.arrive(value, arrival, dx, in_len);
             }
             self.flow.gradients.put(i + 1, gradient);
         }
@@ -241,7 +248,7 @@ impl<T: Element> WayBack<'_, '_, T> {
         run.step_backward(i, |param| param != index && flow.trained[param], grads, memory, dout, None);
         let EarlyRows { values, kept, updater } = early.rows(index, shape.rows::<T>(), params).expect("it takes them");
         let Memory { values: made, ws, .. } = &mut **memory;
-        let x = input(&steps[i], 0, (images, x), made);
+        let x = input(&steps[i], (0, Pass::TRAIN), (images, x), made);
         affine_backward_updating(&shape, (dout, x), dx, values, kept, ws, |w, dw, kept| updater.update(w, dw, kept));
     }
 }
@@ -309,7 +316,8 @@ impl<T: Element> Flow<T> {
                 let later = std::mem::replace(&mut arrived[value], true);
                 let arrival = if later { Arrival::Later } else { Arrival::First };
                 arrivals[i].push(Some(arrival).filter(|_| wanted[value]));
-                spare_len = if later { spare_len.max(step.input_len()) } else { spare_len };
+                let len = value.checked_sub(1).map_or(0, |maker| steps[maker].most_output_len());
+                spare_len = if later { spare_len.max(len) } else { spare_len };
             }
         }
         let gradients = for_gradients(steps, &wanted);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::blocks::{Block, Core, Weights};
+use crate::blocks::{Block, Core, Pass, Weights};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::nn::fusion::{Fused, Gathered};
@@ -52,6 +52,22 @@ impl<T: Element> Step<T> {
 
     pub(super) fn output_len(&self) -> usize {
         self.output.iter().product()
+    }
+
+    /// Elements of an image's inputs and output, as they lie in this pass.
+    pub(super) fn lens(&self, pass: Pass) -> [usize; 2] {
+        match &self.kernel {
+            Kernel::Block { block, .. } => block.lens(pass),
+            Kernel::Sum(_) | Kernel::Layer { .. } => [self.input_len(), self.output_len()],
+        }
+    }
+
+    /// The most elements that an image's output has, however it lies.
+    pub(super) fn most_output_len(&self) -> usize {
+        match &self.kernel {
+            Kernel::Block { block, .. } => block.most_output_len(),
+            Kernel::Sum(_) | Kernel::Layer { .. } => self.output_len(),
+        }
     }
 
     /// Indices of its parameters.

@@ -13,7 +13,8 @@ pub(crate) enum MemoryFormat {
     /// `[N, C, H, W]`: plane after plane.
     #[default]
     Planar,
-    /// `[N, C / 16, H, W, 16]`, for whole blocks of [`LANES`] channels: a pixel of a block is a vector.
+    /// `[N, ceil(C / 16), H, W, 16]`: a pixel of a block of [`LANES`] channels is a vector. Where the last block has fewer, the rest of
+    /// its vectors is of no use to anybody, and finite.
     Blocked,
 }
 
@@ -24,6 +25,16 @@ impl MemoryFormat {
             MemoryFormat::Planar => 1,
             MemoryFormat::Blocked => LANES,
         }
+    }
+
+    /// Planes that lie there for so many channels.
+    pub(crate) fn planes(self, channels: usize) -> usize {
+        channels.next_multiple_of(self.side_by_side())
+    }
+
+    /// Elements of images `[C, H, W]`.
+    pub(crate) fn image_len(self, [channels, rows, cols]: [usize; 3]) -> usize {
+        self.planes(channels) * rows * cols
     }
 }
 

@@ -91,10 +91,10 @@ pub(crate) struct BlockGradient<T> {
 }
 
 impl<T: Element> BlockGradient<T> {
-    /// # Panics
-    /// Unless there are [`LANES`] channels.
-    pub(crate) fn new(channels: &[ChannelGradient<T>]) -> Self {
-        let channels: &[ChannelGradient<T>; LANES] = channels.try_into().expect("a block of channels");
+    /// Of a block's channels; of lanes without one, 0.
+    pub(crate) fn new(of_block: &[ChannelGradient<T>]) -> Self {
+        let mut channels = [ChannelGradient::default(); LANES];
+        channels[..of_block.len()].copy_from_slice(of_block);
         BlockGradient {
             mean: channels.map(|channel| channel.mean),
             scale: channels.map(|channel| channel.gamma * channel.inverse_std),

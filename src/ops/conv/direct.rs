@@ -94,7 +94,7 @@ impl Direct {
 
     /// Planes, or blocks of them, of a group.
     fn planes(&self) -> usize {
-        self.shape.channels / self.shape.groups / self.formats.input.side_by_side()
+        (self.shape.channels / self.shape.groups).div_ceil(self.formats.input.side_by_side())
     }
 
     /// Elements of one of them.

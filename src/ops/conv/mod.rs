@@ -168,10 +168,11 @@ pub fn conv2d_backward_into<T: Element>(
     grads: ConvGradsMut<'_, T>,
     ws: &mut Workspace,
 ) {
-    let shape = plan.shape.with_images(input.images);
-    assert_eq!(dout.len(), shape.out().iter().product::<usize>(), "dout has the length of {:?}", shape.out());
+    let planes = input.images * plan.formats.output.planes(plan.shape.filters);
+    let out = plan.shape.with_images(input.images).out();
+    assert_eq!(dout.len(), planes * plan.shape.out_plane(), "dout has the length of {out:?}");
     let source = |at: PlaneRows, rows: &mut [T]| {
-        rows.copy_from_slice(&dout[at.index(&shape)..][..rows.len()]);
+        rows.copy_from_slice(&dout[at.index(plan)..][..rows.len()]);
     };
     backward(plan, input, source, grads, ws);
 }

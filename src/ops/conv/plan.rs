@@ -15,7 +15,7 @@ use crate::element::{Element, Kind};
 use crate::error::{Error, Result};
 use crate::ops::conv::slots::Slots;
 use crate::ops::conv::{direct, winograd};
-use crate::ops::layout::{Formats, MemoryFormat};
+use crate::ops::layout::Formats;
 use crate::parallel::current_threads;
 use crate::shape::{Algorithm, Axis, Conv2dShape};
 use crate::simd::LANES;
@@ -141,21 +141,17 @@ impl ConvPlan {
     /// # Panics
     /// Where [`ConvPlan::may_be_blocked`] says that it cannot.
     pub(crate) fn with_formats(self, formats: Formats) -> Self {
-        let [input, output] = self.may_be_blocked();
-        assert!(input || formats.input == MemoryFormat::Planar, "x of {:?} cannot lie in blocks", self.shape);
         assert!(
-            output || formats.output == MemoryFormat::Planar,
-            "the output of {:?} cannot lie in blocks",
+            formats == Formats::default() || self.may_be_blocked(),
+            "x and the output of {:?} cannot lie in blocks",
             self.shape
         );
         ConvPlan { formats, ..self }
     }
 
-    /// Whether x, and whether the output, may lie in blocks of channels in the forward pass.
-    pub(crate) fn may_be_blocked(&self) -> [bool; 2] {
-        let Conv2dShape { channels, filters, groups, .. } = self.shape;
-        let fits = groups == 1 && (self.algorithm == Algorithm::Winograd || self.is_direct());
-        [channels, filters].map(|planes| fits && planes.is_multiple_of(LANES))
+    /// Whether x and the output may lie in blocks of channels in the forward pass.
+    pub(crate) fn may_be_blocked(&self) -> bool {
+        self.shape.groups == 1 && (self.algorithm == Algorithm::Winograd || self.is_direct())
     }
 
     /// Whether gradients may lie as x and the output do, where these lie in blocks of channels.
@@ -272,7 +268,7 @@ impl ConvPlan {
 
     /// Elements of an image.
     pub(super) fn image_len(&self) -> usize {
-        self.shape.channels * self.shape.in_plane()
+        self.formats.input.planes(self.shape.channels) * self.shape.in_plane()
     }
 
     /// Tiles of an image that one piece goes through: all, where a stride is undone first for the whole image.

@@ -18,9 +18,10 @@ pub(crate) struct PlaneRows {
 }
 
 impl PlaneRows {
-    /// Where the rows begin in an output `[N, F, H', W']`.
-    pub(super) fn index(&self, shape: &Conv2dShape) -> usize {
-        (self.image * shape.filters + self.filter) * shape.out_plane() + self.row * shape.cols.output
+    /// Where the rows begin in the output of a plan.
+    pub(super) fn index(&self, ConvPlan { shape, formats, .. }: &ConvPlan) -> usize {
+        let planes = formats.output.planes(shape.filters);
+        (self.image * planes + self.filter) * shape.out_plane() + self.row * shape.cols.output
     }
 }
 
@@ -28,7 +29,7 @@ impl PlaneRows {
 /// in blocks of channels, blocks of planes, which are then what `out_plane` and `out_cols` tell the sizes of.
 #[derive(Debug)]
 pub(crate) struct Outputs<'a, T> {
-    /// `[N, F / side_by_side, out_plane]`
+    /// `[N, ceil(F / side_by_side), out_plane]`
     pub(crate) out: &'a mut [T],
     /// One for each value of `out`, or empty.
     pub(crate) cells: &'a mut [u8],
@@ -57,7 +58,7 @@ impl<'a, T: Send> Outputs<'a, T> {
         let (shape, Outputs { out, cells, out_plane, out_cols, band, side_by_side }) = (&plan.shape, self);
         assert_eq!(*side_by_side, plan.formats.output.side_by_side(), "the format that the plan is for");
         assert_eq!(*out_plane, shape.rows.output / band * out_cols, "{band} rows of the product make a row");
-        let planes = shape.filters / side_by_side;
+        let planes = shape.filters.div_ceil(*side_by_side);
         assert_eq!(out.len(), images * planes * out_plane, "out holds {images} images of {shape:?}");
         assert!(cells.is_empty() || cells.len() == out.len(), "a cell for each value");
     }
@@ -89,7 +90,7 @@ impl<'a, T: Send> Outputs<'a, T> {
             return self.for_each_block(filters, rows, piece);
         }
         let Outputs { out, cells, out_plane, out_cols, band, side_by_side } = self;
-        let [image, part] = [shape.filters, filters].map(|planes| planes / side_by_side * out_plane);
+        let [image, part] = [shape.filters, filters].map(|planes| planes.div_ceil(side_by_side) * out_plane);
         let all = (out.len() / image, image);
         for_each_block_of(out, cells, (all, (images, part)), |at, out, cells| {
             piece(at, OutputPart { out, cells, plane: Some(out_plane), out_cols, band, side_by_side });
@@ -105,7 +106,8 @@ impl<'a, T: Send> Outputs<'a, T> {
         piece: impl Fn((usize, usize), OutputPart<'_, T>) + Sync + Send,
     ) {
         let Outputs { out, cells, out_plane, out_cols, band, side_by_side } = self;
-        let (all, block) = ((out.len() / out_plane, out_plane), (filters / side_by_side, rows / band * out_cols));
+        let (all, block) =
+            ((out.len() / out_plane, out_plane), (filters.div_ceil(side_by_side), rows / band * out_cols));
         for_each_block_of(out, cells, (all, block), |at, out, cells| {
             piece(at, OutputPart { out, cells, plane: None, out_cols, band, side_by_side });
         });

@@ -121,6 +121,10 @@ fn transform_filters<T: Element>(to: &FilterPanels, steps: (usize, usize), w: &[
         let count = FILTER_ROWS.min(to.rows.saturating_sub(first));
         let Aligned(filters) = &mut Aligned([[[T::zero(); LANES]; 9]; FILTER_ROWS]);
         for col in (0..to.cols).step_by(LANES) {
+            if col + LANES > to.cols {
+                // there is no filter in the lanes that are left over
+                filters.fill([[T::zero(); LANES]; 9]);
+            }
             for (row, filters) in filters.iter_mut().enumerate().take(count) {
                 let w = &w[(first + row) * steps.0 + col * steps.1..];
                 planes_to_lanes(w, steps.1, LANES.min(to.cols - col), filters);
@@ -250,9 +254,12 @@ pub(super) struct Winograd {
     wanted: Wanted,
 }
 
-/// Adds the sums of a block's planes to `sums`.
+/// Adds the sums of a block's planes to `sums`, as many as there are.
 fn add_planes<T: Element>(block: &[Lanes<T>], sums: &mut [T]) {
     let mut of_block = [T::zero(); LANES];
+    if sums.is_empty() {
+        return;
+    }
     for pixel in block {
         of_block.iter_mut().zip(pixel).for_each(|(sum, &value)| *sum += value);
     }
@@ -319,9 +326,7 @@ impl Winograd {
                 if blocked {
                     source(PlaneRows { image, filter, row: 0 }, planes);
                     let (block, _) = planes.as_chunks();
-                    if let Some(db) = piece.db.get_mut(filter..filter + LANES) {
-                        add_planes(block, db);
-                    }
+                    add_planes(block, piece.db.get_mut(filter..).unwrap_or_default());
                     block.chunks_exact(size.1).zip(rows).for_each(|(from, to)| to.copy_from_slice(from));
                     continue;
                 }
@@ -380,7 +385,7 @@ impl Winograd {
             pixels.fill([T::zero(); LANES]);
             vectorized!(group.input_adjoint(&order, channel, dv, pixels));
             for (image, rows) in place.images.clone().zip(Group::runs(pixels, group.padded, corner, size)) {
-                let dx = &mut piece.dx.image(image)[channel * plane..][..count * plane];
+                let dx = &mut piece.dx.image(image)[channel * plane..];
                 if group.formats.input == MemoryFormat::Blocked {
                     let to = dx.as_chunks_mut().0.chunks_exact_mut(size.1);
                     to.zip(rows).for_each(|(to, from)| to.copy_from_slice(from));

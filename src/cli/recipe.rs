@@ -235,6 +235,11 @@ impl Choices {
         table(self).is_ok_and(|said| said.contains_key(key))
     }
 
+    /// Whether this word stands in braces in one of the values, to be filled in.
+    pub(super) fn has_blank(&self, word: &str) -> bool {
+        self.text().is_ok_and(|text| text.contains(&format!("{{{word}}}")))
+    }
+
     /// The text of such a file.
     pub(super) fn text(&self) -> Result<String> {
         toml::to_string(self).map_err(too_large)

@@ -294,6 +294,8 @@ fn tune_finds_a_rate_and_survives_a_kill() {
         (&"tune/1".into(), &"1".into()),
         "the faster one reaches it too"
     );
+    // A word in braces may be called as the option that it stands in.
+    room.json("tune --data-dir pics --net conv{net}-gap-affine10 --epochs 1 --vary net=2 --trials 1");
     for (args, parts) in [
         ("--vary lerning-rate=1,2", &["--vary", "unknown field `lerning-rate`", "KEY is a long option"][..]),
         ("--vary batch-size", &["`batch-size` has no `=`", "KEY=LOW..HIGH"]),

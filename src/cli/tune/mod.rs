@@ -90,13 +90,14 @@ impl Plan {
             return Err(Error::invalid("target", "an accuracy is from 0 to 1", "give one such as 0.65"));
         }
         let mut plan = Plan { vary: args.vary.clone(), trials: args.trials, target: args.target, seeds: args.seeds };
-        if let Some((text, _)) = plan.vary.iter().zip(plan.space()?).find(|(_, vary)| args.choices.says(&vary.key)) {
+        let is_said = |vary: &Vary| args.choices.says(&vary.key) && !args.choices.has_blank(&vary.key);
+        if let Some((text, _)) = plan.vary.iter().zip(plan.space()?).find(|(_, vary)| is_said(vary)) {
             let problem = format!("`{text}` is also given as an option, which has one value");
             return Err(Error::invalid("--vary", problem, "leave one of the two out"));
         }
         if plan.vary.is_empty() {
             // What is said stays as it is.
-            let is_open = |text: &&str| !args.choices.says(text.split('=').next().unwrap_or_default());
+            let is_open = |text: &&str| text.parse().is_ok_and(|vary| !is_said(&vary));
             plan.vary = space::DEFAULT.into_iter().filter(is_open).map(str::to_owned).collect();
         }
         Ok(plan)

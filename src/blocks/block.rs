@@ -167,12 +167,6 @@ impl Block {
         [input.image_len(self.input), output.image_len(self.output)]
     }
 
-    /// The most elements that an image's output has, however it lies.
-    pub(crate) fn most_output_len(&self) -> usize {
-        let format = if self.trains_in_blocks { MemoryFormat::Blocked } else { MemoryFormat::Planar };
-        format.image_len(self.output)
-    }
-
     /// Whether what follows the product finds its planes in blocks.
     pub(super) fn finishes_blocks(&self) -> bool {
         let format = if matches!(self.head, Head::None) { self.formats.input } else { self.formats.output };

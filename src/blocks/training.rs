@@ -39,14 +39,13 @@ const PIECE_IMAGES: usize = 4;
 struct Sizes {
     images: usize,
     channels: usize,
-    blocks: usize,
     pixels: usize,
 }
 
 impl Sizes {
     /// Images of a slot; the last may have fewer.
     fn slot(self) -> usize {
-        (self.images * self.blocks / PIECES).clamp(1, SLOT_IMAGES)
+        (self.images * self.blocks() / PIECES).clamp(1, SLOT_IMAGES)
     }
 
     fn slots(self) -> usize {
@@ -57,6 +56,11 @@ impl Sizes {
         slot * self.slot()..((slot + 1) * self.slot()).min(self.images)
     }
 
+    /// Blocks of an image.
+    fn blocks(self) -> usize {
+        self.channels.div_ceil(LANES)
+    }
+
     /// Elements of a block of an image.
     fn block(self) -> usize {
         self.pixels * LANES
@@ -64,7 +68,7 @@ impl Sizes {
 
     /// Elements of an image.
     fn image(self) -> usize {
-        self.blocks * self.block()
+        self.blocks() * self.block()
     }
 
     /// Block `block` of image `image`.
@@ -158,8 +162,7 @@ impl Block {
     /// Product and output, as they lie in blocks.
     fn sizes_in_blocks(&self, images: usize) -> [Sizes; 2] {
         let [channels, rows, cols] = self.product;
-        let blocks = channels.div_ceil(LANES);
-        [rows * cols, self.out_plane()].map(|pixels| Sizes { images, channels, blocks, pixels })
+        [rows * cols, self.out_plane()].map(|pixels| Sizes { images, channels, pixels })
     }
 
     /// [`Block::forward`] in training, where the product lies in blocks.
@@ -183,7 +186,7 @@ impl Block {
         for_each_share(shares, |piece, (out, cell)| {
             scratch.with(|scratch: &mut [T]| {
                 for (i, image) in piece_range(images, pieces, piece).enumerate() {
-                    for block in 0..sizes.blocks {
+                    for block in 0..sizes.blocks() {
                         let y = &y[sizes.at(image, block)];
                         let cell = cell.get_mut(out_sizes.at(i, block)).unwrap_or_default();
                         let to = (&mut out[out_sizes.within(self.training.output, i, block)], cell, write);
@@ -249,16 +252,16 @@ impl Block {
     fn statistics_of_blocks<T: Element>(&self, sizes: Sizes, input: &BlockInput<'_, T>, state: &mut BlockState<T>) {
         let BlockState { y, mean, var, maps, sums, .. } = state;
         let norm = self.parts().norm.expect("it trains in blocks");
-        sums.resize(sizes.slots() * sizes.blocks, [[0.0; LANES]; 2]);
+        sums.resize(sizes.slots() * sizes.blocks(), [[0.0; LANES]; 2]);
         for_each_share(Chunks::new(sums, 1), |piece, sums| {
-            let (slot, block) = (piece / sizes.blocks, piece % sizes.blocks);
+            let (slot, block) = (piece / sizes.blocks(), piece % sizes.blocks());
             let of_image = |image: usize| y[sizes.at(image, block)].as_chunks().0;
             sums[0] = vectorized!(moments_of_blocks(sizes.images_of(slot), sizes.pixels, of_image));
         });
         let count = |slot: usize| (sizes.images_of(slot).len() * sizes.pixels) as f64;
         let all = (sizes.images * sizes.pixels) as f64;
         for c in 0..self.product[0] {
-            let of_slot = |slot: usize| sums[slot * sizes.blocks + c / LANES].map(|lanes| lanes[c % LANES]);
+            let of_slot = |slot: usize| sums[slot * sizes.blocks() + c / LANES].map(|lanes| lanes[c % LANES]);
             let total: f64 = (0..sizes.slots()).map(|slot| count(slot) * of_slot(slot)[0]).sum();
             // Squares round the means of slots, and those of the means (Chan, Golub & LeVeque 1979).
             let squares = |slot: usize| {
@@ -360,12 +363,12 @@ impl Block {
         let (_, scratch) = ws.lend(0, 2 * sizes.block() + out_sizes.block());
         let grid = |dz| Grid::new(dz, (images, sizes.image()), (sizes.slot(), sizes.block()));
         let each = |piece: usize, sums: &mut [Sums], of_image: &mut OfImage<'_, T>| {
-            let block = piece % sizes.blocks;
+            let block = piece % sizes.blocks();
             sums[0] = [[0.0; LANES]; 2];
             scratch.with(|scratch: &mut [T]| {
                 let (z, scratch) = scratch.split_at_mut(sizes.block());
                 let (dz, lanes) = scratch.split_at_mut(sizes.block());
-                for (i, image) in sizes.images_of(piece / sizes.blocks).enumerate() {
+                for (i, image) in sizes.images_of(piece / sizes.blocks()).enumerate() {
                     of_image(i, (image, block), Parts { z, dz, lanes, sums: &mut sums[0] });
                 }
             });
@@ -413,7 +416,7 @@ impl Block {
         for c in 0..self.product[0] {
             let inverse = inverse_std(var[c], eps);
             let [total, centred] = [0, 1].map(|sum| {
-                (0..sizes.slots()).map(|slot| sums[slot * sizes.blocks + c / LANES][sum][c % LANES]).sum::<f64>()
+                (0..sizes.slots()).map(|slot| sums[slot * sizes.blocks() + c / LANES][sum][c % LANES]).sum::<f64>()
             });
             let sums = (total, centred * inverse.f64());
             norms[c] =

@@ -237,7 +237,7 @@ impl Choices {
 
     /// Whether this word stands in braces in one of the values, to be filled in.
     pub(super) fn has_blank(&self, word: &str) -> bool {
-        self.text().is_ok_and(|text| text.contains(&format!("{{{word}}}")))
+        self.text().is_ok_and(|text| text.contains(&blank(word)))
     }
 
     /// The text of such a file.
@@ -252,6 +252,11 @@ impl Choices {
             Error::data(path, problem, "give the config.toml of a run as the run wrote it")
         })
     }
+}
+
+/// A word in braces, for which a search puts in values.
+pub(super) fn blank(word: &str) -> String {
+    format!("{{{word}}}")
 }
 
 /// Only numbers beyond TOML's have no place in it.

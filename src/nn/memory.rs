@@ -1,6 +1,6 @@
 //! Level 5. Where the values of a network lie: buffers that values share whose lives do not overlap.
 
-use crate::blocks::BlockState;
+use crate::blocks::{BlockState, Pass};
 use crate::element::Element;
 use crate::nn::graph::Value;
 use crate::nn::steps::Step;
@@ -98,14 +98,14 @@ fn slots_of<T: Element>(steps: &[Step<T>], life: impl Fn(usize, &Step<T>) -> Opt
 
 /// Buffers of values for training: each its own, because backward needs all of them.
 pub(super) fn for_training<T: Element>(steps: &[Step<T>]) -> Slots<T> {
-    let life = |i: usize, step: &Step<T>| Some(Life { born: i, dies: steps.len(), len: step.most_output_len() });
+    let life = |i: usize, step: &Step<T>| Some(Life { born: i, dies: steps.len(), len: step.lens(Pass::TRAIN)[1] });
     slots_of(steps, life)
 }
 
 /// Buffers of values for inference: a value gives its place up when its last reader is done.
 pub(super) fn for_inference<T: Element>(steps: &[Step<T>]) -> Slots<T> {
     let last = last_reads(steps);
-    let life = |i: usize, step: &Step<T>| Some(Life { born: i, dies: last[i + 1], len: step.most_output_len() });
+    let life = |i: usize, step: &Step<T>| Some(Life { born: i, dies: last[i + 1], len: step.lens(Pass::Test)[1] });
     slots_of(steps, life)
 }
 
@@ -114,7 +114,7 @@ pub(super) fn for_inference<T: Element>(steps: &[Step<T>]) -> Slots<T> {
 pub(super) fn for_gradients<T: Element>(steps: &[Step<T>], wanted: &[bool]) -> Slots<T> {
     let (last, end) = (last_reads(steps), steps.len());
     let life = |i: usize, step: &Step<T>| {
-        wanted[i + 1].then(|| Life { born: end - last[i + 1], dies: end - i, len: step.most_output_len() })
+        wanted[i + 1].then(|| Life { born: end - last[i + 1], dies: end - i, len: step.lens(Pass::TRAIN)[1] })
     };
     slots_of(steps, life)
 }

@@ -316,8 +316,7 @@ impl<T: Element> Flow<T> {
                 let later = std::mem::replace(&mut arrived[value], true);
                 let arrival = if later { Arrival::Later } else { Arrival::First };
                 arrivals[i].push(Some(arrival).filter(|_| wanted[value]));
-                let len = value.checked_sub(1).map_or(0, |maker| steps[maker].most_output_len());
-                spare_len = if later { spare_len.max(len) } else { spare_len };
+                spare_len = if later { spare_len.max(step.lens(Pass::TRAIN)[0]) } else { spare_len };
             }
         }
         let gradients = for_gradients(steps, &wanted);

@@ -62,14 +62,6 @@ impl<T: Element> Step<T> {
         }
     }
 
-    /// The most elements that an image's output has, however it lies.
-    pub(super) fn most_output_len(&self) -> usize {
-        match &self.kernel {
-            Kernel::Block { block, .. } => block.most_output_len(),
-            Kernel::Sum(_) | Kernel::Layer { .. } => self.output_len(),
-        }
-    }
-
     /// Indices of its parameters.
     pub(super) fn params(&self) -> Vec<usize> {
         match &self.kernel {

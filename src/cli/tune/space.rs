@@ -5,7 +5,7 @@ use std::str::FromStr;
 use rand::{Rng, RngExt};
 use toml::{Table, Value};
 
-use crate::cli::recipe::{Choices, Recipe};
+use crate::cli::recipe::{Choices, Recipe, blank};
 use crate::error::{Error, Result};
 
 /// One thing that trials differ in.
@@ -121,7 +121,7 @@ pub(super) fn recipe(base: &Recipe, candidate: &Candidate) -> Result<Recipe> {
 
 /// Puts a value in the place of `{key}`; whether there is one.
 fn fill_in(recipe: &mut Recipe, key: &str, value: &str) -> bool {
-    let braced = format!("{{{key}}}");
+    let braced = blank(key);
     let Recipe { net, init, schedule, group, .. } = recipe;
     let texts = [net, init, schedule].into_iter().chain(group).filter(|text| text.contains(&braced));
     texts.map(|text| *text = text.replace(&braced, value)).count() > 0

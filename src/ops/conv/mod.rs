@@ -169,8 +169,12 @@ pub fn conv2d_backward_into<T: Element>(
     ws: &mut Workspace,
 ) {
     let planes = input.images * plan.formats.output.planes(plan.shape.filters);
-    let out = plan.shape.with_images(input.images).out();
-    assert_eq!(dout.len(), planes * plan.shape.out_plane(), "dout has the length of {out:?}");
+    assert_eq!(
+        dout.len(),
+        planes * plan.shape.out_plane(),
+        "dout has the length of {:?}",
+        plan.shape.with_images(input.images).out()
+    );
     let source = |at: PlaneRows, rows: &mut [T]| {
         rows.copy_from_slice(&dout[at.index(plan)..][..rows.len()]);
     };

@@ -254,13 +254,12 @@ fn channels_in_blocks_have_the_same_bits() {
         |is, planes: &Array4<f32>, beyond| if is { blocked(planes, beyond) } else { planes.iter().copied().collect() };
     let (mut count, mut partial) = (0, 0);
     for (why, case) in all {
-        let may_be = case.plan.may_be_blocked();
-        partial += usize::from(may_be && case.plan.shape.filters % LANES > 0 && case.plan.shape.channels % LANES > 0);
+        if !case.plan.may_be_blocked() {
+            continue;
+        }
+        partial += usize::from(case.plan.shape.filters % LANES > 0 && case.plan.shape.channels % LANES > 0);
         let w = case.w.as_slice().unwrap();
         for (input, output) in [(false, true), (true, false), (true, true)] {
-            if !may_be {
-                continue;
-            }
             count += 1;
             let format = |is: bool| if is { MemoryFormat::Blocked } else { MemoryFormat::Planar };
             let plan = case.plan.with_formats(Formats { input: format(input), output: format(output) });

@@ -254,12 +254,9 @@ pub(super) struct Winograd {
     wanted: Wanted,
 }
 
-/// Adds the sums of a block's planes to `sums`, as many as there are.
+/// Adds the sums of a block's planes to `sums`, as many of them as there are.
 fn add_planes<T: Element>(block: &[Lanes<T>], sums: &mut [T]) {
     let mut of_block = [T::zero(); LANES];
-    if sums.is_empty() {
-        return;
-    }
     for pixel in block {
         of_block.iter_mut().zip(pixel).for_each(|(sum, &value)| *sum += value);
     }
@@ -326,7 +323,9 @@ impl Winograd {
                 if blocked {
                     source(PlaneRows { image, filter, row: 0 }, planes);
                     let (block, _) = planes.as_chunks();
-                    add_planes(block, piece.db.get_mut(filter..).unwrap_or_default());
+                    if self.wanted.db {
+                        add_planes(block, &mut piece.db[filter..]);
+                    }
                     block.chunks_exact(size.1).zip(rows).for_each(|(from, to)| to.copy_from_slice(from));
                     continue;
                 }

@@ -14,11 +14,13 @@
 //! OpenBLAS copies both matrices into packed panels before it multiplies: for a tile of a convolution that takes a quarter
 //! of the time. Its AVX-512 kernels have a second path, without copies, for small products. [`gemm`] cuts a product whose
 //! operands stay in the cache into blocks for that path (`Blocks`), by shape alone. Where a layout can be chosen to suit
-//! the product, there is one that copies little on any processor: `panels`.
+//! the product, there is one that copies little on any processor: `panels`. Of sums over the rows of both matrices nothing has to be
+//! copied: `transposed` makes them where the library would.
 
 mod gemm;
 mod library;
 pub(crate) mod panels;
+pub(crate) mod transposed;
 
 use std::hint::black_box;
 use std::marker::PhantomData;
@@ -60,6 +62,11 @@ impl<'a, T> Mat<'a, T> {
     pub fn new(data: &'a [T], rows: usize, cols: usize, ld: usize) -> Self {
         assert_fits(data.len(), rows, cols, ld);
         Mat { data, rows, cols, ld, transposed: false }
+    }
+
+    /// The matrix of these rows.
+    fn of<const COLS: usize>(rows: &'a [[T; COLS]]) -> Self {
+        Mat { data: rows.as_flattened(), rows: rows.len(), cols: COLS, ld: COLS, transposed: false }
     }
 
     /// The transposed view; costs nothing.
@@ -196,42 +203,42 @@ pub(crate) fn steps(terms: usize) -> usize {
     terms / TOGETHER
 }
 
-/// Adds to a block of C, `R` rows and `V` vectors, the products of two blocks: of A from row `i` on, and of B from
-/// column `column` on. Rows of B, one for each term, lie one after the other. Fetches `ahead` once for [`TOGETHER`] terms.
+/// Adds to a block of C, `R` rows and `V` vectors, the products of two blocks: of A from row `i` on, and of B, which has a row for
+/// each term, from column `column` on. Fetches `ahead` once for [`TOGETHER`] terms.
 ///
 /// # Panics
 /// If the matrices do not have these elements.
 #[inline(always)]
-fn add_terms<S: Simd, const V: usize, const R: usize, const W: usize, const TRANSPOSED: bool>(
+fn add_terms<S: Simd, const V: usize, const R: usize, const TRANSPOSED: bool>(
     simd: S,
     mut sums: [[S::f32s; V]; R],
     (a, i): (Mat<'_, f32>, usize),
-    (b, column): (&[[f32; W]], usize),
+    (b, column): (Mat<'_, f32>, usize),
     mut ahead: Ahead<1>,
 ) -> [[S::f32s; V]; R] {
-    let terms = b.len();
+    let (terms, ld) = (b.rows, b.ld);
     assert!(a.transposed == TRANSPOSED && i + R <= a.rows && terms <= a.cols, "A has these rows and columns");
-    assert!(column + V * S::F32_LANES <= W, "B has these columns");
+    assert!(!b.transposed && column + V * S::F32_LANES <= b.cols, "B has these columns");
     let mut rows =
         Rows::<R, TRANSPOSED>::new(a.data.as_ptr().wrapping_add(if TRANSPOSED { i } else { i * a.ld }), a.ld);
-    let mut b = b.as_ptr().cast::<f32>().wrapping_add(column);
+    let mut b = b.data.as_ptr().wrapping_add(column);
     for _ in 0..steps(terms) {
         ahead.fetch();
         // SAFETY: all rows have as many elements left, and B as many rows; both were checked.
         unsafe {
             sums = rows.add(simd, sums, 0, b);
-            sums = rows.add(simd, sums, 1, b.wrapping_add(W));
-            sums = rows.add(simd, sums, 2, b.wrapping_add(2 * W));
-            sums = rows.add(simd, sums, 3, b.wrapping_add(3 * W));
+            sums = rows.add(simd, sums, 1, b.wrapping_add(ld));
+            sums = rows.add(simd, sums, 2, b.wrapping_add(2 * ld));
+            sums = rows.add(simd, sums, 3, b.wrapping_add(3 * ld));
         }
         rows.advance(TOGETHER);
-        b = b.wrapping_add(TOGETHER * W);
+        b = b.wrapping_add(TOGETHER * ld);
     }
     for _ in 0..terms % TOGETHER {
         // SAFETY: this many are left.
         sums = unsafe { rows.add(simd, sums, 0, b) };
         rows.advance(1);
-        b = b.wrapping_add(W);
+        b = b.wrapping_add(ld);
     }
     sums
 }
@@ -597,25 +604,27 @@ mod tests {
         // A: 4 rows of 6 terms, as they lie and transposed; B: 6 rows
         let (rows, columns) = (vec![1.0_f32; 4 * 6], vec![1.0_f32; 6 * 4]);
         let (rows, columns) = (Mat::new(&rows, 4, 6, 6), Mat::new(&columns, 6, 4, 4).t());
-        let b = [[1.0_f32; LANES]; 7];
+        let b = [1.0_f32; 7 * (LANES + 3)];
+        let of_terms = |terms: usize| Mat::new(&b, terms, LANES, LANES + 3);
         fn sums<const TRANSPOSED: bool>(
             a: Mat<'_, f32>,
             i: usize,
-            b: &[[f32; LANES]],
+            b: Mat<'_, f32>,
             column: usize,
         ) -> [[<Scalar as Simd>::f32s; 1]; 3] {
-            let (simd, ahead) = (Scalar::new(), Ahead::new([b.as_ptr()], Share::new::<f32>(0, 1, 1), 0));
-            add_terms::<_, 1, 3, LANES, TRANSPOSED>(simd, [[simd.splat_f32s(0.0); 1]; 3], (a, i), (b, column), ahead)
+            let (simd, ahead) = (Scalar::new(), Ahead::new([b.data.as_ptr()], Share::new::<f32>(0, 1, 1), 0));
+            add_terms::<_, 1, 3, TRANSPOSED>(simd, [[simd.splat_f32s(0.0); 1]; 3], (a, i), (b, column), ahead)
         }
+        let (six, seven) = (of_terms(6), of_terms(7));
         for column in [0, LANES - WIDTH] {
-            let (plain, transposed) =
-                (sums::<false>(rows, 1, &b[..6], column), sums::<true>(columns, 1, &b[..6], column));
+            let (plain, transposed) = (sums::<false>(rows, 1, six, column), sums::<true>(columns, 1, six, column));
             assert!(plain == transposed && plain.as_flattened().iter().all(|&sum| sum == 6.0));
         }
-        assert!(refuses(|| sums::<false>(rows, 2, &b[..6], 0)) && refuses(|| sums::<true>(columns, 2, &b[..6], 0)));
-        assert!(refuses(|| sums::<false>(rows, 1, &b, 0)) && refuses(|| sums::<true>(columns, 1, &b, 0)), "terms");
-        assert!(refuses(|| sums::<false>(rows, 1, &b[..6], LANES - WIDTH + 1)), "columns of B");
-        assert!(refuses(|| sums::<true>(rows, 1, &b[..6], 0)) && refuses(|| sums::<false>(columns, 1, &b[..6], 0)));
+        assert!(refuses(|| sums::<false>(rows, 2, six, 0)) && refuses(|| sums::<true>(columns, 2, six, 0)));
+        assert!(refuses(|| sums::<false>(rows, 1, seven, 0)) && refuses(|| sums::<true>(columns, 1, seven, 0)));
+        assert!(refuses(|| sums::<false>(rows, 1, six, LANES - WIDTH + 1)), "columns of B");
+        assert!(refuses(|| sums::<false>(rows, 1, Mat::new(&b, LANES, 6, 6).t(), 0)), "B transposed");
+        assert!(refuses(|| sums::<true>(rows, 1, six, 0)) && refuses(|| sums::<false>(columns, 1, six, 0)));
     }
 
     /// A size in elements that does not fit the machine's integers is no size that fits.

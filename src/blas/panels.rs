@@ -394,7 +394,7 @@ fn block<S: Simd, const V: usize, const R: usize, const TRANSPOSED: bool>(
 ) {
     let at = (i, b.column);
     let sums = if b.first > 0 { load_block(simd, c, at) } else { [[simd.splat_f32s(0.0); V]; R] };
-    let sums = add_terms::<S, V, R, PANEL, TRANSPOSED>(simd, sums, (a, i), (b.rows, b.column), ahead);
+    let sums = add_terms::<S, V, R, TRANSPOSED>(simd, sums, (a, i), (Mat::of(b.rows), b.column), ahead);
     store_block::<S, V, R>(c, at, &sums);
 }
 

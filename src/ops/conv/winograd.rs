@@ -13,7 +13,7 @@
 //! which the fewest are left, 30 outputs into five of 6, 8 into two of 4; where tiles do not divide the output, those at its end
 //! are shorter, and take part in fewer of the products. `U` is laid out in the panels that
 //! `blas::panels` takes, `V` is used as it lies: these products copy no operand. Those of `dU`, whose operands are used once,
-//! are OpenBLAS'. Images go through in groups of about 64 tiles: enough rows for the products to be efficient, few enough for
+//! are OpenBLAS' where it copies none either, and else those of `blas::transposed`. Images go through in groups of about 64 tiles: enough rows for the products to be efficient, few enough for
 //! `V` and `M` to be in a core's share of the caches when they are used. An image with many tiles goes forward in bands; where
 //! there are fewer images than threads, bands are as high as is even, or panels of filters are dealt out, each with a `V` of
 //! its own. Backward is the adjoint, step by step, and shares the transform of `dy` between both gradients:

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::maps::Along;
 use super::order::Order;
 use crate::blas::panels::{self, PANEL, Panels, Right, panel_len};
-use crate::blas::{Accum, Mat, MatMut, gemm};
+use crate::blas::{Accum, Mat, MatMut, gemm, transposed};
 use crate::element::Element;
 use crate::simd::LANES;
 
@@ -36,10 +36,14 @@ impl Stack {
         Along::Points.count(self.tile.0) * self.line_len * LANES
     }
 
+    /// What follows from an element of matrix `q` on.
+    fn from<'a, T>(&self, data: &'a [T], q: usize, row: usize, col: usize) -> &'a [T] {
+        &data[(q * self.matrix_len + row * self.row_len) * LANES + col..]
+    }
+
     /// A block of matrix `q`.
     fn block<'a, T>(&self, data: &'a [T], q: usize, rows: Range<usize>, cols: Range<usize>) -> Mat<'a, T> {
-        let data = &data[(q * self.matrix_len + rows.start * self.row_len) * LANES + cols.start..];
-        Mat::new(data, rows.len(), cols.len(), self.row_len * LANES)
+        Mat::new(self.from(data, q, rows.start, cols.start), rows.len(), cols.len(), self.row_len * LANES)
     }
 
     /// The first `cols` columns of some rows of matrix `q`.
@@ -130,9 +134,20 @@ pub(super) fn multiply_transposed<T: Element>(
     (b_stack, b, b_cols): (&Stack, &[T], Range<usize>),
     (c_stack, c): (&Stack, &mut [T]),
 ) {
-    for (q, rows) in products(order) {
+    let ours = transposed::pay::<T>();
+    // Whole vectors, as above.
+    let width = if ours { b_cols.len().next_multiple_of(LANES) } else { b_cols.len() };
+    let b_cols = b_cols.start..b_cols.start + width;
+    let mut products = products(order).peekable();
+    while let Some((q, rows)) = products.next() {
         let a = a_stack.block(a, q, rows.clone(), a_cols.clone());
+        let c = c_stack.block_mut(c, q, 0..a_cols.len(), width);
+        let next = products.peek().map_or(&[][..], |(q, rows)| b_stack.from(b, *q, rows.start, b_cols.start));
         let b = b_stack.block(b, q, rows, b_cols.clone());
-        gemm(accum, T::one(), a.t(), b, c_stack.block_mut(c, q, 0..a_cols.len(), b_cols.len()));
+        if ours {
+            transposed::multiply(accum, a, b, next, c);
+        } else {
+            gemm(accum, T::one(), a.t(), b, c);
+        }
     }
 }

@@ -1,0 +1,168 @@
+//! Level 2. A product of our own for sums over rows, whose operands are used once and then no more: neither is copied.
+//!
+//! Where OpenBLAS copies the operands of every product, that and setting C to zero before takes as long as half of the multiplications
+//! of a sum of fifty terms. Here a block of C is kept in the vector registers, and for each term takes a row of A and a row of B where
+//! they lie. An element of C is one chain of multiply-adds over the terms in their order.
+
+use pulp::{Simd, WithSimd};
+
+use super::{Accum, Mat, MatMut, add_terms, load_block, setup, store_block};
+use crate::element::{Element, Kind};
+use crate::simd::{Ahead, LANES, Share, arch, with_count};
+
+/// Whether these products are better made here than by OpenBLAS: where it copies what it multiplies.
+pub(crate) fn pay<T: Element>() -> bool {
+    T::KIND == Kind::F32 && !setup().multiplies_in_place
+}
+
+/// `C <- A^T B`, or added to it. Shapes: A `(k, m)`, B `(k, n)`, C `(m, n)`, where `n` is a multiple of [`LANES`]; `next` is the B
+/// that is likely to be multiplied with next: its rows are fetched while the last columns are used.
+///
+/// # Panics
+/// If the shapes do not fit together, a matrix is transposed, or T is `f64`: that is a bug of the caller.
+#[track_caller]
+pub(crate) fn multiply<T: Element>(accum: Accum, a: Mat<'_, T>, b: Mat<'_, T>, next: &[T], c: MatMut<'_, T>) {
+    assert_eq!((a.cols, a.rows), (c.rows, b.rows), "rows of C and terms");
+    assert_eq!(b.cols, c.cols, "columns of B and C");
+    assert!(c.cols.is_multiple_of(LANES) && !a.transposed && !b.transposed, "whole vectors, that lie side by side");
+    let next = bytemuck::cast_slice(next).as_ptr();
+    arch().dispatch(Product { accum, a: a.t().cast(), b: b.cast(), next, c: c.cast() });
+}
+
+struct Product<'a> {
+    accum: Accum,
+    a: Mat<'a, f32>,
+    b: Mat<'a, f32>,
+    next: *const f32,
+    c: MatMut<'a, f32>,
+}
+
+impl WithSimd for Product<'_> {
+    type Output = ();
+
+    /// Blocks of C that fill the registers, as those of [`super::panels`].
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        match S::F32_LANES {
+            16 => self.run::<S, 2, 12>(simd),
+            8 => self.run::<S, 2, 6>(simd),
+            _ => self.run::<S, 4, 3>(simd),
+        }
+    }
+}
+
+impl Product<'_> {
+    /// One strip of columns after the other, in blocks of at most `R` rows and as even a height as possible.
+    #[inline(always)]
+    fn run<S: Simd, const V: usize, const R: usize>(mut self, simd: S) {
+        let width = V * S::F32_LANES;
+        let blocks = self.c.rows.div_ceil(R).max(1);
+        let (height, taller) = (self.c.rows / blocks, self.c.rows % blocks);
+        let share = Share::rows::<f32>(self.b.rows, self.b.ld, blocks);
+        for column in (0..self.c.cols).step_by(width) {
+            let next = column + width;
+            let next = if next < self.c.cols { self.b.data.as_ptr().wrapping_add(next) } else { self.next };
+            let mut row = 0;
+            for index in 0..blocks {
+                let ahead = Ahead::new([next], share, index);
+                let height = height + usize::from(index < taller);
+                with_count!(simd, height, R, |H| self.block::<S, V, H>(simd, (row, column), ahead));
+                row += height;
+            }
+        }
+    }
+
+    /// `R` rows and `V` vectors of C, from `at` on.
+    #[inline(always)]
+    fn block<S: Simd, const V: usize, const R: usize>(&mut self, simd: S, at: (usize, usize), ahead: Ahead<1>) {
+        let sums = match self.accum {
+            Accum::Replace => [[simd.splat_f32s(0.0); V]; R],
+            Accum::Add => load_block(simd, &self.c, at),
+        };
+        let sums = add_terms::<S, V, R, true>(simd, sums, (self.a, at.0), (self.b, at.1), ahead);
+        store_block::<S, V, R>(&mut self.c, at, &sums);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blas::tests::{integers, refuses};
+    use crate::simd::rows_reach;
+
+    /// Checks a product of this size, and that it touches nothing else.
+    fn check(accum: Accum, m: usize, n: usize, k: usize) {
+        let (a_ld, b_ld, c_ld) = (m + 3, n + 5, n + LANES);
+        // no element more than they have
+        let end = |rows, cols, ld| rows_reach(rows, cols, ld).unwrap();
+        let (a, b): (Vec<f32>, Vec<f32>) = (integers(end(k, m, a_ld), 2), integers(end(k, n, b_ld), 1));
+        let (a, b) = (Mat::new(&a, k, m, a_ld), Mat::new(&b, k, n, b_ld));
+        let before: Vec<f32> = integers(m * c_ld, 3);
+        let mut c = before.clone();
+        multiply(accum, a, b, &[], MatMut::new(&mut c, m, n, c_ld));
+        for (at, &got) in c.iter().enumerate() {
+            let (i, j) = (at / c_ld, at % c_ld);
+            let sum = |p: usize| a.at(p, i) * b.at(p, j);
+            let want = match accum {
+                _ if j >= n => before[at],
+                Accum::Replace => (0..k).map(sum).sum(),
+                Accum::Add => before[at] + (0..k).map(sum).sum::<f32>(),
+            };
+            assert_eq!(got, want, "{m} x {n} x {k}, {accum:?}: element {i}, {j}");
+        }
+    }
+
+    /// Sizes with every height of a last block, and every number of terms left over of the steps; of no terms at all.
+    #[test]
+    fn products_are_right_at_every_edge() {
+        for m in (1..=25).chain([64]) {
+            for (n, k) in [(16, 1), (32, 2), (48, 7), (80, 52), (16, 0)] {
+                check(Accum::Replace, m, n, k);
+                check(Accum::Add, m, n, k);
+            }
+        }
+    }
+
+    /// An element has the same bits wherever its row and column stand, and where sums are gone on with.
+    #[test]
+    fn an_element_is_one_chain() {
+        let (m, n, k) = (23, 48, 53);
+        let value = |i: usize| ((i * 37 % 101) as f32 - 50.0) / 7.0;
+        let (a, b): (Vec<f32>, Vec<f32>) = ((0..k * m).map(value).collect(), (0..k * n).map(value).collect());
+        let mut whole = vec![f32::NAN; m * n];
+        multiply(Accum::Replace, Mat::new(&a, k, m, m), Mat::new(&b, k, n, n), &b, MatMut::new(&mut whole, m, n, n));
+        for split in [1, 20, 52] {
+            let mut c = vec![f32::NAN; m * n];
+            for (accum, terms) in [(Accum::Replace, 0..split), (Accum::Add, split..k)] {
+                let a = Mat::new(&a, k, m, m).block(terms.clone(), 0..m);
+                let b = Mat::new(&b, k, n, n).block(terms, 0..n);
+                multiply(accum, a, b, &[], MatMut::new(&mut c, m, n, n));
+            }
+            assert!(c == whole, "cut after {split} terms");
+        }
+        for (at, &got) in whole.iter().enumerate() {
+            let (i, j) = (at / n, at % n);
+            let want = (0..k).fold(0.0_f32, |sum, p| a[p * m + i].mul_add(b[p * n + j], sum));
+            // without fused multiply-adds, as on a processor that has none, every product is rounded
+            let rounded = (0..k).fold(0.0_f32, |sum, p| sum + a[p * m + i] * b[p * n + j]);
+            assert!(got == want || got == rounded, "element {i}, {j}: {got:e}, {want:e}");
+        }
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_refused() {
+        let (m, n, k) = (5, 32, 6);
+        let (a, b) = (vec![1.0_f32; m * k], vec![1.0_f32; k * n]);
+        let product = |a: Mat<'_, f32>, b: Mat<'_, f32>, rows: usize, cols: usize| {
+            let mut c = vec![0.0; m * n];
+            multiply(Accum::Replace, a, b, &[], MatMut::new(&mut c, rows, cols, n));
+        };
+        let (left, right) = (Mat::new(&a, k, m, m), Mat::new(&b, k, n, n));
+        product(left, right, m, n);
+        assert!(refuses(|| product(left, right, m - 1, n)) && refuses(|| product(left, right, m, n - LANES)));
+        assert!(refuses(|| product(left.block(0..k - 1, 0..m), right, m, n)), "terms");
+        assert!(refuses(|| product(left, right.block(0..k, 0..20), m, 20)), "no whole vectors");
+        assert!(refuses(|| product(Mat::new(&a, m, k, k).t(), right, m, n)), "A transposed");
+        assert!(refuses(|| product(left, Mat::new(&b, n, k, k).t(), m, n)), "B transposed");
+    }
+}

@@ -1,4 +1,4 @@
-//! Level 2. A product of our own for sums over rows, whose operands are used once and then no more: neither is copied.
+//! Level 2. A product of our own for sums over rows, whose operands are used too few times to be laid out for it: neither is copied.
 //!
 //! Where OpenBLAS copies the operands of every product, that and setting C to zero before takes as long as half of the multiplications
 //! of a sum of fifty terms. Here a block of C is kept in the vector registers, and for each term takes a row of A and a row of B where
@@ -37,6 +37,16 @@ struct Product<'a> {
     c: MatMut<'a, f32>,
 }
 
+/// How the rows of C are cut into blocks of as even a height as possible, and what of the next strip is fetched meanwhile.
+#[derive(Clone, Copy)]
+struct Cut {
+    blocks: usize,
+    /// Rows of a block; of the first `taller` one more.
+    height: usize,
+    taller: usize,
+    share: Share,
+}
+
 impl WithSimd for Product<'_> {
     type Output = ();
 
@@ -52,23 +62,40 @@ impl WithSimd for Product<'_> {
 }
 
 impl Product<'_> {
-    /// One strip of columns after the other, in blocks of at most `R` rows and as even a height as possible.
+    /// One strip of `V` vectors after the other, and the vectors that are left over by themselves.
     #[inline(always)]
     fn run<S: Simd, const V: usize, const R: usize>(mut self, simd: S) {
-        let width = V * S::F32_LANES;
+        // once for all strips, because divisions take as long as a few steps
         let blocks = self.c.rows.div_ceil(R).max(1);
-        let (height, taller) = (self.c.rows / blocks, self.c.rows % blocks);
-        let share = Share::rows::<f32>(self.b.rows, self.b.ld, blocks);
-        for column in (0..self.c.cols).step_by(width) {
-            let next = column + width;
-            let next = if next < self.c.cols { self.b.data.as_ptr().wrapping_add(next) } else { self.next };
-            let mut row = 0;
-            for index in 0..blocks {
-                let ahead = Ahead::new([next], share, index);
-                let height = height + usize::from(index < taller);
-                with_count!(simd, height, R, |H| self.block::<S, V, H>(simd, (row, column), ahead));
-                row += height;
+        let cut = Cut {
+            blocks,
+            height: self.c.rows / blocks,
+            taller: self.c.rows % blocks,
+            share: Share::rows::<f32>(self.b.rows, self.b.ld, blocks),
+        };
+        let mut column = 0;
+        while column < self.c.cols {
+            if column + V * S::F32_LANES <= self.c.cols {
+                self.strip::<S, V, R>(simd, column, cut);
+                column += V * S::F32_LANES;
+            } else {
+                self.strip::<S, 1, R>(simd, column, cut);
+                column += S::F32_LANES;
             }
+        }
+    }
+
+    /// `V` vectors of every row from `column` on, in blocks of at most `R` rows.
+    #[inline(always)]
+    fn strip<S: Simd, const V: usize, const R: usize>(&mut self, simd: S, column: usize, cut: Cut) {
+        let next = column + V * S::F32_LANES;
+        let next = if next < self.c.cols { self.b.data.as_ptr().wrapping_add(next) } else { self.next };
+        let mut row = 0;
+        for index in 0..cut.blocks {
+            let ahead = Ahead::new([next], cut.share, index);
+            let height = cut.height + usize::from(index < cut.taller);
+            with_count!(simd, height, R, |H| self.block::<S, V, H>(simd, (row, column), ahead));
+            row += height;
         }
     }
 
@@ -86,6 +113,8 @@ impl Product<'_> {
 
 #[cfg(test)]
 mod tests {
+    use pulp::Scalar;
+
     use super::*;
     use crate::blas::tests::{integers, refuses};
     use crate::simd::rows_reach;
@@ -98,8 +127,14 @@ mod tests {
         let (a, b): (Vec<f32>, Vec<f32>) = (integers(end(k, m, a_ld), 2), integers(end(k, n, b_ld), 1));
         let (a, b) = (Mat::new(&a, k, m, a_ld), Mat::new(&b, k, n, b_ld));
         let before: Vec<f32> = integers(m * c_ld, 3);
-        let mut c = before.clone();
+        let (mut c, mut strips) = (before.clone(), before.clone());
         multiply(accum, a, b, &[], MatMut::new(&mut c, m, n, c_ld));
+        // in strips as wide as those of AVX-512, on any processor: the last may have half of their columns
+        const { assert!(32 * <Scalar as Simd>::F32_LANES == 2 * LANES) };
+        let c_of_strips = MatMut::new(&mut strips, m, n, c_ld);
+        let product = Product { accum, a: a.t(), b, next: b.data.as_ptr(), c: c_of_strips };
+        product.run::<Scalar, 32, 3>(Scalar::new());
+        assert!(c == strips, "{m} x {n} x {k}, {accum:?}: in strips");
         for (at, &got) in c.iter().enumerate() {
             let (i, j) = (at / c_ld, at % c_ld);
             let sum = |p: usize| a.at(p, i) * b.at(p, j);

@@ -440,7 +440,8 @@ fn every_combination_of_parts() {
 }
 
 /// Batchnorm behind Winograd's algorithm, which trains with channels in blocks: every activation, pool and early pool, in two blocks
-/// of channels and, with 17 images, in more than one slot of sums; and filters that are no whole blocks, which train in planes.
+/// of channels and, with 17 images, in more than one slot of sums; a last block that is half full; and filters that fill too little of
+/// it, which train in planes.
 #[test]
 fn batchnorm_in_blocks_of_channels() {
     let norm = Some(BatchNorm { eps: 1e-3, momentum: 0.7 });
@@ -457,6 +458,7 @@ fn batchnorm_in_blocks_of_channels() {
     }
     let parts = BlockParts { core: conv(16, (3, 3), SAME), bias: true, norm, ..BlockParts::default() };
     compare::<f32>(parts, [20, 7, 6], Values::Normal, &PASSES);
+    compare::<f32>(BlockParts { core: conv(20, (3, 3), SAME), ..parts }, [20, 7, 6], Values::Normal, &PASSES);
     // a row and a column that no window of the early pool sees, and that are not there for padding alone
     let valid = Conv2d { padding: Padding::Valid, ..SAME };
     let early_pool = Some(Pool2d::square(2));

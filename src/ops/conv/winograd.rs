@@ -12,7 +12,7 @@
 //! 64 multiplications do the work of 324; a tile of m x m outputs takes (m + 2)^2. An axis is cut into tiles of the length with
 //! which the fewest are left, 30 outputs into five of 6, 8 into two of 4; where tiles do not divide the output, those at its end
 //! are shorter, and take part in fewer of the products. `U` is laid out in the panels that
-//! `blas::panels` takes, `V` is used as it lies: these products copy no operand. Those of `dU`, whose operands are used once,
+//! `blas::panels` takes, `V` is used as it lies: these products copy no operand. Those of `dU`, whose operands both change,
 //! are OpenBLAS' where it copies none either, and else those of `blas::transposed`. Images go through in groups of about 64 tiles: enough rows for the products to be efficient, few enough for
 //! `V` and `M` to be in a core's share of the caches when they are used. An image with many tiles goes forward in bands; where
 //! there are fewer images than threads, bands are as high as is even, or panels of filters are dealt out, each with a `V` of
@@ -499,6 +499,7 @@ mod tests {
     fn in_single_precision_it_errs_by_less_than_1e_5() {
         for (channels, filters, side) in [
             (64, 64, 30),
+            (40, 140, 12), // dU in blocks, whole ones and others
             (512, 512, 12),
             (256, 256, 6),
             (64, 64, 15),

@@ -125,8 +125,8 @@ pub(super) fn multiply<T: Element>(
     }
 }
 
-/// `C_q = A_q[rows, a_cols]^T . B_q[rows, b_cols]`, or added to it, for all `q` that tiles have: sums over them, the rows. Neither
-/// operand is used again, so there is nothing to prepare.
+/// `C_q = A_q[rows, a_cols]^T . B_q[rows, b_cols]`, or added to it, for all `q` that tiles have: sums over them, the rows. Both
+/// operands change with every group of tiles, so there is nothing to prepare.
 pub(super) fn multiply_transposed<T: Element>(
     accum: Accum,
     order: &Order,

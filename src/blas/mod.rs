@@ -20,6 +20,7 @@
 mod gemm;
 mod library;
 pub(crate) mod panels;
+mod strips;
 pub(crate) mod transposed;
 
 use std::hint::black_box;
@@ -548,6 +549,14 @@ mod tests {
     /// Small integers, whose sums are exact in any order.
     pub(super) fn integers<T: Element>(len: usize, seed: usize) -> Vec<T> {
         (0..len).map(|i| T::of(((i * 7 + seed * 13 + i / 11 * 5) % 7) as f64 - 3.0)).collect()
+    }
+
+    /// Whether `sum` is one chain of multiply-adds over the `(a, b)` in their order. Without fused ones, as on a processor that has none,
+    /// every product is rounded.
+    pub(super) fn is_one_chain(sum: f32, terms: impl Iterator<Item = (f32, f32)> + Clone) -> bool {
+        let fused = terms.clone().fold(0.0_f32, |sum, (a, b)| a.mul_add(b, sum));
+        let rounded = terms.fold(0.0_f32, |sum, (a, b)| sum + a * b);
+        sum == fused || sum == rounded
     }
 
     /// Whether it panics.

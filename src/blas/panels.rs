@@ -13,10 +13,11 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use crate::blas::{Accum, Mat, MatMut, add_terms, gemm, load_block, setup, steps, store_block};
+use crate::blas::strips::{self, Cut};
+use crate::blas::{Accum, Mat, MatMut, gemm, setup, steps};
 use crate::element::{Element, Kind};
 use crate::parallel::StridedMut;
-use crate::simd::{Ahead, Isa, LANES, Share, arch, transpose, with_count};
+use crate::simd::{Isa, LANES, Share, arch, transpose};
 
 /// Columns of a panel.
 pub(crate) const PANEL: usize = 2 * LANES;
@@ -256,26 +257,19 @@ impl Product<'_> {
             if copy {
                 left = copy_left(left, scratch.a);
             }
-            let cut = Cut::new(rows, R, &b, terms.len());
+            let accum = if start > 0 { Accum::Add } else { Accum::Replace };
+            let cut = Cut::new(rows, R, |blocks| b.share(terms.len(), blocks));
             for first in (0..cols).step_by(PANEL) {
-                let panel = panel(&b, (first, cols), &terms, scratch.b);
+                let (panel, next) = panel(&b, (first, cols), &terms, scratch.b);
                 let width = (cols - first).min(PANEL);
                 let mut c = if first < whole {
                     c.block(0..rows, first..first + width)
                 } else {
                     MatMut::new(&mut *scratch.c, rows, width.next_multiple_of(LANES), PANEL)
                 };
-                let mut column = 0;
-                while column < c.cols {
-                    let strip = Strip { column, ..panel };
-                    if column + V * S::F32_LANES <= c.cols {
-                        columns::<S, V, R, TRANSPOSED>(simd, (left, strip), cut, &mut c);
-                        column += V * S::F32_LANES;
-                    } else {
-                        columns::<S, 1, R, TRANSPOSED>(simd, (left, strip), cut, &mut c);
-                        column += S::F32_LANES;
-                    }
-                }
+                // the next panel, whichever of this one's strips it is
+                let next = |_| next;
+                strips::multiply::<S, V, R, TRANSPOSED>(simd, accum, (left, Mat::of(panel)), &mut c, cut, next);
             }
         }
         if whole < cols {
@@ -300,27 +294,25 @@ fn copy_left<'a>(a: Mat<'_, f32>, to: &'a mut [f32]) -> Mat<'a, f32> {
     if transposed { copy.t() } else { copy }
 }
 
-/// Some terms of the panel of B that begins with column `first` of `cols`, and what comes after them.
+/// Some terms of the panel of B that begins with column `first` of `cols`, and where those are that are used after them.
 #[inline(always)]
 fn panel<'a>(
     b: &Right<'a, f32>,
     (first, cols): (usize, usize),
     terms: &Range<usize>,
     copy: &'a mut [[f32; PANEL]],
-) -> Strip<'a> {
+) -> (&'a [[f32; PANEL]], *const f32) {
     let (next, again) = if first + PANEL < cols { (first + PANEL, terms.start) } else { (0, terms.end) };
     match *b {
         Right::Panels(Panels { data, rows, panel, next: beyond }) => {
             let at = |first: usize| &data[first / PANEL * panel..];
             let next = if again < rows { &at(next)[again * PANEL..] } else { beyond };
-            let rows = &at(first).as_chunks().0[terms.clone()];
-            Strip { rows, first: terms.start, column: 0, next: next.as_ptr() }
+            (&at(first).as_chunks().0[terms.clone()], next.as_ptr())
         }
         Right::Rows(b) => {
             let place = if b.transposed { next * b.ld + again } else { again * b.ld + next };
             copy_right(b.block(terms.clone(), first..cols.min(first + PANEL)), copy);
-            let next = b.data.as_ptr().wrapping_add(place);
-            Strip { rows: &copy[..terms.len()], first: terms.start, column: 0, next }
+            (&copy[..terms.len()], b.data.as_ptr().wrapping_add(place))
         }
     }
 }
@@ -346,73 +338,10 @@ fn copy_right(b: Mat<'_, f32>, to: &mut [[f32; PANEL]]) {
     }
 }
 
-/// How rows of C are cut into blocks, and what of a strip's next one is fetched at every step of each: the same for all strips of
-/// some terms, because divisions take as long as a few steps.
-#[derive(Clone, Copy)]
-struct Cut {
-    blocks: usize,
-    /// Rows of a block; of the first `taller` one more.
-    height: usize,
-    taller: usize,
-    share: Share,
-}
-
-impl Cut {
-    /// `rows` rows in blocks of at most `most` and of as even height as possible: a block of few rows keeps the adders waiting for
-    /// each other.
-    #[inline(always)]
-    fn new(rows: usize, most: usize, b: &Right<'_, f32>, terms: usize) -> Self {
-        let blocks = rows.div_ceil(most).max(1);
-        Cut { blocks, height: rows / blocks, taller: rows % blocks, share: b.share(terms, blocks) }
-    }
-}
-
-/// The columns of C from that of the strip on, `V` vectors of them.
-#[inline(always)]
-fn columns<S: Simd, const V: usize, const R: usize, const TRANSPOSED: bool>(
-    simd: S,
-    (a, b): (Mat<'_, f32>, Strip<'_>),
-    cut: Cut,
-    c: &mut MatMut<'_, f32>,
-) {
-    let mut row = 0;
-    for index in 0..cut.blocks {
-        let ahead = Ahead::new([b.next], cut.share, index);
-        let height = cut.height + usize::from(index < cut.taller);
-        with_count!(simd, height, R, |H| block::<S, V, H, TRANSPOSED>(simd, (a, b, ahead), row, c));
-        row += height;
-    }
-}
-
-/// `R` rows of C from row `i` on, and `V` vectors of them; what comes next is fetched meanwhile.
-#[inline(always)]
-fn block<S: Simd, const V: usize, const R: usize, const TRANSPOSED: bool>(
-    simd: S,
-    (a, b, ahead): (Mat<'_, f32>, Strip<'_>, Ahead<1>),
-    i: usize,
-    c: &mut MatMut<'_, f32>,
-) {
-    let at = (i, b.column);
-    let sums = if b.first > 0 { load_block(simd, c, at) } else { [[simd.splat_f32s(0.0); V]; R] };
-    let sums = add_terms::<S, V, R, TRANSPOSED>(simd, sums, (a, i), (Mat::of(b.rows), b.column), ahead);
-    store_block::<S, V, R>(c, at, &sums);
-}
-
-/// Some rows of a panel of B, and in them the columns from `column` on.
-#[derive(Clone, Copy)]
-struct Strip<'a> {
-    rows: &'a [[f32; PANEL]],
-    /// The term that the first row belongs to.
-    first: usize,
-    column: usize,
-    /// The rows that are used after them.
-    next: *const f32,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::blas::tests::{integers, refuses};
+    use crate::blas::tests::{integers, is_one_chain, refuses};
     use crate::simd::rows_reach;
 
     /// Checks a product of this size, whatever can be said of how A and B lie, and that it touches nothing else.
@@ -509,10 +438,8 @@ mod tests {
                 multiply(left, right, MatMut::new(&mut c, m, n, n), copy, &mut vec![0.0; scratch_len(m, copy)]);
                 for (at, &got) in c.iter().enumerate() {
                     let (i, j) = (at / n, at % n);
-                    let want = (0..k).fold(0.0_f32, |sum, p| a[i * k + p].mul_add(b[p * n + j], sum));
-                    // without fused multiply-adds, as on a processor that has none, every product is rounded
-                    let rounded = (0..k).fold(0.0_f32, |sum, p| sum + a[i * k + p] * b[p * n + j]);
-                    assert!(got == want || got == rounded, "element {i}, {j}: {got:e}, {want:e}");
+                    let terms = (0..k).map(|p| (a[i * k + p], b[p * n + j]));
+                    assert!(is_one_chain(got, terms), "element {i}, {j}: {got:e}");
                 }
             }
         }

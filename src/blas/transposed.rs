@@ -6,9 +6,10 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::{Accum, Mat, MatMut, add_terms, load_block, setup, store_block};
+use super::strips::{self, Cut};
+use super::{Accum, Mat, MatMut, setup};
 use crate::element::{Element, Kind};
-use crate::simd::{Ahead, LANES, Share, arch, with_count};
+use crate::simd::{LANES, Share, arch};
 
 /// Whether these products are better made here than by OpenBLAS: where it copies what it multiplies.
 pub(crate) fn pay<T: Element>() -> bool {
@@ -37,16 +38,6 @@ struct Product<'a> {
     c: MatMut<'a, f32>,
 }
 
-/// How the rows of C are cut into blocks of as even a height as possible, and what of the next strip is fetched meanwhile.
-#[derive(Clone, Copy)]
-struct Cut {
-    blocks: usize,
-    /// Rows of a block; of the first `taller` one more.
-    height: usize,
-    taller: usize,
-    share: Share,
-}
-
 impl WithSimd for Product<'_> {
     type Output = ();
 
@@ -62,52 +53,14 @@ impl WithSimd for Product<'_> {
 }
 
 impl Product<'_> {
-    /// One strip of `V` vectors after the other, and the vectors that are left over by themselves.
+    /// In strips of `V` vectors and blocks of `R` rows.
     #[inline(always)]
-    fn run<S: Simd, const V: usize, const R: usize>(mut self, simd: S) {
-        // once for all strips, because divisions take as long as a few steps
-        let blocks = self.c.rows.div_ceil(R).max(1);
-        let cut = Cut {
-            blocks,
-            height: self.c.rows / blocks,
-            taller: self.c.rows % blocks,
-            share: Share::rows::<f32>(self.b.rows, self.b.ld, blocks),
-        };
-        let mut column = 0;
-        while column < self.c.cols {
-            if column + V * S::F32_LANES <= self.c.cols {
-                self.strip::<S, V, R>(simd, column, cut);
-                column += V * S::F32_LANES;
-            } else {
-                self.strip::<S, 1, R>(simd, column, cut);
-                column += S::F32_LANES;
-            }
-        }
-    }
-
-    /// `V` vectors of every row from `column` on, in blocks of at most `R` rows.
-    #[inline(always)]
-    fn strip<S: Simd, const V: usize, const R: usize>(&mut self, simd: S, column: usize, cut: Cut) {
-        let next = column + V * S::F32_LANES;
-        let next = if next < self.c.cols { self.b.data.as_ptr().wrapping_add(next) } else { self.next };
-        let mut row = 0;
-        for index in 0..cut.blocks {
-            let ahead = Ahead::new([next], cut.share, index);
-            let height = cut.height + usize::from(index < cut.taller);
-            with_count!(simd, height, R, |H| self.block::<S, V, H>(simd, (row, column), ahead));
-            row += height;
-        }
-    }
-
-    /// `R` rows and `V` vectors of C, from `at` on.
-    #[inline(always)]
-    fn block<S: Simd, const V: usize, const R: usize>(&mut self, simd: S, at: (usize, usize), ahead: Ahead<1>) {
-        let sums = match self.accum {
-            Accum::Replace => [[simd.splat_f32s(0.0); V]; R],
-            Accum::Add => load_block(simd, &self.c, at),
-        };
-        let sums = add_terms::<S, V, R, true>(simd, sums, (self.a, at.0), (self.b, at.1), ahead);
-        store_block::<S, V, R>(&mut self.c, at, &sums);
+    fn run<S: Simd, const V: usize, const R: usize>(self, simd: S) {
+        let Product { accum, a, b, next, mut c } = self;
+        let cols = c.cols;
+        let cut = Cut::new(c.rows, R, |blocks| Share::rows::<f32>(b.rows, b.ld, blocks));
+        let next = |end: usize| if end < cols { b.data.as_ptr().wrapping_add(end) } else { next };
+        strips::multiply::<S, V, R, true>(simd, accum, (a, b), &mut c, cut, next);
     }
 }
 
@@ -116,7 +69,7 @@ mod tests {
     use pulp::Scalar;
 
     use super::*;
-    use crate::blas::tests::{integers, refuses};
+    use crate::blas::tests::{integers, is_one_chain, refuses};
     use crate::simd::rows_reach;
 
     /// Checks a product of this size, and that it touches nothing else.
@@ -177,10 +130,8 @@ mod tests {
         }
         for (at, &got) in whole.iter().enumerate() {
             let (i, j) = (at / n, at % n);
-            let want = (0..k).fold(0.0_f32, |sum, p| a[p * m + i].mul_add(b[p * n + j], sum));
-            // without fused multiply-adds, as on a processor that has none, every product is rounded
-            let rounded = (0..k).fold(0.0_f32, |sum, p| sum + a[p * m + i] * b[p * n + j]);
-            assert!(got == want || got == rounded, "element {i}, {j}: {got:e}, {want:e}");
+            let terms = (0..k).map(|p| (a[p * m + i], b[p * n + j]));
+            assert!(is_one_chain(got, terms), "element {i}, {j}: {got:e}");
         }
     }
 

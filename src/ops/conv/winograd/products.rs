@@ -36,20 +36,19 @@ impl Stack {
         Along::Points.count(self.tile.0) * self.line_len * LANES
     }
 
-    /// What follows from an element of matrix `q` on.
-    fn from<'a, T>(&self, data: &'a [T], q: usize, row: usize, col: usize) -> &'a [T] {
-        &data[(q * self.matrix_len + row * self.row_len) * LANES + col..]
+    /// The index of an element of matrix `q`.
+    fn index(&self, q: usize, row: usize, col: usize) -> usize {
+        (q * self.matrix_len + row * self.row_len) * LANES + col
     }
 
     /// A block of matrix `q`.
     fn block<'a, T>(&self, data: &'a [T], q: usize, rows: Range<usize>, cols: Range<usize>) -> Mat<'a, T> {
-        Mat::new(self.from(data, q, rows.start, cols.start), rows.len(), cols.len(), self.row_len * LANES)
+        Mat::new(&data[self.index(q, rows.start, cols.start)..], rows.len(), cols.len(), self.row_len * LANES)
     }
 
     /// The first `cols` columns of some rows of matrix `q`.
     fn block_mut<'a, T>(&self, data: &'a mut [T], q: usize, rows: Range<usize>, cols: usize) -> MatMut<'a, T> {
-        let data = &mut data[(q * self.matrix_len + rows.start * self.row_len) * LANES..];
-        MatMut::new(data, rows.len(), cols, self.row_len * LANES)
+        MatMut::new(&mut data[self.index(q, rows.start, 0)..], rows.len(), cols, self.row_len * LANES)
     }
 
     /// Which of the data's vectors begins at column `col`, a multiple of [`LANES`], of row `row` in matrix (i, j).
@@ -142,7 +141,7 @@ pub(super) fn multiply_transposed<T: Element>(
     while let Some((q, rows)) = products.next() {
         let a = a_stack.block(a, q, rows.clone(), a_cols.clone());
         let c = c_stack.block_mut(c, q, 0..a_cols.len(), width);
-        let next = products.peek().map_or(&[][..], |(q, rows)| b_stack.from(b, *q, rows.start, b_cols.start));
+        let next = products.peek().map_or(&[][..], |(q, rows)| &b[b_stack.index(*q, rows.start, b_cols.start)..]);
         let b = b_stack.block(b, q, rows, b_cols.clone());
         if ours {
             transposed::multiply(accum, a, b, next, c);
